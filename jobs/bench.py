@@ -1,0 +1,120 @@
+"""Benchmark models: python jobs/bench.py model=NAME[,NAME] task=NAME[,NAME]|all [key=value ...]
+
+  model=a,b            model configs to test, from conf/model
+  task=x,y|all         tasks, from conf/task
+  data=demo|full       the shipped synthetic demo sets (default), or the datasets' own path
+  limit=N              the first N items of each dataset
+  seed=N               for shuffles and draws that set no seed of their own
+  roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
+  runs_dir=PATH        where runs are kept (default: runs)
+  ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
+  address=auto|local|ray://HOST:PORT
+  conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
+  dry_run=true         print the plan and ask nothing
+  verbose=true         let Ray's own log lines through
+  fail_if.coverage_below=0.95
+  model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.path=FILE   override a key of the configs
+
+Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3 a gate failed,
+4 stopped but resumable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+DONE, REFUSED, CELL_FAILED, GATE_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(__doc__)
+        return DONE
+    from rambla_ray.errors import UserError
+
+    try:
+        return _bench(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def _bench(words: Sequence[str]) -> int:
+    from rambla_ray import config as configs
+    from rambla_ray.plan import Plan
+    from rambla_ray.results import RunDirectory
+    from rambla_ray.storage import Folder
+
+    config = configs.load(words)
+    options = config.options
+    plan = Plan(config)
+    if options.dry_run:
+        _print_plan(plan)
+        return DONE
+    plan.preflight(same_machine=options.address == "local" or not os.environ.get("RAY_ADDRESS"))
+    directory = RunDirectory.create(config)
+    Folder(config.ledger).make_writable("ledger")
+    return _run(plan, directory, words)
+
+
+def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from rambla_ray import pipeline, report
+    from rambla_ray.errors import RunStopped
+
+    again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
+    run = None
+    try:
+        pipeline.connect(plan.config.options.address, verbose=plan.config.options.verbose)
+        run = pipeline.Run(plan, directory, words)
+        scores = run()
+    except RunStopped as stopped:
+        asked = run.record_calls(finished=False)["calls"] if run else 0
+        print(f"stopped: {stopped}", file=sys.stderr)
+        print(f"{asked} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
+        return STOPPED if asked else REFUSED
+    except KeyboardInterrupt:
+        print(f"interrupted; what was answered is kept. Continue with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    report.write_summary(directory)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    report.print_run(directory, console)
+    print(f"more: python jobs/report.py {shlex.quote(directory.folder.location)}")
+    return _status(plan, scores)
+
+
+def _status(plan: Any, scores: dict[str, Any]) -> int:
+    if any(cell["outcomes"]["scored"] == 0 for cell in scores["cells"]):
+        return CELL_FAILED
+    gate = plan.config.options.fail_if.coverage_below
+    if gate is not None and any(cell["coverage"] < gate for cell in scores["cells"]):
+        print(f"gate failed: a cell's coverage is below {gate:g}", file=sys.stderr)
+        return GATE_FAILED
+    return DONE
+
+
+def _print_plan(plan: Any) -> None:
+    described = plan.describe()
+    for name, task in described["tasks"].items():
+        print(f"{name}: {task['samples']} samples")
+        for stage in task["stages"]:
+            distinct = stage["distinct_prompts"]
+            known = f", {distinct} distinct prompts" if distinct is not None else ""
+            print(f"  {stage['role']} writes {stage['writes']}: at most {stage['calls']} calls{known}")
+        print("  " + task["example_prompt"].replace("\n", "\n  "))
+    for target, levels in described["streams"].items():
+        print(f"{target}: " + " → ".join(f"{pool['model']} ({', '.join(pool['roles'])})" for pool in levels))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""The mock: a deterministic model that needs nothing, to try the pipeline and to test it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rambla_ray.actors.base import Model, ModelParams
+from rambla_ray.config import Pool, Rate
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Request, Response
+
+_WORDINGS = (
+    "{0}",
+    "{1}",
+    "{1}.",
+    "**{1}**",
+    "The answer is {0}.",
+    "Answer: {1}",
+    "{1}, as the abstract shows.",
+    "Based on the abstract, the answer is {0}.",
+)
+
+
+class MockParams(ModelParams):
+    """How the mock answers."""
+
+    behaviour: Literal["oracle", "constant", "flip", "format"] = Field(
+        "flip",
+        description="oracle: the right answer; constant: always `answer`; flip: the right answer with probability "
+        "1 - flip, else another choice; format: the right answer in varied wordings",
+    )
+    answer: str = Field("yes", description="what `constant` says")
+    flip: float = Field(0.2, ge=0, le=1, description="probability of a wrong answer, drawn per sample")
+    seed: int = Field(0, description="of the draws")
+    latency_s: float = Field(0.0, ge=0, le=600, description="seconds before each answer")
+    error_rate: float = Field(0.0, ge=0, le=1, description="share of requests, drawn per sample, that fail for good")
+    context_tokens: int = Field(32768, gt=0, description="longest prompt, at four characters a token")
+
+
+class MockModel(Model):
+    """Answers from the request alone, with draws that belong to the sample and to nothing else."""
+
+    Params: ClassVar[type[ModelParams]] = MockParams
+
+    def __init__(self, params: MockParams, pool: Pool, rate: Rate | None) -> None:
+        super().__init__(params, pool, rate)
+        self.params = params
+        self._slots = asyncio.Semaphore(pool.max_concurrency)
+
+    def identity(self) -> dict[str, object]:
+        return {"class": "mock", **self.params.model_dump(mode="json", exclude={"latency_s"})}
+
+    def request_identity(self, request: Request) -> dict[str, object]:
+        hints: dict[str, object] = {"choices": list(request.choices)}
+        if self.params.behaviour != "constant":
+            hints["target"] = request.target
+        if self.params.error_rate or self.params.behaviour in ("flip", "format"):
+            hints["sample_id"] = request.sample_id
+        return {**super().request_identity(request), **hints}
+
+    async def generate(self, request: Request) -> Response:
+        async with self._slots:
+            if self.params.latency_s:
+                await asyncio.sleep(self.params.latency_s)
+        tokens = len(request.prompt) // 4
+        if tokens > self.params.context_tokens:
+            raise CallError(
+                ErrorKind.TOO_LONG,
+                f"prompt of about {tokens} tokens, the model takes {self.params.context_tokens}",
+            )
+        draw = _generator(self.params.seed, request)
+        if draw.random() < self.params.error_rate:
+            raise CallError(ErrorKind.SERVER, "an error of the mock, as error_rate asks for")
+        text = self._answer(request, draw)
+        return Response(
+            text=text,
+            prompt_tokens=tokens,
+            completion_tokens=len(text) // 4 + 1,
+            latency_s=self.params.latency_s,
+        )
+
+    def _answer(self, request: Request, draw: random.Random) -> str:
+        if not request.choices:  # a text for the next stage, not an answer
+            return " ".join(request.prompt.split()[-40:])
+        match self.params.behaviour:
+            case "constant":
+                return self.params.answer
+            case "flip" if draw.random() < self.params.flip:
+                return draw.choice([choice for choice in request.choices if choice != request.target])
+            case "format":
+                return draw.choice(_WORDINGS).format(request.target, request.target.capitalize())
+        return request.target
+
+
+def _generator(seed: int, request: Request) -> random.Random:
+    key: Any = (seed, request.sample_id)
+    return random.Random(hashlib.sha256(repr(key).encode()).digest())

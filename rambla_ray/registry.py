@@ -1,0 +1,33 @@
+"""The models there are: `name` in a model YAML to the class that runs it.
+
+Values are import paths, so that listing models imports neither torch nor openai.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rambla_ray.errors import UserError, choose_from
+
+if TYPE_CHECKING:
+    from rambla_ray.actors.base import Model
+
+MODEL_MAP: Mapping[str, str] = {
+    "openai_chat": "rambla_ray.actors.openai:OpenAIChat",
+    "openai_35_chat": "rambla_ray.actors.openai:OpenAIChat",
+    "openai_completion": "rambla_ray.actors.openai:OpenAICompletion",
+    "openai_embeddings": "rambla_ray.actors.openai:OpenAIEmbeddings",
+    "huggingface_llm": "rambla_ray.actors.huggingface:HuggingFaceLLM",
+    "mock": "rambla_ray.actors.mock:MockModel",
+}
+
+
+def model_class(name: str, where: str) -> type[Model]:
+    """The class behind a `name`. Raises UserError, naming `where` it was asked for, when there is none."""
+    if name not in MODEL_MAP:
+        raise UserError(f"{where}: name '{name}' is not a kind of model; {choose_from(name, MODEL_MAP)}")
+    module, _, attribute = MODEL_MAP[name].partition(":")
+    loaded: type[Model] = getattr(importlib.import_module(module), attribute)
+    return loaded
