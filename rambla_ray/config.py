@@ -24,7 +24,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-
 from yaml import YAMLError
 
 from rambla_ray import datasets
@@ -32,7 +31,7 @@ from rambla_ray.datasets import DatasetConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, canonical_json
-from rambla_ray.stages import Generate, Stage, check_order, parse_stage
+from rambla_ray.stages import STAGES, Generate, Stage, check_order, parse_stage
 
 T = TypeVar("T", bound=BaseModel)
 SHIPPED_CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -120,7 +119,14 @@ class Answer(Closed):
 def _parsed_stages(value: Any) -> Any:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("a task needs a list of stages")
-    return [parse_stage(stage) for stage in value]
+    parsed = []
+    for number, stage in enumerate(value, start=1):
+        try:
+            parsed.append(parse_stage(stage))
+        except ValidationError as error:
+            kind = next(iter(stage))
+            raise ValueError(f"stage {number}: {explain(error, STAGES[kind], kind)}") from None
+    return parsed
 
 
 class TaskConfig(Closed):
@@ -328,19 +334,28 @@ def _checked(model: type[T], value: Any, where: str) -> T:
         raise UserError(f"{where}: {explain(error, model)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a validation error in one line."""
-    fault = error.errors(include_url=False)[0]
+def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
+    """The first fault of a validation error in one line.
+
+    Args:
+        error: what pydantic said.
+        model: the model that was validated.
+        inside: the key under which that model stands.
+    """
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a typo explains most
     location = [str(part) for part in fault["loc"]]
-    key = ".".join(location) or "value"
+    key = ".".join([inside, *location] if inside else location)
     if fault["type"] == "extra_forbidden":
         return f"no key '{key}'; {choose_from(location[-1], _keys_at(model, location[:-1]))}"
     if fault["type"] == "missing":
         return f"key '{key}' is missing"
     reason = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
+    if isinstance(given, bool) and "string" in fault["type"]:
+        reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
     shown = f" (got {given!r})"[:80] if isinstance(given, str | int | float | bool | None) else ""
-    return f"{key}: {reason}{shown}" if fault["loc"] else reason
+    return f"{key}: {reason}{shown}" if key else reason
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -427,7 +442,9 @@ def _load_model(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]
     try:
         params = kind.settle(kind.Params.model_validate(config.params))
     except ValidationError as error:
-        raise UserError(f"{where}: params.{explain(error, kind.Params)}") from None
+        raise UserError(f"{where}: {explain(error, kind.Params, 'params')}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return config.model_copy(update={"params": params.model_dump(mode="json")})
 
 

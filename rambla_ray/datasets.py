@@ -6,6 +6,9 @@ An adapter turns the records of one public layout into items with the fields, jo
 from __future__ import annotations
 
 import json
+import os
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rambla_ray.errors import UserError
+from rambla_ray.schema import well_formed
 from rambla_ray.stages import Item
 
 DEMO_DIR = Path(__file__).parent / "demo"
@@ -61,7 +65,7 @@ def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
     except (TypeError, AttributeError) as error:
         raise UserError(f"{where} is not in the layout that format {config.format} reads: {error}") from None
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{where} cannot be read: {error.strerror or str(error).splitlines()[0]}") from None
     except ValueError as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
     twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]
@@ -134,6 +138,8 @@ def _is_local(path: str) -> bool:
 
 def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
     """Records of a hub dataset, or of a local folder in the hub's layout."""
+    if not Path(path).is_dir() and not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # a copy in the cache still loads; nothing waits for the network
     import datasets
 
     datasets.disable_progress_bars()
@@ -145,6 +151,18 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
             f"load_dataset failed ({type(error).__name__}: {reason}); give a local copy with "
             "task.dataset.path=<file>, or run on the demo set with data=demo"
         ) from None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, so that its client's minutes of retries can be spared."""
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(url, timeout=3.0).close()  # noqa: S310 - the user's own endpoint
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _text(value: Any) -> str:
@@ -162,7 +180,7 @@ def _pubmedqa(record: Mapping[str, Any]) -> Item:
     else:
         question, answer, nested = record["question"], record["long_answer"], record["context"]
         contexts, labels, meshes = nested["contexts"], nested["labels"], nested["meshes"]
-    pmid = _text(record["pubid"])
+    pmid = well_formed(_text(record["pubid"]))
     return Item(
         root_id=pmid,
         fields={

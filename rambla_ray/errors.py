@@ -39,6 +39,8 @@ class ErrorKind(StrEnum):
     INTERNAL = "internal"  # a fault of ours, or of a library, kept to its sample
 
 
+LONGEST_LIST = 30  # names in a message that has a nearest match to offer
+
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
 )
@@ -66,8 +68,10 @@ class CallError(RamblaError):
 
 
 def choose_from(word: str, known: Iterable[str]) -> str:
-    """The tail of a message about an unknown word: the nearest match and the list of what exists."""
+    """The tail of a message about an unknown word: the nearest match and the list of what exists, if it is short."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
+    if hint and len(names) > LONGEST_LIST:
+        return hint.rstrip()
     return f"{hint}there {'are' if len(names) != 1 else 'is'}: {', '.join(names) or 'none'}"

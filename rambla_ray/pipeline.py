@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,21 +35,46 @@ def connect(address: str, *, verbose: bool) -> None:
     if not ray.is_initialized():
         if not verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core writes to stderr on its own
-        try:
-            ray.init(
-                address=None if address == "auto" else address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}") from None
+        with nullcontext() if verbose else _stderr_aside():
+            _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after ray.init, which sets its own
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = verbose
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+@contextmanager
+def _stderr_aside() -> Iterator[None]:
+    """Keep off the terminal what Ray's C++ core writes to file descriptor 2 while it starts."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _init(address: str, **options: Any) -> None:
+    """`ray.init`; with `auto`, the cluster that RAY_ADDRESS or `ray start` on this machine names, else a local one."""
+    try:
+        if address == "auto":
+            try:
+                ray.init(os.environ.get("RAY_ADDRESS", "auto"), **options)
+                return
+            except ConnectionError:
+                if "RAY_ADDRESS" in os.environ:
+                    raise
+                address = "local"
+        if address == "local":
+            ray.init("local", include_dashboard=False, **options)
+        else:
+            ray.init(address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}") from None
 
 
 def cluster() -> Cluster:
@@ -106,7 +132,9 @@ class Run:
             RunStopped: a model cannot go on (a rejected key, an unknown engine). What was answered is kept.
         """
         errors: list[dict[str, Any]] = []
-        with Progress(self.plan.samples_per_target * len(self.config.targets), self.progress) as shown:
+        total = self.plan.samples_per_target * len(self.config.targets)
+        models = sorted({level.name for levels, _ in self._settled.values() for level in levels})
+        with Progress(total, models, self.progress) as shown:
             for target in self.config.targets:
                 writer = self.directory.sample_writer(target, scoring_spec(self.config))
                 for sample in self._stream(target):

@@ -233,7 +233,7 @@ def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
         raise UserError(
             f"task {name}: {sum(labels[label] for label in strange)} of {len(items)} items have "
             f"a {task.answer.target} that is not among the choices {', '.join(task.answer.choices)}: "
-            f"'{strange[0][:40]}'; add it to answer.choices, or drop them with keep in conf/dataset/{task.dataset}.yaml"
+            f"'{strange[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
         )
 
 

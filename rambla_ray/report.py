@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,11 +29,13 @@ class Progress:
 
     Args:
         total: samples of the run.
+        models: the model configs that take part.
         counts: asks the ledger service for its counts.
     """
 
-    def __init__(self, total: int, counts: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
         self._total = total
+        self._models = models
         self._counts = counts
         self._outcomes: Counter[str] = Counter()
         self._began = time.monotonic()
@@ -67,6 +69,9 @@ class Progress:
     def _line(self, counts: Mapping[str, Any]) -> str:
         done = self._outcomes.total()
         elapsed = time.monotonic() - self._began
+        loading = [name for name in self._models if name not in counts["models"]]
+        if loading and not done and not counts["calls"]:
+            return f"{elapsed:.0f} s: loading {', '.join(loading)}"
         ended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
         return (
             f"{elapsed:.0f} s: {done}/{self._total} samples{f' ({ended})' if ended else ''}, "

@@ -60,7 +60,7 @@ class Stage(BaseModel):
 
     @abstractmethod
     def writes(self) -> frozenset[str]:
-        """The fields that exist after it."""
+        """The fields it sets; one that exists already is kept as `original_<field>`."""
 
 
 class Transform(Stage):
@@ -72,7 +72,7 @@ class Transform(Stage):
         return frozenset({self.field})
 
     def writes(self) -> frozenset[str]:
-        return frozenset({self.field, f"original_{self.field}"})
+        return frozenset({self.field})
 
     @abstractmethod
     def apply(self, items: Sequence[Item], seed: int) -> list[Item]:
@@ -150,7 +150,7 @@ class Generate(Stage):
         return prompts.placeholders(self.template)
 
     def writes(self) -> frozenset[str]:
-        return frozenset({self.output, f"original_{self.output}"})
+        return frozenset({self.output})
 
 
 STAGES: Mapping[str, type[Stage]] = {kind.kind: kind for kind in (ShuffleContext, AddDistractors, Generate)}
@@ -200,7 +200,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
             reached = order.index(stage.role)
         elif reached >= 0:
             raise ValueError(f"stage {number} ({stage.kind}) stands after a generate; transforms come first")
-        fields |= stage.writes()
+        fields |= stage.writes() | {f"original_{name}" for name in stage.writes() & fields}
     if reached < 0:
         raise ValueError("no generate stage: nobody is asked")
     return fields
