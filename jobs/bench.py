@@ -80,9 +80,12 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
         scores = run()
     except RunStopped as stopped:
         asked = run.record_calls(finished=False)["calls"] if run else 0
+        if not asked:
+            print(f"error: {stopped}", file=sys.stderr)
+            return REFUSED
         print(f"stopped: {stopped}", file=sys.stderr)
         print(f"{asked} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
-        return STOPPED if asked else REFUSED
+        return STOPPED
     except KeyboardInterrupt:
         print(f"interrupted; what was answered is kept. Continue with: {again}", file=sys.stderr)
         return INTERRUPTED

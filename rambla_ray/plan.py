@@ -156,13 +156,13 @@ class Plan:
 
     def preflight(self, *, same_machine: bool) -> None:
         """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
-        for target in self.config.targets:
-            for level in self.levels(target):
-                kind = model_class(level.config.name, level.name)
-                try:
-                    kind.preflight(kind.Params.model_validate(level.config.params), same_machine=same_machine)
-                except UserError as error:
-                    raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+        levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
+        for level in levels.values():
+            kind = model_class(level.config.name, level.name)
+            try:
+                kind.preflight(kind.Params.model_validate(level.config.params), same_machine=same_machine)
+            except UserError as error:
+                raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:

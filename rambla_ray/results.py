@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import platform
 import time
@@ -205,11 +204,11 @@ class SampleWriter:
 
     def __init__(self, folder: Folder, target: str, spec: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._name = f"{target}.parquet"
+        self._name, self._draft = f"{target}.parquet", f"{target}.parquet.draft"
         schema = SAMPLE_SCHEMA.with_metadata({SPEC_KEY: json.dumps(spec, sort_keys=True).encode()})
         self._schema = schema
-        self._sink = io.BytesIO()
-        self._parquet = pq.ParquetWriter(self._sink, schema, compression="zstd")
+        self._stream = folder.filesystem.open_output_stream(folder.path(self._draft))
+        self._parquet = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
         self.outcomes: Counter[str] = Counter()
@@ -229,7 +228,8 @@ class SampleWriter:
         """Finish the file and put it in its place."""
         self._flush()
         self._parquet.close()
-        self._folder.write(self._name, self._sink.getvalue())
+        self._stream.close()
+        self._folder.publish(self._draft, self._name)
 
     def _flush(self) -> None:
         if self._rows:

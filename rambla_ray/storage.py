@@ -69,3 +69,7 @@ class Folder:
         draft = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
         draft.write_bytes(data)
         os.replace(draft, target)
+
+    def publish(self, draft: str, name: str) -> None:
+        """Give a file that was written under another name its own, in the place of an older one."""
+        self.filesystem.move(self.path(draft), self.path(name))
