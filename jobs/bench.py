@@ -22,6 +22,7 @@ Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -87,7 +88,11 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
         print(f"{asked} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print(f"interrupted; what was answered is kept. Continue with: {again}", file=sys.stderr)
+        given_up = 0
+        with contextlib.suppress(KeyboardInterrupt):  # a second one: do not wait
+            given_up = run.drain() if run else 0
+        lost = f", {given_up} requests in flight were given up" if given_up else ""
+        print(f"interrupted; what was answered is kept{lost}. Continue with: {again}", file=sys.stderr)
         return INTERRUPTED
     report.write_summary(directory)
     console = Console(width=None if sys.stdout.isatty() else 150)

@@ -57,6 +57,11 @@ class Pool(Closed):
     batch_size: int | Literal["auto"] = Field("auto", description="requests a local model answers together")
     max_concurrency: int = Field(64, ge=1, le=4096, description="requests one actor has in flight")
 
+    @property
+    def largest(self) -> int:
+        """How many actors there can be."""
+        return self.max_size or self.min_size
+
     @model_validator(mode="after")
     def _sizes_in_order(self) -> Self:
         if self.max_size is not None and self.max_size < self.min_size:
@@ -315,7 +320,7 @@ def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: s
         merged = OmegaConf.create(config)
         for key, value in words:
             parsed = OmegaConf.from_dotlist([f"value={value}"])["value"]
-            OmegaConf.update(merged, key, parsed, force_add=True)
+            OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

@@ -19,6 +19,10 @@ class RunStopped(RamblaError):
     """A run that cannot go on (a rejected key, an unknown engine) but can be resumed. Exit code 4."""
 
 
+class Draining(RamblaError):
+    """The run is being stopped: nothing new is asked. The sample stays as it is."""
+
+
 class ErrorKind(StrEnum):
     """Why a call gave no answer. The kind alone decides whether it is tried again and how the sample ends."""
 

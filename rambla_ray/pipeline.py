@@ -29,6 +29,8 @@ from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec
 from rambla_ray.schema import STREAM_SCHEMA, Sample
 
+DRAIN_S = 30.0  # how long an interrupted run waits for what is in flight
+
 
 def connect(address: str, *, verbose: bool) -> None:
     """Join a cluster, or start a local one. Raises UserError when there is none at `address`."""
@@ -107,7 +109,7 @@ class Run:
         self._settled = {target: self._settle(target) for target in self.config.targets}
         self._ledger: Any = (
             ray.remote(LedgerService)
-            .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+            .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
             .remote(self.config.ledger, self.config.run_id)
         )
         streams = {
@@ -150,9 +152,10 @@ class Run:
     def _stream(self, target: str) -> Iterator[Sample]:
         """All samples of a target, as they come out of the last pool."""
         levels, together = self._settled[target]
+        actors = max(level.config.pool.largest for level in levels)
         blocks = [
             pa.Table.from_pylist([sample.to_row() for sample in block], schema=STREAM_SCHEMA)
-            for block in self.plan.blocks(target)
+            for block in self.plan.blocks(target, actors)
         ]
         rows = max(block.num_rows for block in blocks)
         stream: ray.data.Dataset = ray.data.from_blocks(blocks)
@@ -167,7 +170,6 @@ class Run:
         """The stream through one pool."""
         pool = level.config.pool
         calls = calls_per_actor(pool, rows)
-        most = max(pool.min_size, pool.max_size or 0)
         return stream.map(
             PoolActor,
             fn_constructor_args=(
@@ -180,7 +182,7 @@ class Run:
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,
-                max_size=most,
+                max_size=pool.largest,
                 max_concurrent_calls_per_actor=calls,
                 max_tasks_in_flight_per_actor=2 * calls,
             ),
@@ -204,6 +206,12 @@ class Run:
         now = invocation(self._started, counts["calls"], finished=finished)
         self.directory.write_calls(self.config, counts["spent"], self._answered, now)
         return counts
+
+    def drain(self) -> int:
+        """Stop asking, and wait a while for what is in flight; returns how many requests were given up."""
+        given_up: int = ray.get(self._ledger.drain.remote(DRAIN_S))
+        self.record_calls(finished=False)
+        return given_up
 
     def _write(self, errors: list[dict[str, Any]]) -> dict[str, Any]:
         counts = self.record_calls(finished=True)

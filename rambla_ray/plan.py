@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -98,24 +99,12 @@ class Plan:
                     fields=dict(item.fields),
                 )
 
-    def blocks(self, target: str) -> Iterator[list[Sample]]:
-        """A target's samples in blocks; those whose first request is the same stand in the same block.
-
-        So they meet in one actor, and the second finds the first one's answer without a question to anybody.
-        """
-        groups: dict[tuple[str, str], list[Sample]] = {}
-        for sample in self.samples(target):
-            first = self.config.tasks[sample.task].generates[0]
-            key = (first.role, prompts.render(first.template, sample.fields))
-            groups.setdefault(key, []).append(sample)
-        rows = max(ROWS_PER_BLOCK, min(256, self.samples_per_target // 512))
-        block: list[Sample] = []
-        for group in groups.values():
-            block += group
-            if len(block) >= rows:
-                yield block
-                block = []
-        if block:
+    def blocks(self, target: str, actors: int) -> Iterator[list[Sample]]:
+        """A target's samples in blocks, small enough that each of `actors` gets some."""
+        total = self.samples_per_target
+        rows = min(max(ROWS_PER_BLOCK, min(256, total // 512)), math.ceil(total / (2 * actors)))
+        samples = self.samples(target)
+        while block := list(itertools.islice(samples, rows)):
             yield block
 
     def describe(self) -> dict[str, Any]:

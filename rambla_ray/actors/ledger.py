@@ -8,15 +8,18 @@ milliseconds' worth at a time, so that the service costs little per request.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 import uuid
 from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
-from rambla_ray.errors import ErrorKind
+from rambla_ray.errors import Draining, ErrorKind
 from rambla_ray.ledger import Ledger, Record
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
@@ -25,9 +28,10 @@ GROUP_S = 0.005  # how long calls are gathered before they are sent together
 COMMIT_S = 0.05  # how long records are gathered before one fsync
 OWNER_SILENT_S = 10.0  # after which the claims of an owner that said nothing are free again
 HEARTBEAT_S = 3.0
+WAIT_S = 1.0  # how long one call waits for another's answer, before it asks again
 
 # What a claim ends in: a record (stored, or failed earlier in this run), or one of these.
-YOURS, WAIT = "yours", "wait"
+YOURS, WAIT, DRAINING = "yours", "wait", "draining"
 Claim = Record | str
 
 
@@ -48,9 +52,10 @@ class LedgerService:
         self._commit: asyncio.Task[None] | None = None
         self._models: dict[str, dict[str, Any]] = {}
         self._asked = 0
+        self._draining = False
 
     async def claim(self, owner: str, request_ids: list[str]) -> list[Claim]:
-        """For each request: its record, `YOURS` (ask it), or `WAIT` (somebody else is asking it)."""
+        """For each request: its record, `YOURS` (ask it), `WAIT` (somebody else is asking it), or `DRAINING`."""
         self._heard[owner] = time.monotonic()
         return [self._claim(owner, request_id) for request_id in request_ids]
 
@@ -62,15 +67,19 @@ class LedgerService:
             return self._failed[request_id]
         if request_id in self._owner:
             return WAIT
+        if self._draining:
+            return DRAINING
         self._owner[request_id] = owner
         return YOURS
 
     async def wait(self, owner: str, request_id: str) -> Claim:
-        """What a claimed request ends in; `YOURS` when whoever asked it has died."""
-        while (holder := self._owner.get(request_id)) is not None:
+        """What a claimed request ends in; `WAIT` after a while, `YOURS` when whoever asked it has died."""
+        self._heard[owner] = time.monotonic()
+        holder = self._owner.get(request_id)
+        if holder is not None:
             future = self._waiting.setdefault(request_id, asyncio.get_running_loop().create_future())
             try:
-                return await asyncio.wait_for(asyncio.shield(future), 1.0)
+                return await asyncio.wait_for(asyncio.shield(future), WAIT_S)
             except TimeoutError:
                 if time.monotonic() - self._heard.get(holder, 0.0) > OWNER_SILENT_S:
                     self._owner.pop(request_id, None)
@@ -97,13 +106,22 @@ class LedgerService:
         self._commit = None  # what is added from here on belongs to the next one
         self._ledger.commit()
 
+    async def drain(self, timeout_s: float) -> int:
+        """Let nothing new be asked, and wait for what is in flight; returns how many requests are still out."""
+        self._draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._owner and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self._ledger.commit()
+        return len(self._owner)
+
     async def alive(self, owner: str) -> None:
         """A sign of life from an owner that is busy with a long call."""
         self._heard[owner] = time.monotonic()
 
-    async def describe(self, model: str, facts: dict[str, Any]) -> None:
-        """A model actor has loaded; `facts` is its identity, for the run directory."""
-        self._models.setdefault(model, facts)
+    async def describe(self, model: str, identity: dict[str, Any], place: dict[str, Any]) -> None:
+        """A model actor has loaded: what it is, and where, for the run directory."""
+        self._models.setdefault(model, {"identity": identity, "actors": []})["actors"].append(place)
 
     async def progress(self) -> dict[str, Any]:
         """Counts so far: calls of this invocation, the run's spending, what the ledger held, what the models are."""
@@ -138,7 +156,11 @@ class LedgerClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def claim(self, request_id: str) -> Record | None:
-        """The record of a request that was asked already, or None: ask it now, and then `store` what comes."""
+        """The record of a request that was asked already, or None: ask it now, and then `store` what comes.
+
+        Raises:
+            Draining: the run is being stopped.
+        """
         self._keep_alive()
         future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         self._claims.append((request_id, future))
@@ -149,6 +171,8 @@ class LedgerClient:
             answer = await self._service.wait.remote(self._owner, request_id)
         if isinstance(answer, Record):
             return answer
+        if answer == DRAINING:
+            raise Draining
         self._open += 1
         return None
 
@@ -178,9 +202,15 @@ class LedgerClient:
             at=time.time(),
         )
 
-    def describe(self, model: str, facts: dict[str, Any]) -> None:
-        """Tell the run what a model is, once it has loaded."""
-        self._service.describe.remote(model, facts)
+    def describe(self, model: str, identity: dict[str, Any]) -> None:
+        """Tell the run what a model is, once it has loaded, and where this actor runs."""
+        place = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        }
+        self._service.describe.remote(model, identity, place)
 
     async def _send_claims(self) -> None:
         await asyncio.sleep(GROUP_S)

@@ -10,7 +10,7 @@ from rambla_ray import prompts
 from rambla_ray.actors.base import Model
 from rambla_ray.actors.ledger import LedgerClient
 from rambla_ray.config import ModelConfig, TaskConfig
-from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.parsing import has_ended
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Request, Role, Sample, Step, request_id, well_formed
@@ -60,7 +60,10 @@ class PoolActor:
         for stage in task.generates[len(sample.steps) :]:
             if has_ended(sample) or stage.role not in self._roles:
                 break
-            step = await self._ask(sample, stage, is_last=stage is task.generates[-1])
+            try:
+                step = await self._ask(sample, stage, is_last=stage is task.generates[-1])
+            except Draining:
+                break
             sample.steps.append(step)
             if not step.failed:
                 overwrite(sample.fields, stage.output, step.text.strip())

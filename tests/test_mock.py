@@ -1,0 +1,126 @@
+"""The mock: what each behaviour answers, that draws belong to the sample, and what its identity tells apart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rambla_ray.actors.mock import MockModel, MockParams
+from rambla_ray.config import Pool
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Request, Response, request_id
+
+CHOICES = ("yes", "no", "unknown")
+MANY = [Request("Is it so?", f"sample-{number}", CHOICES[number % 3], CHOICES) for number in range(2000)]
+A, B = MANY[0], Request(MANY[0].prompt, "another sample", MANY[0].target, CHOICES)
+
+
+def mock(**params: Any) -> MockModel:
+    return MockModel(MockParams(**params), Pool(), None)
+
+
+def ask(model: MockModel, requests: list[Request]) -> list[Any]:
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
+
+    return asyncio.run(all_at_once())
+
+
+def texts(model: MockModel, requests: list[Request]) -> list[str]:
+    return [response.text for response in ask(model, requests)]
+
+
+def test_oracle_gives_the_right_answer() -> None:
+    assert texts(mock(behaviour="oracle"), MANY) == [request.target for request in MANY]
+
+
+def test_constant_gives_its_answer_whatever_is_right() -> None:
+    assert set(texts(mock(behaviour="constant", answer="maybe"), MANY)) == {"maybe"}
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])
+def test_flip_is_wrong_as_often_as_it_says_and_always_with_another_choice(flip: float) -> None:
+    said = texts(mock(behaviour="flip", flip=flip), MANY)
+    wrong = sum(text != request.target for text, request in zip(said, MANY, strict=True))
+    assert wrong / len(MANY) == pytest.approx(flip, abs=0.03 if 0 < flip < 1 else 0)
+    assert set(said) == set(CHOICES)
+
+
+def test_format_gives_the_right_answer_in_many_wordings() -> None:
+    said = texts(mock(behaviour="format"), MANY)
+    assert all(request.target in text.lower() for text, request in zip(said, MANY, strict=True))
+    assert len({text for text, request in zip(said, MANY, strict=True) if request.target == "yes"}) == 8
+
+
+def test_a_request_without_choices_gets_the_end_of_its_prompt_back() -> None:
+    words = [f"word{number}" for number in range(50)]
+    assert texts(mock(behaviour="constant"), [Request(" ".join(words))]) == [" ".join(words[-40:])]
+
+
+@pytest.mark.parametrize("behaviour", ["oracle", "constant", "flip", "format"])
+def test_answers_belong_to_the_sample_whatever_the_order(behaviour: str) -> None:
+    forwards = ask(mock(behaviour=behaviour, flip=0.5), MANY[:100])
+    backwards = ask(mock(behaviour=behaviour, flip=0.5), MANY[99::-1])
+    assert forwards == backwards[::-1]
+
+
+def test_another_seed_makes_other_draws() -> None:
+    assert texts(mock(flip=0.5, seed=1), MANY) != texts(mock(flip=0.5, seed=2), MANY)
+
+
+def test_error_rate_is_the_share_of_samples_that_fail_and_they_fail_again() -> None:
+    first, second = (ask(mock(behaviour="oracle", error_rate=0.3), MANY) for _ in range(2))
+    failed = [isinstance(result, CallError) and result.kind == ErrorKind.SERVER for result in first]
+    assert sum(failed) / len(MANY) == pytest.approx(0.3, abs=0.03)
+    assert failed == [isinstance(result, CallError) for result in second]
+    assert [r.text for r in first if isinstance(r, Response)] == [
+        request.target for request, lost in zip(MANY, failed, strict=True) if not lost
+    ]
+
+
+def test_a_prompt_beyond_the_context_is_too_long() -> None:
+    fits, too_long = ask(mock(behaviour="constant", context_tokens=10), [Request("x" * 43), Request("x" * 44)])
+    assert fits.prompt_tokens == 10
+    assert too_long.kind == ErrorKind.TOO_LONG
+
+
+def test_latency_is_waited_and_told() -> None:
+    (response,) = ask(mock(behaviour="oracle", latency_s=0.01), [A])
+    assert response.latency_s == 0.01
+
+
+def same_request(model: MockModel, one: Request, other: Request) -> bool:
+    return request_id(model.request_identity(one)) == request_id(model.request_identity(other))
+
+
+@pytest.mark.parametrize("params", [{"behaviour": "constant"}, {"behaviour": "oracle"}])
+def test_samples_that_must_get_the_same_answer_share_a_request(params: dict[str, Any]) -> None:
+    assert same_request(mock(**params), A, B)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"behaviour": "flip"}, {"behaviour": "format"}, {"behaviour": "constant", "error_rate": 0.1}],
+)
+def test_samples_that_may_get_different_answers_do_not_share_a_request(params: dict[str, Any]) -> None:
+    assert not same_request(mock(**params), A, B)
+
+
+def test_texts_for_a_next_stage_are_shared_by_samples_since_no_draw_touches_them() -> None:
+    one, other = Request("Rephrase this.", "a", "yes"), Request("Rephrase this.", "b", "no")
+    assert texts(mock(behaviour="flip"), [one]) == texts(mock(behaviour="flip"), [other])
+    assert same_request(mock(behaviour="flip"), one, other)
+
+
+def test_the_right_answer_is_part_of_the_request_only_where_it_is_looked_at() -> None:
+    other = Request(A.prompt, A.sample_id, "no", CHOICES)
+    assert same_request(mock(behaviour="constant"), A, other)
+    assert not same_request(mock(behaviour="oracle"), A, other)
+
+
+def test_identity_holds_what_changes_answers_and_not_the_latency() -> None:
+    assert mock().identity() == mock(latency_s=1).identity()
+    for change in ({"seed": 1}, {"flip": 0.9}, {"answer": "no"}, {"error_rate": 0.5}, {"behaviour": "oracle"}):
+        assert mock().identity() != mock(**change).identity(), change

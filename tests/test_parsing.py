@@ -1,0 +1,138 @@
+"""Reading answers: as RAmBLA reads them, and each way in which a sample can end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rambla_ray.config import TaskConfig
+from rambla_ray.errors import ErrorKind
+from rambla_ray.parsing import finish, has_ended, read_rambla
+from rambla_ray.schema import Outcome, Sample, Step
+
+YES_NO = ("yes", "no")
+
+
+def test_answers_are_read_as_rambla_reads_them(test_data: Path) -> None:
+    cases = json.loads((test_data / "rambla_cases/parse_cases.json").read_text())
+    got = []
+    for case in cases:
+        categories = case["categories"]
+        read = read_rambla(case["response"], list(categories))
+        mapped = categories[read] if isinstance(categories, dict) and read else read
+        got.append({**case, "category": mapped or "null"})
+    assert len(cases) == 113
+    assert got == cases
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        pytest.param("yes", YES_NO, "yes", id="bare"),
+        pytest.param(" YES.\n", YES_NO, "yes", id="case, dot, white space"),
+        pytest.param("Y.e.s", YES_NO, "yes", id="dots inside"),
+        pytest.param("**No**, because yes", YES_NO, "no", id="first position wins"),
+        pytest.param("There is no evidence, so yes", YES_NO, "no", id="a word that only looks like an answer"),
+        pytest.param("no-one", YES_NO, "no", id="a hyphen ends a word"),
+        pytest.param("yesterday, nope, know", YES_NO, None, id="parts of words"),
+        pytest.param("_yes_ yes1 是yes", YES_NO, None, id="glued"),
+        pytest.param("yes.no", YES_NO, None, id="a deleted dot merges"),
+        pytest.param("", YES_NO, None, id="empty"),
+        pytest.param("It is unknown whether yes", (*YES_NO, "unknown"), "unknown", id="third choice"),
+        pytest.param("It is unknown whether yes", YES_NO, "yes", id="not a choice"),
+        pytest.param("a b", ("a", "a b"), "a", id="listed first"),
+        pytest.param("a b", ("a b", "a"), "a b", id="listed first, the longer"),
+    ],
+)
+def test_the_first_whole_word_that_is_a_choice_is_the_answer(
+    text: str, choices: tuple[str, ...], expected: str | None
+) -> None:
+    assert read_rambla(text, choices) == expected
+
+
+TASK = TaskConfig.model_validate(
+    {
+        "dataset": "d",
+        "stages": [
+            {"generate": {"role": "rephraser", "writes": "question", "template": "{question}"}},
+            {"generate": {"role": "target", "writes": "conclusion", "template": "{question}"}},
+            {"generate": {"role": "judge", "template": "{conclusion}"}},
+        ],
+        "answer": {"choices": ["yes", "no"], "target": "final_decision"},
+    }
+)
+ONE_STAGE = TASK.model_copy(update={"stages": TASK.stages[1:2]})
+
+
+def step(role: str, text: str = "", finish_reason: str = "stop", error_kind: str = "") -> Step:
+    return Step("generate", role, "m", "", "prompt", text=text, finish_reason=finish_reason, error_kind=error_kind)
+
+
+def sample_of(*steps: Step) -> Sample:
+    return Sample("m/t/-/1", "1", "m", "t", "", "yes", {}, list(steps))
+
+
+REPHRASED, ANSWERED = step("rephraser", "q?"), step("target", "a conclusion")
+
+# steps, task, outcome, answer
+ENDS = {
+    "answer": ([step("target", "Yes.")], ONE_STAGE, "scored", "yes"),
+    "wrong answer": ([step("target", "no")], ONE_STAGE, "scored", "no"),
+    "answer, then cut off": ([step("target", "Yes, bec", "length")], ONE_STAGE, "scored", "yes"),
+    "no answer in the text": ([step("target", "perhaps")], ONE_STAGE, "unparsed", ""),
+    "nothing": ([step("target", "")], ONE_STAGE, "empty", ""),
+    "blank": ([step("target", " \n")], ONE_STAGE, "empty", ""),
+    "cut off": ([step("target", "The study", "length")], ONE_STAGE, "truncated", ""),
+    "cut off before a word": ([step("target", "", "length")], ONE_STAGE, "empty", ""),
+    "filtered": ([step("target", "I can", "content_filter")], ONE_STAGE, "refused", ""),
+    "filtered to nothing": ([step("target", "", "content_filter")], ONE_STAGE, "refused", ""),
+    "three steps": ([REPHRASED, ANSWERED, step("judge", "No")], TASK, "scored", "no"),
+    "rephraser fails": ([step("rephraser", error_kind="timeout")], TASK, "failed", ""),
+    "rephraser too long": ([step("rephraser", error_kind="too_long")], TASK, "failed", ""),
+    "rephraser refuses": ([step("rephraser", error_kind="refused")], TASK, "failed", ""),
+    "rephraser empty": ([step("rephraser", " ")], TASK, "failed", ""),
+    "target fails, judge not asked": ([REPHRASED, step("target", error_kind="server")], TASK, "failed", ""),
+    "target empty, judge not asked": ([REPHRASED, step("target", "")], TASK, "empty", ""),
+    "target filtered, judge not asked": ([REPHRASED, step("target", "", "content_filter")], TASK, "refused", ""),
+    "judge fails": ([REPHRASED, ANSWERED, step("judge", error_kind="timeout")], TASK, "judge_failed", ""),
+    "judge too long": ([REPHRASED, ANSWERED, step("judge", error_kind="too_long")], TASK, "judge_failed", ""),
+    "judge unparsed": ([REPHRASED, ANSWERED, step("judge", "perhaps")], TASK, "judge_failed", ""),
+    "judge empty": ([REPHRASED, ANSWERED, step("judge", "")], TASK, "judge_failed", ""),
+    "yes of a target that is not the last": ([REPHRASED, step("target", "yes")], TASK, "unparsed", ""),
+    **{
+        f"error {kind}": (
+            [step("target", error_kind=kind)],
+            ONE_STAGE,
+            {"too_long": "too_long", "refused": "refused"}.get(kind, "failed"),
+            "",
+        )
+        for kind in ErrorKind
+    },
+}
+
+
+@pytest.mark.parametrize(("steps", "task", "outcome", "answer"), ENDS.values(), ids=ENDS.keys())
+def test_a_sample_ends_in(steps: list[Step], task: TaskConfig, outcome: str, answer: str) -> None:
+    sample = sample_of(*steps)
+    finish(sample, task)
+    assert (sample.outcome, sample.answer, sample.rambla_answer) == (outcome, answer, answer)
+
+
+def test_the_table_above_has_every_outcome() -> None:
+    assert {outcome for _, _, outcome, _ in ENDS.values()} == set(Outcome)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ended"),
+    [
+        pytest.param([], False, id="not begun"),
+        pytest.param([REPHRASED], False, id="answered"),
+        pytest.param([step("target", "cut of", "length")], False, id="cut off"),
+        pytest.param([step("target", " \n")], True, id="blank"),
+        pytest.param([step("target", error_kind="timeout")], True, id="failed"),
+    ],
+)
+def test_nobody_is_asked_after_a_step_without_an_answer(steps: list[Step], ended: bool) -> None:
+    assert has_ended(sample_of(*steps)) == ended
