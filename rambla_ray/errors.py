@@ -61,9 +61,9 @@ class CallError(RamblaError):
     """
 
     def __init__(self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(kind, message)
         self.kind = kind
         self.message = " ".join(message.split())[:500]
+        super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
         self.attempts = 1
 

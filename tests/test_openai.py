@@ -25,7 +25,7 @@ from rambla_ray.schema import Request, Response, canonical_json
 
 KEY = "sk-test"
 AZURE = {"api_type": "azure", "api_version": "2024-02-01"}
-QUICK = RetryPolicy(first_pause_s=0.01, longest_pause_s=0.05, rate_limited_for_s=0.2)
+QUICK = RetryPolicy(first_pause_s=0.01, longest_pause_s=0.05)
 
 
 class Chat(OpenAIChat):
@@ -266,33 +266,38 @@ class Hasty(Chat):
     retry = RetryPolicy(attempts=1)
 
 
-class HastyTwice(Chat):
+class HastyAgain(Chat):
     deadline_s = 0.3
-    retry = RetryPolicy(attempts=2, first_pause_s=0.01)
+    retry = RetryPolicy(first_pause_s=0.01, longest_pause_s=0.05)
 
 
 def test_no_reply_before_the_deadline_is_a_timeout() -> None:
     with OpenAIServer(faults=[Fault("hang")]) as server:
         failed = error(build(server, Hasty))
-        assert (failed.kind, failed.attempts, len(server.requests)) == (ErrorKind.TIMEOUT, 1, 1)
+    assert (failed.kind, failed.attempts) == (ErrorKind.TIMEOUT, 1)
 
 
 def test_a_timeout_is_tried_again() -> None:
     with OpenAIServer(answer=str.upper, faults=[Fault("hang")]) as server:
-        response = answer(build(server, HastyTwice), "hello")
-    assert (response.text, response.attempts) == ("HELLO", 2)
+        response = answer(build(server, HastyAgain), "hello")
+    assert response.text == "HELLO"
+    assert response.attempts > 1
 
 
 # Rate limits
 
 
-class Patient(Chat):
-    retry = RetryPolicy(attempts=2, first_pause_s=0.01, longest_pause_s=0.05, rate_limited_for_s=60)
+class TriesTwice(Chat):
+    retry = RetryPolicy(attempts=2, first_pause_s=0.01, longest_pause_s=0.05)
+
+
+class Impatient(Chat):
+    retry = RetryPolicy(rate_limited_for_s=1)
 
 
 def test_retry_after_is_waited_for_and_counted() -> None:
     with OpenAIServer(faults=[Fault("429", retry_after=0.3)]) as server:
-        response = answer(build(server, Patient), "hello")
+        response = answer(build(server, TriesTwice), "hello")
         first, second = server.requests
     assert response.attempts == 2
     assert response.waited_s >= 0.3
@@ -301,19 +306,19 @@ def test_retry_after_is_waited_for_and_counted() -> None:
 
 def test_rate_limits_do_not_use_up_the_attempts() -> None:
     with OpenAIServer(faults=[Fault("429", times=4, retry_after=0.01), Fault("500")]) as server:
-        assert answer(build(server, Patient), "hello").attempts == 6
+        assert answer(build(server, TriesTwice), "hello").attempts == 6
 
 
 def test_a_rate_limit_that_stays_ends_as_rate_limited() -> None:
     with OpenAIServer(faults=[Fault("429", times=-1, retry_after=0.05)]) as server:
-        failed = error(build(server))
+        failed = error(build(server, Impatient))
         assert failed.kind == ErrorKind.RATE_LIMITED
-        assert failed.attempts == len(server.requests) > 2
+        assert failed.attempts == len(server.requests) > 1
 
 
 def test_a_retry_after_beyond_the_allowed_time_is_not_waited_for() -> None:
     with OpenAIServer(faults=[Fault("429", times=-1, retry_after=60)]) as server:
-        asked = build(server).generate(Request("hello"))
+        asked = build(server, Impatient).generate(Request("hello"))
         with pytest.raises(CallError) as caught:
             asyncio.run(asyncio.wait_for(asked, 3))
     assert caught.value.kind == ErrorKind.RATE_LIMITED
@@ -330,7 +335,7 @@ def test_a_pause_between_attempts_holds_no_slot() -> None:
         await asyncio.gather(note(model, "limited"), note(model, "free"))
 
     with OpenAIServer(faults=[Fault("429", match="limited", retry_after=0.5)]) as server:
-        asyncio.run(both(build(server, Patient, at_once=1)))
+        asyncio.run(both(build(server, TriesTwice, at_once=1)))
     assert done == ["free", "limited"]
 
 
@@ -355,7 +360,7 @@ def test_a_reply_without_retry_after_asks_for_no_wait() -> None:
 # The key
 
 
-@pytest.mark.parametrize("padding", [0, 465, 600], ids=["at the start", "where the message is cut", "after the cut"])
+@pytest.mark.parametrize("padding", [0, 445, 600], ids=["at the start", "where the message is cut", "after the cut"])
 def test_an_endpoint_that_echoes_the_key_does_not_put_it_into_the_error(
     monkeypatch: pytest.MonkeyPatch, padding: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -72,9 +73,10 @@ class Model(ABC):
 class RetryPolicy:
     """When a call is tried again.
 
-    A 429 is repeated until `rate_limited_for_s` of wall clock have passed; other retryable errors (connection,
+    A 429 is repeated for as long as `rate_limited_for_s` of wall clock allow; other retryable errors (connection,
     timeout, 408, 409, 5xx, garbage) up to `attempts` calls, with exponential back-off and full jitter. A
-    Retry-After from the endpoint goes before our own pause. Anything else ends the sample at once.
+    Retry-After from the endpoint goes before our own pause; one that would not end in time is not waited for.
+    Anything else ends the sample at once.
     """
 
     attempts: int = 5
@@ -93,8 +95,10 @@ class RetryPolicy:
 
         def give_up(state: tenacity.RetryCallState) -> bool:
             nonlocal other_failures
+            if (state.seconds_since_start or 0.0) + state.upcoming_sleep > self.rate_limited_for_s:
+                return True
             if _error_of(state).kind == ErrorKind.RATE_LIMITED:
-                return (state.seconds_since_start or 0.0) > self.rate_limited_for_s
+                return False
             other_failures += 1
             return other_failures >= self.attempts
 
@@ -142,17 +146,17 @@ class BaseAPIModel(Model):
         return 0
 
     async def generate(self, request: Request) -> Response:
-        if self._fatal:
-            raise self._fatal
         began, calling, attempts = time.monotonic(), 0.0, 0
         try:
             async for attempt in self.retry.retrying():
                 with attempt:
-                    attempts += 1
                     estimate = self.estimate_tokens(request)
                     if self._limit:
                         await self._limit.acquire(estimate)
                     async with self._slots:
+                        if self._fatal:
+                            raise CallError(self._fatal.kind, self._fatal.message)
+                        attempts += 1
                         started = time.monotonic()
                         try:
                             response = await self._in_time(request)
@@ -191,7 +195,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:

@@ -23,7 +23,16 @@ GATHER_S = 0.02  # how long the first request of a batch waits for company
 BATCH_SIZE = {"cpu": 8, "cuda": 32}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-TEXTS = (".json", ".jinja", ".model", ".txt")
+TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+
+# Generation options that a batch of independent answers cannot honour, and what to do instead.
+REFUSED_OPTIONS = {
+    "max_time": "set max_new_tokens",
+    "stop_strings": "end tokens are eos_token_id",
+    "num_return_sequences": "one prompt has one answer",
+    "return_dict_in_generate": "only the text is kept",
+    "prompt_lookup_num_tokens": "it works on one prompt at a time",
+}
 
 
 class HuggingFaceParams(ModelParams):
@@ -55,6 +64,11 @@ class HuggingFaceParams(ModelParams):
             return {**value, "device_map": None}
         return value
 
+    @field_validator("model_name", "tokenizer_name")
+    @classmethod
+    def _home_folder(cls, value: str | None) -> str | None:
+        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+
     @field_validator("loading_params")
     @classmethod
     def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +86,13 @@ class HuggingFaceParams(ModelParams):
     @model_validator(mode="after")
     def _template_takes_the_message(self) -> Self:
         template = self.message_formatting_template
-        if template is not None and prompts.placeholders(template) != {"message"}:
+        if template is None:
+            return self
+        try:
+            fields = prompts.placeholders(template)
+        except ValueError as error:
+            raise ValueError(f"message_formatting_template: {error}") from None
+        if fields != {"message"}:
             raise ValueError("message_formatting_template needs exactly one placeholder, {message}")
         return self
 
@@ -80,7 +100,7 @@ class HuggingFaceParams(ModelParams):
     def is_path(self) -> bool:
         """Whether model_name is a path, not a hub id."""
         name = self.model_name
-        return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or Path(name).exists()
+        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
 
 
 class BaseHuggingFaceModel(Model):
@@ -126,7 +146,7 @@ class BaseHuggingFaceModel(Model):
 
     @classmethod
     def preflight(cls, params: HuggingFaceParams, *, same_machine: bool) -> None:
-        if same_machine and params.is_path and not Path(params.model_name).expanduser().is_dir():
+        if same_machine and params.is_path and not Path(params.model_name).is_dir():
             raise UserError(f"params.model_name: there is no folder {params.model_name}")
         gguf = params.loading_params.get("gguf_file")
         if same_machine and params.is_path and gguf and not (Path(params.model_name) / gguf).is_file():
@@ -152,6 +172,8 @@ class BaseHuggingFaceModel(Model):
             self._waiting = [job for job in self._waiting if job not in batch]
             await loop.run_in_executor(self._thread, self._run_halving, batch)
             for job in batch:
+                if job.done.done():  # whoever asked went away
+                    continue
                 if job.error is not None:
                     job.done.set_exception(job.error)
                 else:
@@ -163,20 +185,22 @@ class BaseHuggingFaceModel(Model):
 
         try:
             self.run(jobs)
+            return
         except torch.OutOfMemoryError:
-            if len(jobs) == 1:
-                jobs[0].error = CallError(
-                    ErrorKind.OUT_OF_MEMORY,
-                    f"a prompt of {len(jobs[0].tokens)} tokens alone fills the device",
-                )
-                return
-            torch.cuda.empty_cache()
-            self.batch_size = max(1, len(jobs) // 2)
-            self._run_halving(jobs[: len(jobs) // 2])
-            self._run_halving(jobs[len(jobs) // 2 :])
-        except Exception as error:  # noqa: BLE001 - the batch fails, the actor lives; each request becomes its own outcome
+            pass  # go on below, where nothing holds the failed batch's tensors any more
+        except Exception as error:  # noqa: BLE001 - the batch fails, the actor lives
             for job in jobs:
                 job.error = error
+            return
+        if len(jobs) == 1:
+            tokens = len(jobs[0].tokens)
+            jobs[0].error = CallError(ErrorKind.OUT_OF_MEMORY, f"a prompt of {tokens} tokens alone fills the device")
+            return
+        torch.cuda.empty_cache()
+        half = len(jobs) // 2
+        self.batch_size = half
+        self._run_halving(jobs[:half])
+        self._run_halving(jobs[half:])
 
 
 @dataclass(slots=True, eq=False)
@@ -210,6 +234,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         for key in params.generation_config:
             if key not in known:
                 raise UserError(f"params.generation_config: no key '{key}'; {choose_from(key, known)}")
+            if key in REFUSED_OPTIONS:
+                raise UserError(f"params.generation_config.{key} cannot be used here: {REFUSED_OPTIONS[key]}")
         return params
 
     def load(self) -> None:
@@ -232,12 +258,19 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 **shared,
                 **(gguf if not params.tokenizer_name else {}),
             )
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                params.model_name, device_map=self._device_map(), **shared, **loading
+            self._model: Any
+            self._model, found = AutoModelForCausalLM.from_pretrained(
+                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
             )
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise CallError(ErrorKind.LOAD, f"{params.model_name} cannot be loaded: {reason}") from None
+        if found["missing_keys"]:
+            raise CallError(
+                ErrorKind.LOAD,
+                f"{params.model_name} cannot be loaded: it lacks {len(found['missing_keys'])} weights, for example "
+                f"{min(found['missing_keys'])}",
+            )
         if params.device:
             self._model.to(params.device)
         self._model.eval()
@@ -248,7 +281,6 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 "message_formatting_template or set is_finetuned: false",
             )
         self._generation = self._resolved_generation()
-        self._context = self._context_length()
         self._identity = self._make_identity(loading)
 
     def _device_map(self) -> Any:
@@ -266,6 +298,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         if not options["do_sample"]:
             for key in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
                 options.pop(key, None)  # they do nothing in greedy decoding
+        options.pop("max_length", None)  # part of each job's own limit
         own = self._model.generation_config
         eos = options.get("eos_token_id", own.eos_token_id if own else None)
         options["eos_token_id"] = self._tokenizer.eos_token_id if eos is None else eos
@@ -278,24 +311,28 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         return generation
 
     def _context_length(self) -> int | None:
-        config = self._model.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None)
-        return int(length) if length else None
+        """Tokens that prompt and answer may have together: the model's positions, or less where max_length says so."""
+        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        limits = [int(limit) for limit in (positions, self.params.generation_config.get("max_length")) if limit]
+        return min(limits, default=None)
 
     def _make_identity(self, loading: dict[str, Any]) -> dict[str, object]:
         params = self.params
-        if Path(params.model_name).expanduser().is_dir():
-            weights = fingerprint(Path(params.model_name).expanduser(), loading.get("gguf_file"))
+        if Path(params.model_name).is_dir():
+            weights = fingerprint(Path(params.model_name), loading.get("gguf_file"))
         else:
             commit = getattr(self._model.config, "_commit_hash", None)
             weights = f"{params.model_name}@{commit or params.revision or 'main'}"
         template = params.message_formatting_template or self._tokenizer.chat_template
         generation = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         generation.pop("transformers_version", None)
+        generation |= {
+            key: params.generation_config[key] for key in ("max_length",) if key in params.generation_config
+        }
         return {
             "class": type(self).__name__,
             "weights": weights,
-            "tokenizer": params.tokenizer_name or "",
+            "tokenizer": _tokenizer_identity(params.tokenizer_name),
             "loading": json.loads(json.dumps({**loading, "dtype": str(self._model.dtype)}, default=str)),
             "generation": json.loads(json.dumps(generation, default=str)),
             "template": template if params.is_finetuned else None,
@@ -317,14 +354,13 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 add_generation_prompt=True,
                 return_dict=True,
             )["input_ids"]
-        wanted = self._generation.max_new_tokens
-        room = self._context - len(tokens) if self._context else None
+        most = self._context_length()
+        room = most - len(tokens) if most is not None else None
         if room is not None and room < 1:
             raise CallError(
-                ErrorKind.TOO_LONG,
-                f"prompt of {len(tokens)} tokens, the model takes {self._context} with its answer",
+                ErrorKind.TOO_LONG, f"prompt of {len(tokens)} tokens, the model takes {most} with its answer"
             )
-        limits = [limit for limit in (wanted, room) if limit is not None]
+        limits = [limit for limit in (self._generation.max_new_tokens, room) if limit is not None]
         if not limits:
             raise CallError(ErrorKind.BAD_REQUEST, "set generation_config.max_new_tokens: the model names no limit")
         return Job(tokens=list(tokens), max_new_tokens=min(limits))
@@ -367,6 +403,12 @@ def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
     return whole.hexdigest()
+
+
+def _tokenizer_identity(name: str | None) -> str:
+    """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
+    folder = Path(name) if name else None
+    return fingerprint(folder) if folder and folder.is_dir() else name or ""
 
 
 def _fast_cpu_dtype() -> str:

@@ -57,9 +57,10 @@ class MockModel(Model):
 
     def request_identity(self, request: Request) -> dict[str, object]:
         hints: dict[str, object] = {"choices": list(request.choices)}
-        if self.params.behaviour != "constant":
+        answers = bool(request.choices)  # else the text follows from the prompt alone
+        if answers and self.params.behaviour != "constant":
             hints["target"] = request.target
-        if self.params.error_rate or self.params.behaviour in ("flip", "format"):
+        if self.params.error_rate or (answers and self.params.behaviour in ("flip", "format")):
             hints["sample_id"] = request.sample_id
         return {**super().request_identity(request), **hints}
 

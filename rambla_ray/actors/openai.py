@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -120,14 +121,13 @@ class OpenAIModel(BaseAPIModel):
         try:
             return self.read(await self.send(request))
         except openai.APIStatusError as error:
-            raise self._without_key(_status_error(error)) from None
+            raise _status_error(error, self._without_key) from None
         except openai.APITimeoutError:
             raise CallError(ErrorKind.TIMEOUT, "the endpoint did not answer in time") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise self._without_key(
-                CallError(ErrorKind.CONNECTION, f"connection failed: {type(cause).__name__}: {cause}")
-            ) from None
+            reason = self._without_key(f"connection failed: {type(cause).__name__}: {cause}")
+            raise CallError(ErrorKind.CONNECTION, reason) from None
         except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise CallError(
                 ErrorKind.GARBAGE, f"the reply is not what the API promises ({type(error).__name__})"
@@ -141,12 +141,10 @@ class OpenAIModel(BaseAPIModel):
         """The answer in a parsed body."""
         raise NotImplementedError
 
-    def _without_key(self, error: CallError) -> CallError:
+    def _without_key(self, text: str) -> str:
+        """`text`, which may be the endpoint's own words, with the key blotted out."""
         key = os.environ.get(self.params.api_key_var)
-        if key and key in error.message:
-            error.message = error.message.replace(key, "***")
-            error.args = (error.kind, error.message)
-        return error
+        return text.replace(key, "***") if key else text
 
 
 class OpenAITextModel(OpenAIModel):
@@ -226,6 +224,8 @@ class OpenAIEmbeddings(OpenAIModel):
 
     def read(self, body: Any) -> Response:
         vector = body.data[0].embedding
+        if not vector:
+            raise CallError(ErrorKind.GARBAGE, "the reply has an empty vector")
         return Response(text=json.dumps(list(vector)), prompt_tokens=body.usage.prompt_tokens if body.usage else 0)
 
 
@@ -248,13 +248,13 @@ def _client(params: EndpointParams, timeout_s: float) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=params.base_url, api_key=key, max_retries=0, timeout=timeout_s)
 
 
-def _status_error(error: Any) -> CallError:
-    """What an HTTP status means. The message is the endpoint's own, cut short; a prompt is never in it."""
+def _status_error(error: Any, clean: Callable[[str], str]) -> CallError:
+    """What an HTTP status means. The message is the endpoint's own, cleaned and cut short."""
     body = error.body if isinstance(error.body, dict) else {}
     code = str(body.get("code") or body.get("type") or "")
     status: int = error.status_code
     said = str(body.get("message") or f"HTTP {status}")
-    message = f"HTTP {status} {code}: {said}" if code else f"HTTP {status}: {said}"
+    message = clean(f"HTTP {status} {code}: {said}" if code else f"HTTP {status}: {said}")
     if "context_length" in code or "context length" in said:
         return CallError(ErrorKind.TOO_LONG, message)
     if code in ("content_filter", "content_policy_violation"):

@@ -1,0 +1,269 @@
+"""The ledger: what was paid for is kept through torn tails and damage, and a failure is never an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambla_ray.errors import UserError
+from rambla_ray.ledger import SUFFIX, Ledger, Record
+from rambla_ray.schema import Response
+from rambla_ray.storage import Folder
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
+    lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+)
+COUNT = st.integers(0, 2**40)
+SECONDS = st.floats(0, 1e9)
+RESPONSES = st.builds(
+    Response,
+    text=TEXT,
+    finish_reason=TEXT,
+    prompt_tokens=COUNT,
+    completion_tokens=COUNT,
+    latency_s=SECONDS,
+    waited_s=SECONDS,
+    attempts=COUNT,
+)
+RECORDS = st.builds(
+    Record,
+    request_id=TEXT,
+    run_id=TEXT,
+    model=TEXT,
+    role=TEXT,
+    response=st.none() | RESPONSES,
+    error_kind=TEXT,
+    error=TEXT,
+    attempts=COUNT,
+    at=SECONDS,
+)
+
+
+def answer(request_id: str, text: str = "yes", run_id: str = "run", attempts: int = 1) -> Record:
+    response = Response(text, prompt_tokens=10, completion_tokens=2, latency_s=0.5, waited_s=0.25, attempts=attempts)
+    return Record(request_id, run_id, "m", "target", response)
+
+
+def failure(request_id: str, run_id: str = "run", attempts: int = 3) -> Record:
+    return Record(request_id, run_id, "m", "target", None, "server", "HTTP 500", attempts)
+
+
+def opened(folder: Path, run_id: str = "run") -> Ledger:
+    return Ledger(Folder(str(folder)), run_id)
+
+
+def stored(folder: Path, *records: Record) -> Path:
+    """Write the records with a ledger of their own; returns its segment."""
+    before = set(folder.glob(f"*{SUFFIX}"))
+    ledger = opened(folder)
+    ledger.add(records)
+    ledger.commit()
+    (segment,) = set(folder.glob(f"*{SUFFIX}")) - before
+    return segment
+
+
+def text_of(ledger: Ledger, request_id: str) -> str | None:
+    response = ledger.get(request_id)
+    return response.text if response else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS)
+def test_a_record_survives_its_line(record: Record) -> None:
+    line = record.to_line()
+    assert Record.from_line(line) == record
+    assert line.endswith(b"\n")
+    assert line.splitlines() == [line[:-1]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS, st.data())
+def test_a_damaged_line_is_no_record(record: Record, data: st.DataObject) -> None:
+    line = bytearray(record.to_line())
+    place = data.draw(st.integers(9, len(line) - 2))  # the checksum's own digits may change their case
+    line[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ValueError, match=r"."):
+        Record.from_line(bytes(line))
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS, st.data())
+def test_a_torn_line_is_no_record(record: Record, data: st.DataObject) -> None:
+    line = record.to_line()
+    with pytest.raises(ValueError, match=r"."):
+        Record.from_line(line[: data.draw(st.integers(0, len(line) - 2))])
+
+
+def test_answers_are_served_before_and_after_they_are_committed(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.add([answer("a", "yes"), answer("b", "no")])
+    assert (text_of(ledger, "a"), text_of(ledger, "b"), text_of(ledger, "c"), len(ledger)) == ("yes", "no", None, 2)
+    assert len(opened(tmp_path)) == 0
+    ledger.commit()
+    again = opened(tmp_path)
+    assert (text_of(again, "a"), text_of(again, "b"), len(again), again.damaged) == ("yes", "no", 2, 0)
+    assert again.get("a") == ledger.get("a") == answer("a").response
+
+
+def test_a_ledger_goes_on_after_a_commit(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    for request_id in "abc":
+        ledger.add([answer(request_id)])
+        ledger.commit()
+    assert len(opened(tmp_path)) == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failure_is_counted_and_never_served(tmp_path: Path) -> None:
+    segment = stored(tmp_path, failure("a"))
+    ledger = opened(tmp_path)
+    assert (ledger.get("a"), len(ledger), ledger.damaged) == (None, 0, 0)
+    assert ledger.spent["m", "target"].failed == 1
+    assert b"HTTP 500" in segment.read_bytes()
+
+
+@pytest.mark.parametrize("first_fails", [True, False], ids=["before", "after"])
+def test_an_answer_is_served_whether_a_failure_came_before_or_after(first_fails: bool, tmp_path: Path) -> None:
+    records = [failure("a"), answer("a")]
+    stored(tmp_path, *(records if first_fails else reversed(records)))
+    assert text_of(opened(tmp_path), "a") == "yes"
+
+
+def test_the_first_answer_to_a_request_stays(tmp_path: Path) -> None:
+    stored(tmp_path, answer("a", "first"), answer("a", "second"))
+    assert text_of(opened(tmp_path), "a") == "first"
+
+
+@pytest.mark.parametrize("lost", [1, 2, 30, 100])
+def test_a_torn_tail_is_skipped_and_counted(lost: int, tmp_path: Path) -> None:
+    segment = stored(tmp_path, answer("a"), answer("b"))
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-lost])
+    ledger = opened(tmp_path)
+    kept = 1 if lost > 1 else 2  # without its line break alone, a record is whole
+    assert (len(ledger), ledger.damaged) == (kept, 2 - kept)
+    assert text_of(ledger, "a") == "yes"
+
+
+def test_what_a_torn_tail_lost_can_be_asked_and_stored_again(tmp_path: Path) -> None:
+    segment = stored(tmp_path, answer("a"), answer("b"))
+    segment.write_bytes(segment.read_bytes()[:-9])
+    stored(tmp_path, answer("b", "again"))
+    ledger = opened(tmp_path)
+    assert (text_of(ledger, "a"), text_of(ledger, "b"), ledger.damaged) == ("yes", "again", 1)
+
+
+def test_a_corrupted_byte_costs_one_record(tmp_path: Path) -> None:
+    segment = stored(tmp_path, answer("a", "yes"), answer("b", "no"), answer("c", "maybe"))
+    segment.write_bytes(segment.read_bytes().replace(b'"no"', b'"na"'))
+    ledger = opened(tmp_path)
+    assert [text_of(ledger, request_id) for request_id in "abc"] == ["yes", None, "maybe"]
+    assert ledger.damaged == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_no_corrupted_byte_makes_a_wrong_answer(
+    place: int, byte: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("ledger")
+    texts = {request_id: f"text of {request_id}" for request_id in "abcd"}
+    segment = stored(folder, *(answer(request_id, text) for request_id, text in texts.items()))
+    content = bytearray(segment.read_bytes())
+    content[place % len(content)] = byte
+    segment.write_bytes(content)
+    ledger = opened(folder)
+    served = {request_id: text_of(ledger, request_id) for request_id in texts if ledger.get(request_id)}
+    assert served.items() <= texts.items()
+    assert len(served) >= 2  # a broken line break costs its two neighbours
+    assert (ledger.damaged > 0) == (len(served) < 4)
+
+
+def test_two_writers_have_a_segment_each_and_both_are_read(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add([answer("a", "of one")])
+    other.add([answer("b", "of other")])
+    one.commit()
+    other.commit()
+    one.add([answer("c", "of one")])
+    one.commit()
+    both = opened(tmp_path)
+    assert [text_of(both, request_id) for request_id in "abc"] == ["of one", "of other", "of one"]
+    assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 2
+
+
+def test_what_was_spent_goes_on_for_the_run_and_not_for_another(tmp_path: Path) -> None:
+    stored(tmp_path, answer("a", attempts=3), failure("b", attempts=5), answer("c", run_id="another"))
+    ledger = opened(tmp_path)
+    ledger.add([answer("d")])
+    spent = ledger.spent["m", "target"]
+    assert (spent.calls, spent.retried, spent.answered, spent.failed) == (9, 6, 2, 1)
+    assert (spent.prompt_tokens, spent.completion_tokens, spent.calling_s, spent.waited_s) == (20, 4, 1.0, 0.5)
+    assert opened(tmp_path, "another").spent["m", "target"].calls == 1
+    assert opened(tmp_path, "new").spent == {}
+    assert len(opened(tmp_path, "new")) == 2
+
+
+def test_what_was_spent_is_counted_by_model_and_role(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.add([answer("a"), Record("b", "run", "m", "judge", answer("b").response)])
+    ledger.add([Record("c", "run", "n", "judge", answer("c").response)])
+    assert {key: spent.calls for key, spent in ledger.spent.items()} == {
+        ("m", "target"): 1,
+        ("m", "judge"): 1,
+        ("n", "judge"): 1,
+    }
+
+
+def test_a_commit_of_nothing_writes_nothing(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    ledger.commit()
+    assert list(tmp_path.iterdir()) == []
+    ledger.add([answer("a")])
+    ledger.commit()
+    size = [path.stat().st_size for path in tmp_path.iterdir()]
+    ledger.commit()
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == size
+
+
+def test_a_folder_that_does_not_exist_is_an_empty_ledger(tmp_path: Path) -> None:
+    ledger = opened(tmp_path / "none")
+    assert (len(ledger), ledger.spent, ledger.damaged) == (0, {}, 0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("not a segment")
+    stored(tmp_path, answer("a"))
+    assert opened(tmp_path).damaged == 0
+
+
+def test_a_bucket_gets_a_new_part_for_every_commit(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path}")
+    ledger = Ledger(folder, "run")
+    for request_id in "ab":
+        ledger.add([answer(request_id)])
+        ledger.commit()
+    assert len(folder.names(SUFFIX)) == 2
+    assert len(Ledger(folder, "run")) == 2
+
+
+def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Folder("nowhere://bucket")
+    with pytest.raises(UserError, match=r"ledger '.*' cannot be written"):
+        Folder(str(tmp_path / "file")).make_writable("ledger")
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "deep" / "run"))
+    folder.make_writable("runs_dir")
+    folder.write("x.json", b"old")
+    folder.write("draft", b"new")
+    folder.publish("draft", "x.json")
+    assert folder.read("x.json") == b"new"
+    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["x.json"]

@@ -1,0 +1,242 @@
+"""Metrics: RAmBLA's own numbers where it has them, textbook values where a formula has a name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambla_ray.metrics import NULL, NULL_IN_RAMBLA, Scored, cell_metrics, paired_metrics, rambla_metrics, without_nan
+from rambla_ray.schema import Outcome
+from rambla_ray.stats import mcnemar_exact, wilson
+
+YES_NO_NULL = ["yes", "no", NULL]
+
+# Cases of the original that have no counterpart here, and why.
+NOT_COVERED = {
+    "exclude without confmat": "the original's own config check; here the confusion matrix is always computed",
+    "no labels kwarg and null absent -> 2x2 confmat misaligned": "a bug of the original; labels are always given here",
+}
+
+
+def ours(case: dict[str, Any]) -> dict[str, Any] | str:
+    """Our metrics for a case of the original's, under the same settings; `refused` where we raise."""
+    config = case["config"]
+    excluded = config.get("classes_to_exclude") or ()
+    try:
+        return rambla_metrics(
+            case["targets"],
+            case["predictions"],
+            case["categories"],
+            excluded=(excluded,) if isinstance(excluded, str) else tuple(excluded),
+            average=config.get("average", "weighted"),
+        )
+    except ValueError:
+        return "refused"
+
+
+def comparable(value: Any) -> Any:
+    """NaN as the text that JSON cases have for it, floats to twelve digits."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else float(f"{value:.12g}")
+    return [comparable(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_metrics_are_those_of_rambla(test_data: Path) -> None:
+    cases = json.loads((test_data / "rambla_cases/metric_cases.json").read_text())
+    covered = [case for case in cases if case["note"] not in NOT_COVERED]
+    assert (len(cases), len(covered)) == (34, 32)
+    different = []
+    for number, case in enumerate(covered):
+        got = ours(case)
+        if "error" in case:
+            expected: Any = {} if not case["targets"] else "refused"
+            if got != expected:
+                different.append((number, case["note"], got, case["error"]))
+            continue
+        assert isinstance(got, dict), case["note"]
+        for key, value in case["output"]["results"].items():
+            if key != "accuracy" and comparable(got.get(key)) != comparable(value):
+                different.append((number, case["note"], key, got.get(key), value))
+    assert different == []
+
+
+TARGETS = ["yes", "yes", "no", "no", "yes"]
+PREDICTIONS = ["yes", "no", "no", NULL, NULL]
+
+
+def test_null_answers_cost_recall_and_vanish_from_the_excluding_metrics() -> None:
+    got = rambla_metrics(TARGETS, PREDICTIONS, YES_NO_NULL)
+    assert got["confusion_matrix"] == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
+    assert got["recall"] == pytest.approx(2 / 5)
+    assert got["precision"] == pytest.approx((3 * 1 + 2 * 0.5) / 5)
+    assert got["f1"] == pytest.approx((3 * 0.5 + 2 * 0.5) / 5)
+    assert got["excl/recall/per_class"] == [1.0, 0.5]
+    assert got["excl/precision/per_class"] == [0.5, 1.0]
+    assert (got["excl/recall/macro"], got["excl/recall/micro"]) == (0.75, pytest.approx(2 / 3))
+    assert got["excl/label_encoder"] == {"no": 0, "yes": 1}
+    assert (got["class_counts/n_pred_null"], got["class_counts/prop_target_yes"]) == (2, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "key", "expected"),
+    [
+        pytest.param("yes", "yes", "excl/recall/per_class", [1.0, 1.0], id="0/0 is 1 for recall"),
+        pytest.param("yes", "yes", "excl/precision/per_class", [1.0, 1.0], id="0/0 is 1 for precision"),
+        pytest.param("yes", "no", "excl/recall/per_class", [1.0, 0.0], id="a class nobody has"),
+        pytest.param("yes", NULL, "excl/recall/micro", "nan", id="nothing left"),
+        pytest.param("yes", NULL, "recall", 0.0, id="all null"),
+    ],
+)
+def test_zero_by_zero_is_as_in_rambla(target: str, prediction: str, key: str, expected: Any) -> None:
+    assert comparable(rambla_metrics([target], [prediction], YES_NO_NULL)[key]) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "predictions"),
+    [(["yes"], ["maybe"]), (["maybe"], ["yes"]), (["Yes"], ["yes"]), ([""], ["yes"])],
+    ids=["prediction", "target", "case", "empty"],
+)
+def test_a_value_outside_the_categories_is_refused(targets: list[str], predictions: list[str]) -> None:
+    with pytest.raises(ValueError, match="outside the categories"):
+        rambla_metrics(targets, predictions, YES_NO_NULL)
+
+
+def test_nothing_has_no_metrics() -> None:
+    assert rambla_metrics([], [], YES_NO_NULL) == {}
+
+
+def sample(root_id: str, answer: str = "yes", target: str = "yes", outcome: str = "scored", **more: Any) -> Scored:
+    read = answer if outcome == "scored" else ""
+    return Scored(root_id, target, more.pop("label", target), read, read, Outcome(outcome), **more)
+
+
+LABELS = st.sampled_from(["yes", "no"])
+SCORED = st.builds(
+    lambda outcome, answer, target: sample("1", answer, target, outcome, prompt_tokens=3, completion_tokens=1),
+    st.sampled_from(list(Outcome)),
+    LABELS,
+    LABELS,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SCORED, min_size=1, max_size=20))
+def test_a_cells_numbers_agree_with_each_other(samples: list[Scored]) -> None:
+    cell = cell_metrics(samples, ["yes", "no"])
+    assert cell["n"] == len(samples) == sum(cell["outcomes"].values())
+    assert set(cell["outcomes"]) == {outcome.value for outcome in Outcome}
+    assert cell["coverage"] == cell["outcomes"]["scored"] / len(samples)
+    assert cell["tokens"] == {"prompt": 3 * len(samples), "completion": len(samples)}
+    worst, best = cell["accuracy"]["bounds"]
+    assert best - worst == pytest.approx(1 - cell["coverage"])
+    if cell["coverage"] == 0:
+        assert (cell["accuracy"]["value"], cell["accuracy"]["ci95"]) == (None, None)
+    else:
+        low, high = cell["accuracy"]["ci95"]
+        assert low - 1e-12 <= cell["accuracy"]["value"] <= high + 1e-12
+        assert worst - 1e-12 <= cell["accuracy"]["value"] <= best + 1e-12
+    counted = [one for one in samples if one.outcome == Outcome.SCORED or one.outcome in NULL_IN_RAMBLA]
+    assert sum(map(sum, cell["rambla"].get("confusion_matrix", []))) == len(counted)
+
+
+def test_failures_stand_beside_the_score_and_not_in_it() -> None:
+    samples = [sample("1"), sample("2", "no"), sample("3", outcome="failed"), sample("4", outcome="unparsed")]
+    cell = cell_metrics(samples, ["yes", "no"])
+    assert cell["accuracy"]["value"] == 0.5
+    assert cell["accuracy"]["bounds"] == [0.25, 0.75]
+    assert cell["coverage"] == 0.5
+    assert cell["rambla"]["confusion_matrix"] == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]  # the failed one is not there
+    assert cell["rambla"]["class_counts/n_pred_null"] == 1
+
+
+def test_accuracy_is_against_the_tasks_answer_and_rambla_against_the_label() -> None:
+    cell = cell_metrics([sample("1", "unknown", "unknown", label="yes")], ["yes", "no", "unknown"])
+    assert cell["accuracy"]["value"] == 1.0
+    assert cell["rambla"]["recall"] == 0.0
+
+
+def test_a_cell_of_failures_alone_has_no_metrics_of_rambla() -> None:
+    cell = cell_metrics([sample("1", outcome="failed"), sample("2", outcome="judge_failed")], ["yes", "no"])
+    assert cell["rambla"] == {}
+    assert cell["accuracy"] == {"value": None, "ci95": None, "bounds": [0.0, 1.0]}
+
+
+def test_pairs_are_items_scored_in_both() -> None:
+    clean = [sample("1"), sample("2"), sample("3", "no"), sample("4"), sample("5", outcome="failed"), sample("6")]
+    changed = [
+        sample("6", outcome="empty"),
+        sample("5"),
+        sample("4", "no"),
+        sample("3"),
+        sample("2", "no"),
+        sample("1"),
+        sample("9"),
+    ]
+    assert paired_metrics(changed, clean) == {
+        "n": 4,
+        "right_to_wrong": 2,
+        "wrong_to_right": 1,
+        "consistency": 0.25,
+        "mcnemar_p": 1.0,
+    }
+
+
+def test_pairs_are_judged_by_their_own_right_answers() -> None:
+    paired = paired_metrics([sample("1", "unknown", "unknown")], [sample("1", "yes", "yes")])
+    assert (paired["right_to_wrong"], paired["wrong_to_right"], paired["consistency"]) == (0, 0, 0.0)
+
+
+def test_without_a_pair_there_is_no_number() -> None:
+    paired = paired_metrics([sample("1")], [sample("2")])
+    assert (paired["n"], paired["consistency"], paired["mcnemar_p"]) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "expected"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (20, 20, (0.8389, 1.0)),
+        (5, 10, (0.2366, 0.7634)),
+    ],
+)
+def test_wilson_gives_published_intervals(successes: int, trials: int, expected: tuple[float, float]) -> None:
+    assert wilson(successes, trials) == pytest.approx(expected, abs=5e-5)
+
+
+def test_wilson_needs_a_trial() -> None:
+    with pytest.raises(ValueError, match="not less than 1"):
+        wilson(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "expected"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 2 / 2**5),
+        (0, 6, 2 / 2**6),
+        (3, 3, 1.0),
+        (10, 2, 2 * (1 + 12 + 66) / 2**12),
+        (2, 10, 2 * (1 + 12 + 66) / 2**12),
+    ],
+)
+def test_mcnemar_is_the_binomial_test_of_discordant_pairs(only_first: int, only_second: int, expected: float) -> None:
+    assert mcnemar_exact(only_first, only_second) == pytest.approx(expected)
+
+
+def test_nan_becomes_null_with_a_reason_where_it_stood() -> None:
+    reasons: dict[str, str] = {}
+    value = {"a": math.nan, "b": {"c": [1.0, math.inf, {"d": -math.inf}], "e": None}, "f": "nan", "g": 2}
+    cleaned = without_nan(value, "", reasons)
+    assert cleaned == {"a": None, "b": {"c": [1.0, None, {"d": None}], "e": None}, "f": "nan", "g": 2}
+    assert set(reasons) == {"a", "b.c[1]", "b.c[2].d"}
+    assert json.loads(json.dumps(cleaned, allow_nan=False)) == cleaned

@@ -1,0 +1,213 @@
+"""The plan: which pools a stream passes, which samples it holds, and what a cluster can hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from rambla_ray.config import ModelConfig, Pool, load
+from rambla_ray.errors import UserError
+from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, fit_together, settle_pool
+from rambla_ray.results import to_json
+from rambla_ray.schema import Role, Sample
+
+
+@pytest.fixture(autouse=True)
+def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_VERSION", "OPENAI_API_BASE", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def plan(*words: str) -> Plan:
+    return Plan(load(["model=mock", "task=mcqabaseline", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param("", "mock: target", id="one stage"),
+        pytest.param("task=paraphrase", "openai_chat: rephraser | mock: target", id="rephraser first"),
+        pytest.param("task=conclusion_generation", "mock: target | openai_chat: judge", id="judge last"),
+        pytest.param("task=all", "openai_chat: rephraser | mock: target | openai_chat: judge", id="all tasks"),
+        pytest.param("task=all roles.rephraser=mock", "mock: rephraser target | openai_chat: judge", id="one pool"),
+        pytest.param("task=all model=openai_chat", "openai_chat: rephraser target judge", id="one pool for all"),
+        pytest.param(
+            "task=all roles.rephraser=mock roles.judge=mock model.params.flip=0.9",
+            "mock: rephraser | mock: target | mock: judge",
+            id="same name, other params",
+        ),
+        pytest.param(
+            "task=conclusion_generation,paraphrase",
+            "openai_chat: rephraser | mock: target | openai_chat: judge",
+            id="in this order whatever the tasks'",
+        ),
+    ],
+)
+def test_a_stream_passes_its_roles_in_order_and_shares_pools(words: str, expected: str) -> None:
+    planned = plan(*words.split())
+    (target,) = planned.config.targets
+    assert " | ".join(f"{level.name}: {' '.join(level.roles)}" for level in planned.levels(target)) == expected
+
+
+def test_every_item_of_every_task_is_a_sample_once() -> None:
+    planned = plan("task=all")
+    samples = list(planned.samples("mock"))
+    assert len(samples) == planned.samples_per_target == 57 * len(planned.config.tasks) == 285
+    assert len({sample.sample_id for sample in samples}) == 285
+    assert {len([s for s in samples if s.task == task]) for task in planned.config.tasks} == {57}
+    assert len({sample.root_id for sample in samples}) == 57
+
+
+def test_a_sample_holds_its_right_answer_and_its_fields() -> None:
+    by_task: dict[str, Sample] = {}
+    for sample in plan("task=mcqabaseline,irrelevant_context").samples("mock"):
+        by_task.setdefault(sample.task, sample)
+    clean, shuffled = by_task["mcqabaseline"], by_task["irrelevant_context"]
+    assert clean.sample_id == f"mock/mcqabaseline/-/{clean.root_id}"
+    assert clean.target == clean.fields["final_decision"]
+    assert shuffled.target == "unknown"
+    assert shuffled.fields["original_context"] == clean.fields["context"] != shuffled.fields["context"]
+    assert (clean.steps, clean.answer, clean.outcome) == ([], "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "actors", "sizes"),
+    [
+        pytest.param(["limit=40"], 1, [16, 16, 8], id="blocks of 16"),
+        pytest.param(["limit=40"], 4, [5] * 8, id="two for each actor"),
+        pytest.param(["limit=3"], 8, [1, 1, 1], id="more actors than samples"),
+        pytest.param(["limit=16", "task=mcqabaseline,distracting_context"], 1, [16, 16], id="two tasks"),
+    ],
+)
+def test_blocks_hold_every_sample_once_and_in_order(words: list[str], actors: int, sizes: list[int]) -> None:
+    planned = plan(*words)
+    blocks = list(planned.blocks("mock", actors))
+    assert [len(block) for block in blocks] == sizes
+    assert [sample for block in blocks for sample in block] == list(planned.samples("mock"))
+
+
+def test_a_plan_is_strict_json_with_its_counts() -> None:
+    described = plan("task=paraphrase", "limit=5").describe()
+    assert to_json(described).startswith(b"{")
+    assert (described["synthetic"], described["samples_per_target"]) == (True, 5)
+    stages = described["tasks"]["paraphrase"]["stages"]
+    assert [(stage["role"], stage["calls"], stage["distinct_prompts"]) for stage in stages] == [
+        ("rephraser", 5, 5),
+        ("target", 5, None),
+    ]
+    assert sum(described["tasks"]["paraphrase"]["labels"].values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        pytest.param("task.dataset=pubmedqa", "7 of 64 items have a final_decision that is not among", id="labels"),
+        pytest.param("model=openai_embeddings", "gives an embedding, but as target it must", id="target embeds"),
+        pytest.param(
+            "task=conclusion_generation roles.judge=openai_embeddings",
+            "but as judge it must answer",
+            id="judge embeds",
+        ),
+        pytest.param("task=distracting_context limit=3", "task distracting_context: stage add_dis", id="few items"),
+        pytest.param("task.dataset.path=/does/not/exist.json", "No such file", id="no data"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line(words: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as refused:
+        plan(*words.split())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("model=openai_chat", "model openai_chat: needs a key in the environment variable OPENAI_API_KEY"),
+        ("model=openai_chat model.params.api_key_var=MY_KEY", "environment variable MY_KEY"),
+        ("task=paraphrase", "it is the rephraser of task paraphrase, choose another with roles.rephraser=<model>"),
+        ("task=all roles.rephraser=mock", "judge of task conclusion_generation, choose another with roles.judge="),
+    ],
+)
+def test_a_missing_key_is_named_with_the_way_out(words: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    planned = plan(*words.split())
+    with pytest.raises(UserError, match=reason) as refused:
+        planned.preflight(same_machine=True)
+    assert "\n" not in str(refused.value)
+    planned.preflight(same_machine=False)  # the key may be set where the calls are made
+    for name in ("OPENAI_API_KEY", "MY_KEY"):
+        monkeypatch.setenv(name, "set")
+    planned.preflight(same_machine=True)
+
+
+LAPTOP = Cluster(cpus=2, gpus=0, node_cpus=2, node_gpus=0)
+THREE_NODES = Cluster(cpus=24, gpus=12, node_cpus=8, node_gpus=4)
+
+
+def level(kind: str, **pool: float) -> Level:
+    return Level("m", ModelConfig.model_validate({"name": kind, "pool": pool}), (Role.TARGET,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool", "cluster", "expected"),
+    [
+        pytest.param("openai_chat", {}, LAPTOP, (0, 0), id="an API takes no CPU"),
+        pytest.param("openai_chat", {}, THREE_NODES, (0, 0), id="nor a GPU"),
+        pytest.param("openai_chat", {"num_cpus": 0.5}, LAPTOP, (0.5, 0), id="unless it is given one"),
+        pytest.param("mock", {}, LAPTOP, (0, 0), id="the mock takes none"),
+        pytest.param("huggingface_llm", {}, LAPTOP, (2, 0), id="a local model takes the CPUs"),
+        pytest.param("huggingface_llm", {"min_size": 2}, LAPTOP, (1, 0), id="two share them"),
+        pytest.param("huggingface_llm", {"min_size": 5}, LAPTOP, (1, 0), id="never less than one"),
+        pytest.param("huggingface_llm", {"num_cpus": 1}, LAPTOP, (1, 0), id="as many as it is given"),
+        pytest.param("huggingface_llm", {}, THREE_NODES, (0, 1), id="one GPU where there are any"),
+        pytest.param("huggingface_llm", {"num_gpus": 4}, THREE_NODES, (0, 4), id="as many GPUs as it is given"),
+        pytest.param("huggingface_llm", {"num_gpus": 0}, THREE_NODES, (8, 0), id="CPUs when GPUs are not wanted"),
+        pytest.param("huggingface_llm", {"num_cpus": 2}, THREE_NODES, (2, 1), id="a GPU beside its CPUs"),
+    ],
+)
+def test_a_pool_settles_on(kind: str, pool: dict[str, float], cluster: Cluster, expected: tuple[float, float]) -> None:
+    settled = settle_pool(level(kind, **pool), cluster)
+    assert (settled.num_cpus, settled.num_gpus) == expected
+    assert settled.min_size == pool.get("min_size", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool", "cluster", "reason"),
+    [
+        ("huggingface_llm", {"num_cpus": 3}, LAPTOP, "asks for 3 CPUs, the largest node has 2; set pool.num_cpus=2"),
+        ("huggingface_llm", {"num_gpus": 1}, LAPTOP, "asks for 1 GPUs, the largest node has 0; set pool.num_gpus=0"),
+        ("huggingface_llm", {"num_gpus": 5}, THREE_NODES, "asks for 5 GPUs, the largest node has 4"),
+        ("openai_chat", {"num_cpus": 9}, THREE_NODES, "asks for 9 CPUs, the largest node has 8"),
+    ],
+)
+def test_an_actor_that_no_node_can_hold_is_refused(
+    kind: str, pool: dict[str, float], cluster: Cluster, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        settle_pool(level(kind, **pool), cluster)
+
+
+@pytest.mark.parametrize(
+    ("pools", "cluster", "expected"),
+    [
+        pytest.param([], LAPTOP, True, id="none"),
+        pytest.param([(1, 0, 0), (1, 0, 0)], LAPTOP, True, id="two APIs"),
+        pytest.param([(1, 2, 0)], LAPTOP, True, id="all CPUs"),
+        pytest.param([(1, 2, 0), (1, 1, 0)], LAPTOP, False, id="a CPU too many"),
+        pytest.param([(2, 1, 0), (1, 0, 0)], LAPTOP, True, id="two actors"),
+        pytest.param([(3, 1, 0)], LAPTOP, False, id="three actors"),
+        pytest.param([(8, 0, 1), (1, 0, 4)], THREE_NODES, True, id="all GPUs"),
+        pytest.param([(9, 0, 1), (1, 0, 4)], THREE_NODES, False, id="a GPU too many"),
+    ],
+)
+def test_pools_fit_together(pools: list[tuple[int, float, float]], cluster: Cluster, expected: bool) -> None:
+    settled = [Pool(min_size=size, num_cpus=cpus, num_gpus=gpus) for size, cpus, gpus in pools]
+    assert fit_together(settled, cluster) == expected
+
+
+@pytest.mark.parametrize(
+    ("max_concurrency", "rows_per_block", "expected"),
+    [(64, 16, 4), (64, 256, 4), (1, 16, 1), (17, 16, 2), (64, 1, 64), (64, 5, 13)],
+)
+def test_an_actor_works_on_so_many_blocks_that_its_concurrency_is_reached(
+    max_concurrency: int, rows_per_block: int, expected: int
+) -> None:
+    assert calls_per_actor(Pool(max_concurrency=max_concurrency), rows_per_block) == expected
