@@ -23,7 +23,7 @@ from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PoolActor
 from rambla_ray.config import RunConfig
 from rambla_ray.errors import FATAL, ErrorKind, RunStopped, UserError
-from rambla_ray.parsing import finish
+from rambla_ray.outcomes import finish
 from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, fit_together, settle_pool
 from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec

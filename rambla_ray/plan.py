@@ -230,6 +230,6 @@ def _check_produces_text(level: Level) -> None:
     kind = model_class(level.config.name, level.name)
     if kind.produces != "text":
         raise UserError(
-            f"model {level.name} gives an {kind.produces}, but as {level.roles[0]} it must answer with text; choose a "
+            f"model {level.name} gives a {kind.produces}, but as {level.roles[0]} it must answer with text; choose a "
             "text model"
         )

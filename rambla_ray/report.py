@@ -126,7 +126,8 @@ def score_table(scores: Mapping[str, Any]) -> Table:
     """The table of a run: one row per cell."""
     table = Table(caption=SYNTHETIC if scores["synthetic"] else None, caption_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("model", "task", "outcomes") else "right")
+        left = column in ("model", "task", "outcomes")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in _rows(scores):
         table.add_row(*map(escape, row))
     return table

@@ -41,12 +41,13 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent to a model.
+    """What is sent to a model: a prompt, or with `pair` the first of two texts to compare.
 
     `sample_id`, `target` and `choices` are there for the mock alone; no real model reads them.
     """
 
     prompt: str
+    pair: str | None = None
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()

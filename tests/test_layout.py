@@ -15,11 +15,11 @@ PACKAGE = REPO / "rambla_ray"
 
 # Each module may import only from those on lines above its own.
 ORDER = [
-    ["rambla_ray.errors", "rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats"],
+    ["rambla_ray.errors", "rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats", "rambla_ray.parsing"],
     ["rambla_ray.storage", "rambla_ray.stages", "rambla_ray.metrics"],
     ["rambla_ray.ledger", "rambla_ray.datasets", "rambla_ray.registry"],
     ["rambla_ray.config"],
-    ["rambla_ray.parsing", "rambla_ray.results", "rambla_ray.actors.governor"],
+    ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.governor"],
     ["rambla_ray.report", "rambla_ray.plan", "rambla_ray.actors.base", "rambla_ray.actors.ledger"],
     [
         "rambla_ray.actors.mock",

@@ -35,7 +35,7 @@ class Model(ABC):
     """
 
     Params: ClassVar[type[ModelParams]]
-    produces: ClassVar[Literal["text", "embedding"]] = "text"
+    produces: ClassVar[Literal["text", "score"]] = "text"  # a score compares a request's two texts
     is_local: ClassVar[bool] = False  # runs on the cluster's own CPUs and GPUs
 
     def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
@@ -62,7 +62,8 @@ class Model(ABC):
 
     def request_identity(self, request: Request) -> dict[str, object]:
         """Everything about this request, and this model, that may change the answer."""
-        return {**self.identity(), "prompt": request.prompt}
+        texts = {"prompt": request.prompt}
+        return {**self.identity(), **texts, **({"pair": request.pair} if request.pair is not None else {})}
 
     @abstractmethod
     async def generate(self, request: Request) -> Response:

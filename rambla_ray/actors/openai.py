@@ -217,7 +217,7 @@ class OpenAIEmbeddings(OpenAIModel):
     """`/embeddings`: the response's text is the vector as a JSON list; line breaks become spaces, as in RAmBLA."""
 
     Params: ClassVar[type[ModelParams]] = EmbeddingsParams
-    produces = "embedding"
+    produces = "score"
 
     async def send(self, request: Request) -> Any:
         return await self._client.embeddings.create(model=self.params.engine, input=request.prompt.replace("\n", " "))

@@ -11,7 +11,7 @@ from rambla_ray.actors.base import Model
 from rambla_ray.actors.ledger import LedgerClient
 from rambla_ray.config import ModelConfig, TaskConfig
 from rambla_ray.errors import CallError, Draining, ErrorKind
-from rambla_ray.parsing import has_ended
+from rambla_ray.outcomes import has_ended
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Request, Role, Sample, Step, request_id, well_formed
 from rambla_ray.stages import Generate, overwrite
@@ -83,7 +83,7 @@ class PoolActor:
             fault = fault or CallError(ErrorKind.LOAD, "no model")
             return replace(step, error_kind=fault.kind, error=fault.message)
         choices = self._tasks[sample.task].answer.choices if is_last else ()
-        request = Request(prompt, sample.sample_id, sample.target, choices)
+        request = Request(prompt, sample_id=sample.sample_id, target=sample.target, choices=choices)
         asked = request_id(self._model.request_identity(request))
         record = await self._ledger.claim(asked)
         if record is None:
