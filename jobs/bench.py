@@ -114,14 +114,22 @@ def _status(plan: Any, scores: dict[str, Any]) -> int:
 def _print_plan(plan: Any) -> None:
     described = plan.describe()
     for name, task in described["tasks"].items():
-        print(f"{name}: {task['samples']} samples")
+        variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
+        print(f"{name}: {task['samples']} samples{variants}")
         for stage in task["stages"]:
-            distinct = stage["distinct_prompts"]
-            known = f", {distinct} distinct prompts" if distinct is not None else ""
-            print(f"  {stage['role']} writes {stage['writes']}: at most {stage['calls']} calls{known}")
-        print("  " + task["example_prompt"].replace("\n", "\n  "))
-    for target, levels in described["streams"].items():
-        print(f"{target}: " + " → ".join(f"{pool['model']} ({', '.join(pool['roles'])})" for pool in levels))
+            print(
+                f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
+                f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
+            )
+        print("  | " + task["example_prompt"].replace("\n", "\n  | "))
+    for target, pools in described["streams"].items():
+        print(f"{target}: one stream of {described['samples_per_target']} samples")
+        for pool in pools:
+            cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
+            print(
+                f"  {pool['model']} as {', '.join(pool['roles'])}: {pool['unique_calls']} unique calls, at most "
+                f"{pool['later_calls_at_most']} that depend on answers, about {pool['prompt_tokens']} prompt tokens{cost}"
+            )
 
 
 if __name__ == "__main__":

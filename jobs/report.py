@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
 
     directory = RunDirectory(Folder(places[0]))
     try:
-        report.print_run(directory, Console(width=None if sys.stdout.isatty() else 150))
+        report.print_run(directory, Console(width=None if sys.stdout.isatty() else 150), details=True)
         if "--recompute" in flags:
             same = to_json(directory.score()) == directory.folder.read("metrics.json")
             print(f"metrics.json {'equals' if same else 'DIFFERS FROM'} what samples/ give")

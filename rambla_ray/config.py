@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from rambla_ray.datasets import DatasetConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, canonical_json
-from rambla_ray.stages import STAGES, Generate, Stage, check_order, parse_stage
+from rambla_ray.stages import STAGES, Generate, Stage, Transform, check_order, parse_stage
 
 T = TypeVar("T", bound=BaseModel)
 SHIPPED_CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -109,16 +110,37 @@ class Answer(Closed):
 
     choices: tuple[Choice, ...] = Field(min_length=2, description="what may be answered, as plain words")
     target: str = Field(description="the field that holds the right answer")
-    expect: str | None = Field(None, description="the right answer for every item, in place of the target's")
+    labels: dict[Choice, str] | None = Field(
+        None, description="the label that each choice stands for, where they are not the same"
+    )
+    expect: str | None = Field(None, description="the right label for every item, in place of the target's")
     reads: str = Field("response", description="the field the answer is read from")
 
     @model_validator(mode="after")
-    def _expect_is_a_choice(self) -> Self:
-        if self.expect is not None and self.expect not in self.choices:
-            raise ValueError(f"expect '{self.expect}' is not among the choices {', '.join(self.choices)}")
-        if len(set(self.choices)) < len(self.choices) or any(c != c.lower() for c in self.choices):
-            raise ValueError("choices must be different and in lower case")
+    def _choices_and_labels_fit(self) -> Self:
+        if any(choice != choice.lower() for choice in self.choices):
+            raise ValueError("choices are written in lower case")
+        for one, other in itertools.permutations(self.choices, 2):
+            if other.startswith(one):
+                raise ValueError(f"choices '{one}' and '{other}' overlap; no reader could tell them apart")
+        if self.labels is not None and set(self.labels) != set(self.choices):
+            raise ValueError(f"labels must name every choice, and nothing else: {', '.join(self.choices)}")
+        if self.expect is not None and self.expect not in self.label_names:
+            raise ValueError(f"expect '{self.expect}' is not among the labels {', '.join(self.label_names)}")
         return self
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the right answer, and an answer that was read, can be."""
+        return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
+
+    def label_of(self, choice: str) -> str:
+        """The label that a choice stands for."""
+        return self.labels[choice] if self.labels else choice
+
+    def choice_for(self, label: str) -> str:
+        """A choice that stands for a label."""
+        return next(choice for choice in self.choices if self.label_of(choice) == label)
 
 
 def _parsed_stages(value: Any) -> Any:
@@ -129,7 +151,7 @@ def _parsed_stages(value: Any) -> Any:
         try:
             parsed.append(parse_stage(stage))
         except ValidationError as error:
-            kind = next(iter(stage))
+            kind = stage if isinstance(stage, str) else next(iter(stage))
             raise ValueError(f"stage {number}: {explain(error, STAGES[kind], kind)}") from None
     return parsed
 
@@ -138,8 +160,10 @@ class TaskConfig(Closed):
     """`conf/task/<name>.yaml`: a dataset, stages, and how the answer is read."""
 
     dataset: Name = Field(description="a file in conf/dataset")
-    pair_with: Name | None = Field(
-        None, description="the task whose answers to the same items these are compared with"
+    pair_with: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][\w.-]*(/[\w=.-]+)?$",
+        description="the task, or task/variant, whose answers to the same items these are compared with",
     )
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_parsed_stages)] = Field(description="in order")
     answer: Answer
@@ -149,13 +173,19 @@ class TaskConfig(Closed):
         return [{stage.kind: stage.model_dump(mode="json", by_alias=True)} for stage in stages]
 
     @property
+    def variants(self) -> tuple[str, ...]:
+        """The values that vary inside this task; a single empty one when nothing does."""
+        many = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
+        return next((variants for variants in many if variants != ("",)), ("",))
+
+    @property
     def generates(self) -> tuple[Generate, ...]:
         """The stages that ask a role, in order."""
         return tuple(stage for stage in self.stages if isinstance(stage, Generate))
 
-    def check(self, dataset_format: str) -> None:
-        """Refuse stages and answers that read what does not exist. Raises ValueError."""
-        fields = check_order(self.stages, datasets.FIELDS[dataset_format])
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse stages and answers that read what neither the dataset gives nor a stage writes. Raises ValueError."""
+        fields = check_order(self.stages, given)
         for key, name in (("answer.target", self.answer.target), ("answer.reads", self.answer.reads)):
             if name not in fields:
                 raise ValueError(f"{key} is '{name}', which nothing writes; {choose_from(name, fields)}")
@@ -306,7 +336,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):
@@ -319,8 +349,7 @@ def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: s
     try:
         merged = OmegaConf.create(config)
         for key, value in words:
-            parsed = OmegaConf.from_dotlist([f"value={value}"])["value"]
-            OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
+            OmegaConf.update(merged, key, _value(key, value), merge=False, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
@@ -329,6 +358,15 @@ def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: s
             reason = f"needs the environment variable {missing[1]}, which is not set"
         place = getattr(error, "full_key", None)
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{reason}") from None
+
+
+def _value(key: str, word: str) -> Any:
+    """The right side of a `key=value` word, read as YAML."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)["value"]  # type: ignore[index,call-overload]
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"command line: {key}={word[:60]}: cannot be read as a value: {reason}") from None
 
 
 def _checked(model: type[T], value: Any, where: str) -> T:
@@ -411,6 +449,9 @@ def load(words: Sequence[str]) -> RunConfig:
             raise UserError(f"no key '{key}'; {choose_from(head, known)}")
     options = _checked(Options, _override(folder.root(), own["root"], "command line"), "command line")
     targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
+    for name in options.task:
+        if name != "all" and name not in folder.names("task"):
+            folder.load("task", name)  # raises, naming the nearest
     names = folder.names("task") if "all" in options.task else list(options.task)
     tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names)}
     found = {
@@ -418,7 +459,13 @@ def load(words: Sequence[str]) -> RunConfig:
     }
     for name, task in tasks.items():
         try:
-            task.check(found[task.dataset].format)
+            task.check(
+                
+                    datasets.fields_of(found[task.dataset])
+                    if hasattr(datasets, "fields_of")
+                    else datasets.FIELDS[found[task.dataset].format]
+                
+            )
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
     roles = {}
@@ -457,14 +504,16 @@ def _load_task(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]
     value, path = folder.load("task", name)
     where = f"task {name} ({path.name})"
     merged = _override(value, overrides, where)
-    for stage in merged.get("stages") or []:
+    stages = merged.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
         body = stage.get("generate") if isinstance(stage, Mapping) else None
         if isinstance(body, dict) and "template_file" in body:
             file = path.parent / str(body.pop("template_file"))
             try:
                 body["template"] = file.read_text()
-            except OSError as error:
-                raise UserError(f"{where}: template_file {file}: {error.strerror}") from None
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"{where}: template_file {file}: {reason}") from None
     return _checked(TaskConfig, merged, where)
 
 

@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from sklearn import metrics as sk
-
+from rambla_ray.continuous import continuous_metrics, fewshot_bias, quality, relative_change
+from rambla_ray.rambla import NULL, rambla_metrics
 from rambla_ray.schema import Outcome
-from rambla_ray.stats import mcnemar_exact, wilson
+from rambla_ray.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, slope, wilson
 
-NULL = "null"  # RAmBLA's category for an answer that could not be read
+CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")  # of a model that gives scores
+
 
 # Outcomes in which the model had its say, or had none because of its own limits: RAmBLA counts these as null.
 NULL_IN_RAMBLA = frozenset({Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.TOO_LONG})
+
+
+SEED = 1234  # of every bootstrap
+EXAMPLES = 3  # of answers on which the readers differ, kept per cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Scored:
     answer: str
     rambla_answer: str
     outcome: Outcome
+    text: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -39,123 +44,162 @@ class Scored:
         return self.outcome == Outcome.SCORED and self.answer == self.target
 
 
-def cell_metrics(samples: Sequence[Scored], choices: Sequence[str]) -> dict[str, Any]:
+def cell_metrics(samples: Sequence[Scored], labels: Sequence[str]) -> dict[str, Any]:
     """The numbers of one cell, without `paired`.
 
     `accuracy` is over scored samples; `coverage` says how many those are; `bounds` what the accuracy would be if
-    everything not scored were wrong, or right.
+    everything not scored were wrong, or right. Where a model gave scores instead of answers, accuracy is None and
+    `score` says how well they tell the labels apart.
     """
     n = len(samples)
     outcomes = Counter(sample.outcome for sample in samples)
-    scored = outcomes[Outcome.SCORED]
-    right = sum(sample.correct for sample in samples)
-    asked_in_rambla = [s for s in samples if s.outcome == Outcome.SCORED or s.outcome in NULL_IN_RAMBLA]
-    return {
+    scored = [sample for sample in samples if sample.outcome == Outcome.SCORED]
+    common = {
         "n": n,
         "outcomes": {outcome.value: outcomes[outcome] for outcome in Outcome},
-        "coverage": scored / n,
-        "accuracy": {
-            "value": right / scored if scored else None,
-            "ci95": list(wilson(right, scored)) if scored else None,
-            "bounds": [right / n, (right + n - scored) / n],
-        },
-        "rambla": rambla_metrics(
-            [sample.label for sample in asked_in_rambla],
-            [sample.rambla_answer or NULL for sample in asked_in_rambla],
-            [*choices, NULL],
-        ),
+        "coverage": len(scored) / n,
         "tokens": {
             "prompt": sum(sample.prompt_tokens for sample in samples),
             "completion": sum(sample.completion_tokens for sample in samples),
         },
+        "lengths": quality([sample.completion_tokens for sample in samples if sample.completion_tokens]),
     }
+    if any(sample.answer not in labels for sample in scored):
+        return {**common, **_score_metrics(scored)}
+    right = sum(sample.correct for sample in scored)
+    return {
+        **common,
+        "accuracy": {
+            "value": right / len(scored) if scored else None,
+            "ci95": list(wilson(right, len(scored))) if scored else None,
+            "bounds": [right / n, (right + n - len(scored)) / n],
+        },
+        "label_bias": {label: _label_bias(scored, label) for label in labels},
+        "readers": _readers(samples),
+        "rambla": _rambla_of(samples, labels),
+    }
+
+
+def _rambla_of(samples: Sequence[Scored], labels: Sequence[str]) -> dict[str, Any]:
+    asked = [s for s in samples if s.outcome == Outcome.SCORED or s.outcome in NULL_IN_RAMBLA]
+    targets = [sample.label for sample in asked]
+    predictions = [sample.rambla_answer or NULL for sample in asked]
+    found = rambla_metrics(targets, predictions, [*labels, NULL])
+    return {**found, **fewshot_bias(targets, predictions, [*labels, NULL])} if found else found
+
+
+def _score_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    values = [float(sample.answer) for sample in scored]
+    positives = [float(sample.label) for sample in scored]
+    area = roc_auc(positives, values, [sample.root_id for sample in scored], SEED)
+    return {
+        "accuracy": {"value": None, "ci95": None, "bounds": None},
+        "score": {"roc_auc": _estimate(area)},
+        "rambla": continuous_metrics(values, positives, CONTINUOUS) if area else {},
+    }
+
+
+def _label_bias(scored: Sequence[Scored], label: str) -> dict[str, Any] | None:
+    """How much more often a label is given than it is right, in share of the scored samples."""
+    surplus = [float(s.answer == label) - float(s.target == label) for s in scored]
+    return _estimate(bootstrap_mean(surplus, [s.root_id for s in scored], SEED))
+
+
+def _readers(samples: Sequence[Scored]) -> dict[str, Any]:
+    """On how many texts the two readers differ, and some of them."""
+    differ = [s for s in samples if s.answer != s.rambla_answer]
+    return {
+        "differ": len(differ),
+        "examples": [
+            {"root_id": s.root_id, "text": s.text[:200], "robust": s.answer, "rambla": s.rambla_answer}
+            for s in differ[:EXAMPLES]
+        ],
+    }
+
+
+def _estimate(found: Estimate | None) -> dict[str, Any] | None:
+    return {"value": found.value, "ci95": found.ci95 and list(found.ci95)} if found else None
 
 
 def paired_metrics(samples: Sequence[Scored], clean: Sequence[Scored]) -> dict[str, Any]:
     """How answers to the same items differ from those of the task they are paired with.
 
-    Only items scored in both count. `mcnemar_p` is the exact two-sided p of McNemar's test on right and wrong.
+    Only items scored in both count. `difference` is that of the accuracies, with a bootstrap interval over items;
+    `mcnemar_p` the exact two-sided p of McNemar's test on right and wrong.
     """
-    by_root = {sample.root_id: sample for sample in clean if sample.outcome == Outcome.SCORED}
-    pairs = [
-        (by_root[sample.root_id], sample)
-        for sample in samples
-        if sample.outcome == Outcome.SCORED and sample.root_id in by_root
-    ]
+    pairs = _pairs(clean, samples)
     to_wrong = sum(before.correct and not after.correct for before, after in pairs)
     to_right = sum(after.correct and not before.correct for before, after in pairs)
+    same = sum(before.answer == after.answer for before, after in pairs)
     return {
         "n": len(pairs),
         "right_to_wrong": to_wrong,
         "wrong_to_right": to_right,
-        "consistency": (sum(before.answer == after.answer for before, after in pairs) / len(pairs) if pairs else None),
+        "consistency": same / len(pairs) if pairs else None,
+        "difference": _difference(pairs),
         "mcnemar_p": mcnemar_exact(to_wrong, to_right) if pairs else None,
     }
 
 
-def rambla_metrics(
-    targets: Sequence[str],
-    predictions: Sequence[str],
-    categories: Sequence[str],
-    *,
-    excluded: Sequence[str] = (NULL,),
-    average: str = "weighted",
-) -> dict[str, Any]:
-    """RAmBLA's metrics of a classification, under its own keys.
+def variant_effects(variants: Mapping[str, Sequence[Scored]]) -> dict[str, Any]:
+    """What changes from variant to variant of one task, on items scored in both.
 
-    Classes are numbered alphabetically; the confusion matrix has targets as rows and predictions as columns. The
-    `excl/` metrics leave out the rows and columns of `excluded`, with 0/0 taken as 1 for precision and recall, and as
-    undefined (NaN) for f1, as in the original. Empty input gives an empty dict.
+    Args:
+        variants: the samples of each variant (`n=10`), in the plan's order; the first is what others are compared
+            with.
 
-    Raises:
-        ValueError: a value outside `categories`.
+    Returns:
+        `variants`: per variant its accuracy and its difference from the first, with a bootstrap interval over items;
+        where variants are numbers also `slope`, the change of accuracy per unit, and RAmBLA's relative change.
     """
-    if not targets:
-        return {}
-    classes = sorted(categories)
-    strange = sorted({*targets, *predictions} - set(classes))
-    if strange:
-        raise ValueError(f"values outside the categories: {', '.join(strange)}")
-    matrix = sk.confusion_matrix(targets, predictions, labels=classes)
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        targets, predictions, average=average, zero_division=0.0
-    )
-    return {
-        "confusion_matrix": matrix.tolist(),
-        "recall": float(recall),
-        "f1": float(f1),
-        "precision": float(precision),
-        **_excluding(matrix, classes, excluded),
-        **_class_counts(matrix, classes),
-    }
+    names = list(variants)
+    first = variants[names[0]]
+    rows = []
+    accuracies: dict[str, float | None] = {}
+    for name in names:
+        scored = [sample for sample in variants[name] if sample.outcome == Outcome.SCORED]
+        pairs = _pairs(first, variants[name])
+        right = sum(sample.correct for sample in scored)
+        accuracies[name] = right / len(scored) if scored else None
+        rows.append(
+            {
+                "variant": name,
+                "scored": len(scored),
+                "accuracy": accuracies[name],
+                "ci95": list(wilson(right, len(scored))) if scored else None,
+                "pairs": len(pairs),
+                "difference": _difference(pairs) if name != names[0] else None,
+            }
+        )
+    effects: dict[str, Any] = {"by": names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
+    if effects["by"] == "n":
+        points = [
+            (float(name.removeprefix("n=")), float(sample.correct), sample.root_id)
+            for name in names
+            for sample in variants[name]
+            if sample.outcome == Outcome.SCORED
+        ]
+        effects["slope"] = _estimate(_slope(points)) if points else None
+        # RAmBLA had no clean variant: its series begins with one mutation
+        series = [accuracy for name, accuracy in accuracies.items() if name != "n=0"]
+        effects["rambla"] = relative_change({"recall": series})
+    return effects
 
 
-def _excluding(matrix: np.ndarray, classes: Sequence[str], excluded: Sequence[str]) -> dict[str, Any]:
-    kept = [index for index, name in enumerate(classes) if name not in excluded]
-    inner = matrix[np.ix_(kept, kept)].astype(float)
-    hits, total = np.diag(inner), inner.sum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = np.where(inner.sum(axis=1) > 0, hits / inner.sum(axis=1), 1.0)
-        precision = np.where(inner.sum(axis=0) > 0, hits / inner.sum(axis=0), 1.0)
-        f1 = 2 * precision * recall / (precision + recall)  # 0/0 is NaN here, unlike above
-    micro = float(hits.sum() / total) if total else math.nan
-    result: dict[str, Any] = {}
-    for name, values in (("recall", recall), ("precision", precision), ("f1", f1)):
-        result[f"excl/{name}/per_class"] = values.tolist()
-        result[f"excl/{name}/macro"] = float(values.mean()) if len(values) else math.nan
-        result[f"excl/{name}/micro"] = micro
-    result["excl/label_encoder"] = {classes[index]: place for place, index in enumerate(kept)}
-    return result
+def _slope(points: Sequence[tuple[float, float, str]]) -> Estimate | None:
+    x, y, roots = zip(*points, strict=True)
+    return slope(x, y, roots, SEED)
 
 
-def _class_counts(matrix: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    total = int(matrix.sum())
-    result: dict[str, Any] = {}
-    for index, name in enumerate(classes):
-        for side, count in (("pred", int(matrix[:, index].sum())), ("target", int(matrix[index].sum()))):
-            result[f"class_counts/n_{side}_{name}"] = count
-            result[f"class_counts/prop_{side}_{name}"] = count / total
-    return result
+def _pairs(first: Sequence[Scored], second: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
+    """Samples of the same item that were scored in both, in the order of the second."""
+    by_root = {sample.root_id: sample for sample in first if sample.outcome == Outcome.SCORED}
+    return [(by_root[s.root_id], s) for s in second if s.outcome == Outcome.SCORED and s.root_id in by_root]
+
+
+def _difference(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, Any] | None:
+    change = [float(after.correct) - float(before.correct) for before, after in pairs]
+    return _estimate(bootstrap_mean(change, [after.root_id for _, after in pairs], SEED))
 
 
 def without_nan(value: Any, where: str, reasons: dict[str, str]) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from rambla_ray.config import TaskConfig
 from rambla_ray.errors import ErrorKind
-from rambla_ray.parsing import read_rambla
-from rambla_ray.schema import Outcome, Role, Sample, Step
+from rambla_ray.parsing import Reading, read_rambla, read_robust
+from rambla_ray.schema import SCORE, Outcome, Role, Sample, Step
 
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
 
@@ -18,23 +20,39 @@ def has_ended(sample: Sample) -> bool:
 def finish(sample: Sample, task: TaskConfig) -> None:
     """Read the answer of a sample that has passed every pool, and set how it ends.
 
-    A step of another role than the target's that fails or cannot be read is never the target's fault: a judge's ends
-    in `judge_failed`, a rephraser's in `failed`.
+    Answers are stored as labels. A step of another role than the target's that fails or cannot be read is never the
+    target's fault: a judge's ends in `judge_failed`, a rephraser's in `failed`.
     """
-    answered = len(sample.steps) == len(task.generates) and not sample.steps[-1].failed
-    read = read_rambla(sample.steps[-1].text, task.answer.choices) if answered else None
-    sample.answer = sample.rambla_answer = read or ""
-    sample.outcome = Outcome.SCORED if read else _outcome_without_answer(sample.steps[-1])
+    last = sample.steps[-1]
+    answered = len(sample.steps) == len(task.generates) and not last.failed
+    if answered and last.finish_reason == SCORE:
+        sample.answer = sample.rambla_answer = last.text if _is_score(last.text, task) else ""
+        sample.outcome = Outcome.SCORED if sample.answer else Outcome.UNPARSED
+        return
+    choices = task.answer.choices
+    reading = read_robust(last.text, choices) if answered else Reading(None, "no answer")
+    as_rambla = read_rambla(last.text, choices) if answered else None
+    sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
+    sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
+    sample.outcome = Outcome.SCORED if reading.answer else _outcome_without_answer(last, refused=reading.refused)
 
 
-def _outcome_without_answer(last: Step) -> Outcome:
+def _is_score(text: str, task: TaskConfig) -> bool:
+    """Whether a text is what a model that compares texts may say: a label, or a finite number."""
+    try:
+        return text in task.answer.label_names or math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _outcome_without_answer(last: Step, *, refused: bool) -> Outcome:
     if last.role == Role.JUDGE:
         return Outcome.JUDGE_FAILED
     if last.role == Role.REPHRASER:
         return Outcome.FAILED
     if last.failed:
         return _OUTCOME_OF_ERROR.get(ErrorKind(last.error_kind), Outcome.FAILED)
-    if last.finish_reason == "content_filter":
+    if refused or last.finish_reason == "content_filter":
         return Outcome.REFUSED
     if not last.text.strip():
         return Outcome.EMPTY

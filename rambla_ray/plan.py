@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rambla_ray import prompts
 from rambla_ray.config import ModelConfig, Pool, RunConfig, TaskConfig
 from rambla_ray.datasets import load_items
-from rambla_ray.errors import UserError
+from rambla_ray.errors import ErrorKind, UserError
 from rambla_ray.registry import model_class
-from rambla_ray.schema import Role, Sample
-from rambla_ray.stages import Item, Transform
+from rambla_ray.schema import Role, Sample, Step
+from rambla_ray.stages import Compare, Generate, Item, Transform
 
 ROWS_PER_BLOCK = 16  # a block is the unit of streaming, of retry and of overhead
 
@@ -52,15 +52,16 @@ class Plan:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         loaded = {name: load_items(dataset, name, demo=config.synthetic) for name, dataset in config.datasets.items()}
-        self._items = {
-            name: _transformed(name, task, loaded[task.dataset], config.options.seed)
-            for name, task in config.tasks.items()
-        }
         for name, task in config.tasks.items():
-            _check_labels(name, task, self._items[name])
+            _check_labels(name, task, loaded[task.dataset])
+        self._items = {
+            (name, variant): _transformed(name, task, loaded[task.dataset], config.options.seed, variant)
+            for name, task in config.tasks.items()
+            for variant in task.variants
+        }
         for target in config.targets:
             for level in self.levels(target):
-                _check_produces_text(level)
+                _check_produces(level, config.tasks)
 
     @property
     def samples_per_target(self) -> int:
@@ -86,17 +87,18 @@ class Plan:
 
     def samples(self, target: str) -> Iterator[Sample]:
         """A target's samples, by task and item."""
-        for name, items in self._items.items():
-            task = self.config.tasks[name]
+        for (name, variant), items in self._items.items():
+            answer = self.config.tasks[name].answer
             for item in items:
                 yield Sample(
-                    sample_id=f"{target}/{name}/-/{item.root_id}",
+                    sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
                     root_id=item.root_id,
                     model=target,
                     task=name,
-                    variant="",
-                    target=task.answer.expect or item.fields[task.answer.target],
+                    variant=variant,
+                    target=answer.expect or item.fields[answer.target],
                     fields=dict(item.fields),
+                    steps=[_not_asked(target, item.fault)] if item.fault else [],
                 )
 
     def blocks(self, target: str, actors: int) -> Iterator[list[Sample]]:
@@ -108,27 +110,22 @@ class Plan:
             yield block
 
     def describe(self) -> dict[str, Any]:
-        """The plan as JSON values: per task its samples and stages, per target its pools."""
-        tasks = {}
+        """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
+
+        Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
+        its calls are an upper bound, its tokens an estimate from the item's own texts.
+        """
+        tasks: dict[str, Any] = {}
         for name, task in self.config.tasks.items():
-            items = self._items[name]
-            first = task.generates[0]
-            distinct = len({prompts.render(first.template, item.fields) for item in items})
+            items = [item for variant in task.variants for item in self._items[name, variant]]
             tasks[name] = {
                 "samples": len(items),
+                "variants": [variant for variant in task.variants if variant],
                 "dataset": task.dataset,
                 "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
-                "stages": [
-                    {
-                        "role": stage.role,
-                        "writes": stage.output,
-                        "calls": len(items),
-                        # what a later stage asks depends on what the earlier ones answer
-                        "distinct_prompts": distinct if stage is first else None,
-                    }
-                    for stage in task.generates
-                ],
-                "example_prompt": prompts.render(first.template, items[0].fields),
+                "not_asked": sum(bool(item.fault) for item in items),
+                "stages": [_described(stage, items) for stage in task.generates],
+                "example_prompt": prompts.render(task.generates[0].template, _known(task.generates[0], items[0])),
             }
         return {
             "synthetic": self.config.synthetic,
@@ -136,12 +133,35 @@ class Plan:
             "tasks": tasks,
             "streams": {
                 target: [
-                    {"model": level.name, "kind": level.config.name, "roles": list(level.roles)}
+                    {"model": level.name, "kind": level.config.name, "roles": list(level.roles), **self._load(level)}
                     for level in self.levels(target)
                 ]
                 for target in self.config.targets
             },
         }
+
+    def _load(self, level: Level) -> dict[str, Any]:
+        """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost."""
+        known: set[str] = set()
+        later = tokens = 0
+        for (name, _), items in self._items.items():
+            stages = self.config.tasks[name].generates
+            for stage in stages:
+                if stage.role not in level.roles:
+                    continue
+                asked = [prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault]
+                fresh = asked
+                if stage is stages[0]:
+                    fresh = [prompt for prompt in dict.fromkeys(asked) if prompt not in known]
+                    known.update(fresh)
+                else:
+                    later += len(asked)
+                tokens += sum(map(_tokens, fresh))
+        load: dict[str, Any] = {"unique_calls": len(known), "later_calls_at_most": later, "prompt_tokens": tokens}
+        if level.config.price:
+            longest = level.config.params.get("max_tokens") or 0
+            load["cost_usd_at_most"] = level.config.price.cost(tokens, (len(known) + later) * longest)
+        return load
 
     def preflight(self, *, same_machine: bool) -> None:
         """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
@@ -205,11 +225,45 @@ def calls_per_actor(pool: Pool, rows_per_block: int) -> int:
     return math.ceil(pool.max_concurrency / min(16, rows_per_block))
 
 
-def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int) -> list[Item]:
+def _known(stage: Generate, item: Item) -> dict[str, str]:
+    """The fields a stage reads, as far as they are known before anything is answered."""
+    return {name: item.fields.get(name, "") for name in stage.reads()}
+
+
+def _tokens(text: str) -> int:
+    return len(text) // 4 + 1
+
+
+def _described(stage: Generate, items: Sequence[Item]) -> dict[str, Any]:
+    asked = [prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault]
+    return {
+        "kind": stage.kind,
+        "role": stage.role,
+        "writes": stage.output,
+        "calls": len(asked),
+        "distinct_prompts": len(set(asked)),
+        "prompt_tokens": sum(map(_tokens, asked)),
+    }
+
+
+def _not_asked(model: str, fault: str) -> Step:
+    """The step of a sample that no stage can ask."""
+    return Step(
+        stage="plan",
+        role=Role.TARGET,
+        model=model,
+        request_id="",
+        prompt="",
+        error_kind=ErrorKind.BAD_ITEM,
+        error=fault,
+    )
+
+
+def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, variant: str) -> list[Item]:
     try:
         for stage in task.stages:
             if isinstance(stage, Transform):
-                items = stage.apply(items, seed)
+                items = stage.apply(items, seed, variant)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
     return items
@@ -217,19 +271,22 @@ def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int) -> l
 
 def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
     labels = Counter(item.fields[task.answer.target] for item in items)
-    strange = [label for label in labels if label not in task.answer.choices]
+    strange = [label for label in labels if label not in task.answer.label_names]
     if strange:
         raise UserError(
             f"task {name}: {sum(labels[label] for label in strange)} of {len(items)} items have "
-            f"a {task.answer.target} that is not among the choices {', '.join(task.answer.choices)}: "
+            f"a {task.answer.target} that is not among the labels {', '.join(task.answer.label_names)}: "
             f"'{strange[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
         )
 
 
-def _check_produces_text(level: Level) -> None:
-    kind = model_class(level.config.name, level.name)
-    if kind.produces != "text":
-        raise UserError(
-            f"model {level.name} gives a {kind.produces}, but as {level.roles[0]} it must answer with text; choose a "
-            "text model"
-        )
+def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
+    if model_class(level.config.name, level.name).produces == "text":
+        return
+    for name, task in tasks.items():
+        for stage in task.generates:
+            if stage.role in level.roles and not isinstance(stage, Compare):
+                raise UserError(
+                    f"model {level.name} compares two texts, but task {name} asks its {stage.role} for an answer; "
+                    "choose a text model, or a similarity task"
+                )

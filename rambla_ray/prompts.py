@@ -25,6 +25,7 @@ def placeholders(template: str) -> frozenset[str]:
         names.add(name)
     if not names:
         raise ValueError("a template needs at least one {placeholder}")
+    template.format_map(dict.fromkeys(names, ""))  # raises on conversions and formats that text does not have
     return frozenset(names)
 
 

@@ -21,6 +21,7 @@ from rambla_ray.results import RunDirectory
 from rambla_ray.schema import Outcome
 
 PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal
+READERS_DIFFER = 0.02  # share of a cell's answers above which a difference of the readers is a warning
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
 
 
@@ -109,8 +110,7 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
                 cell["model"],
                 cell["task"] + (f" {cell['variant']}" if cell["variant"] else ""),
                 str(cell["n"]),
-                _percent(cell["accuracy"]["value"]),
-                _interval(cell["accuracy"]["ci95"]),
+                *_headline(cell),
                 _percent(cell["coverage"]),
                 _interval(cell["accuracy"]["bounds"]),
                 ", ".join([f"{cell['outcomes'][Outcome.SCORED]} scored", *(f"{n} {o}" for o, n in others.items())]),
@@ -119,6 +119,83 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """The cell's score and its interval: accuracy, or the area under the ROC curve for scores."""
+    area = cell["score"]["roc_auc"] if "score" in cell else None
+    if area:
+        return f"{100 * area['value']:.1f} % AUC", _interval(area["ci95"])
+    return _percent(cell["accuracy"]["value"]), _interval(cell["accuracy"]["ci95"])
+
+
+def warnings(scores: Mapping[str, Any]) -> list[str]:
+    """What a reader of the numbers should know first, a line each."""
+    found = []
+    for role, played_by in scores["roles"].items():
+        if role == "judge" and played_by in {cell["model"] for cell in scores["cells"]}:
+            found.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
+    for cell in scores["cells"]:
+        readers = cell.get("readers")
+        if readers and readers["differ"] > READERS_DIFFER * cell["n"]:
+            shown = "; ".join(
+                f"{example['text'][:60]!r} is {example['robust'] or 'nothing'}, RAmBLA's reader has "
+                f"{example['rambla'] or 'nothing'}"
+                for example in readers["examples"]
+            )
+            where = f"{cell['model']} {cell['task']} {cell['variant']}".rstrip()
+            found.append(f"{where}: the readers differ on {readers['differ']} of {cell['n']} answers: {shown}")
+    return found
+
+
+def effects_table(scores: Mapping[str, Any]) -> Table | None:
+    """What changes inside tasks that have variants, or from their pair; None when there is neither."""
+    table = Table(title="Against the clean answers to the same items", title_justify="left")
+    for column in EFFECT_COLUMNS:
+        left = column in ("model", "task", "compared with")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for cell in scores["cells"]:
+        paired = cell["paired"]
+        if paired and paired["n"]:
+            change = paired["difference"]
+            table.add_row(
+                escape(cell["model"]),
+                escape(f"{cell['task']} {cell['variant']}".rstrip()),
+                escape(paired["with"]),
+                str(paired["n"]),
+                f"{100 * change['value']:+.1f}",
+                _interval(change["ci95"]),
+                str(paired["right_to_wrong"]),
+                str(paired["wrong_to_right"]),
+                _percent(paired["consistency"]),
+                f"{paired['mcnemar_p_holm']:.3g}",
+            )
+    return table if table.row_count else None
+
+
+def effect_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Slopes and label biases, a line each."""
+    lines = []
+    for effect in scores["effects"]:
+        slope = effect.get("slope")
+        if slope:
+            per_ten = [f"{1000 * bound:+.2f}" for bound in slope["ci95"] or ()]
+            lines.append(
+                f"{effect['model']} {effect['task']}: {1000 * slope['value']:+.2f} points per ten mutations "
+                f"({' to '.join(per_ten) or '—'})"
+            )
+    for cell in scores["cells"]:
+        if cell["variant"].startswith("order="):
+            for label, bias in (cell.get("label_bias") or {}).items():
+                if bias:
+                    surplus = f"{100 * bias['value']:+.1f} points more often than it is right"
+                    where = f"{cell['model']} {cell['task']} {cell['variant']}"
+                    lines.append(f"{where}: says {label} {surplus} ({_interval(bias['ci95'])})")
+    return lines
+
+
+EFFECT_COLUMNS = (
+    *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
+    *("right→wrong", "wrong→right", "same answer", "p (Holm)"),
+)
 COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
 
 
@@ -151,9 +228,18 @@ def calls_line(calls: Mapping[str, Any]) -> str:
     )
 
 
-def print_run(directory: RunDirectory, console: Console) -> None:
-    """Print a finished run from its directory alone."""
-    console.print(score_table(directory.read_json("metrics.json")))
+def print_run(directory: RunDirectory, console: Console, *, details: bool = False) -> None:
+    """Print a finished run from its directory alone; `details` adds what changed against the clean answers."""
+    scores = directory.read_json("metrics.json")
+    console.print(score_table(scores))
+    if details:
+        effects = effects_table(scores)
+        if effects:
+            console.print(effects)
+        for line in effect_lines(scores):
+            console.print(Text(line))
+    for line in warnings(scores):
+        console.print(Text(f"warning: {line}"))
     console.print(Text(calls_line(directory.read_json("calls.json"))))
     console.print(Text(f"run: {directory.folder.location}"), soft_wrap=True)
 
@@ -166,8 +252,10 @@ def write_summary(directory: RunDirectory) -> None:
         lines += [f"**{SYNTHETIC}.**", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _rows(scores)]
+    lines += ["", *(f"- {line}" for line in effect_lines(scores))]
+    lines += ["", *(f"- **Warning:** {line}" for line in warnings(scores))]
     lines += ["", f"{calls_line(calls)}.", ""]
     directory.folder.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=150, force_terminal=False)
-    print_run(directory, console)
+    print_run(directory, console, details=True)
     directory.folder.write("report.html", console.export_html().encode())

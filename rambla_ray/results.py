@@ -18,6 +18,7 @@ from rambla_ray import metrics
 from rambla_ray.config import ModelConfig, RunConfig
 from rambla_ray.errors import UserError
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Role, Sample
+from rambla_ray.stats import holm
 from rambla_ray.storage import Folder
 
 SPEC_KEY = b"rambla_ray"  # Parquet metadata: how the samples are scored, so that they can be on their own
@@ -35,11 +36,13 @@ def scoring_spec(config: RunConfig) -> dict[str, Any]:
     return {
         "synthetic": config.synthetic,
         "models": list(config.targets),
+        "roles": {str(role): played.config_name for role, played in config.roles.items()},
         "tasks": {
             name: {
-                "choices": list(task.answer.choices),
+                "labels": list(task.answer.label_names),
                 "label": task.answer.target,
                 "pair_with": task.pair_with,
+                "variants": list(task.variants),
             }
             for name, task in config.tasks.items()
         },
@@ -280,34 +283,66 @@ def _scored(row: Mapping[str, Any], spec: Mapping[str, Any]) -> metrics.Scored:
         answer=row["answer"],
         rambla_answer=row["rambla_answer"],
         outcome=Outcome(row["outcome"]),
+        text=row["steps"][-1]["text"],
         prompt_tokens=sum(step["prompt_tokens"] for step in own),
         completion_tokens=sum(step["completion_tokens"] for step in own),
     )
 
 
 def _metrics(cells: Mapping[tuple[str, str, str], list[metrics.Scored]], spec: Mapping[str, Any]) -> dict[str, Any]:
-    def place(key: tuple[str, str, str]) -> tuple[int, int, str]:
-        return spec["models"].index(key[0]), list(spec["tasks"]).index(key[1]), key[2]
+    """metrics.json: every cell in the plan's order, what varies inside a task, and Holm's p over the run."""
 
-    scored = []
-    for model, task, variant in sorted(cells, key=place):
-        samples = sorted(cells[model, task, variant], key=lambda sample: sample.root_id)
-        how = spec["tasks"][task]
-        cell: dict[str, Any] = metrics.cell_metrics(samples, how["choices"])
-        cell |= {"model": model, "task": task, "variant": variant, "paired": None}
-        reasons: dict[str, str] = {}
-        if cell["accuracy"]["value"] is None:
-            reasons["accuracy.value"] = "no sample was scored"
-        if how["pair_with"]:
-            clean = cells.get((model, how["pair_with"], ""))
-            if clean is None:
-                reasons["paired"] = f"task {how['pair_with']} is not in this run"
-            else:
-                cell["paired"] = {"with": how["pair_with"], **metrics.paired_metrics(samples, clean)}
-        cell = metrics.without_nan(cell, "", reasons)
-        cell["null_reasons"] = reasons
-        scored.append(cell)
-    return {"synthetic": spec["synthetic"], "cells": scored}
+    def place(key: tuple[str, str, str]) -> tuple[int, int, int]:
+        model, task, variant = key
+        variants = spec["tasks"][task]["variants"]
+        return spec["models"].index(model), list(spec["tasks"]).index(task), variants.index(variant)
+
+    ordered = {key: sorted(cells[key], key=lambda sample: sample.root_id) for key in sorted(cells, key=place)}
+    scored = [_cell(key, ordered, spec) for key in ordered]
+    for model in spec["models"]:
+        tested = {
+            str(at): cell for at, cell in enumerate(scored) if cell["model"] == model and _p_of(cell) is not None
+        }
+        for at, adjusted in holm({at: _p_of(cell) for at, cell in tested.items()}).items():  # type: ignore[misc]
+            tested[at]["paired"]["mcnemar_p_holm"] = adjusted
+    effects = []
+    for model in spec["models"]:
+        for task, how in spec["tasks"].items():
+            variants = {name: ordered[model, task, name] for name in how["variants"] if (model, task, name) in ordered}
+            if len(variants) > 1:
+                reasons: dict[str, str] = {}
+                found = metrics.without_nan(metrics.variant_effects(variants), "", reasons)
+                effects.append({"model": model, "task": task, **found, "null_reasons": reasons})
+    return {"synthetic": spec["synthetic"], "roles": spec["roles"], "cells": scored, "effects": effects}
+
+
+def _p_of(cell: Mapping[str, Any]) -> float | None:
+    p: float | None = cell["paired"]["mcnemar_p"] if cell["paired"] else None
+    return p
+
+
+def _cell(
+    key: tuple[str, str, str], cells: Mapping[tuple[str, str, str], list[metrics.Scored]], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    model, task, variant = key
+    how = spec["tasks"][task]
+    cell: dict[str, Any] = metrics.cell_metrics(cells[key], how["labels"])
+    cell |= {"model": model, "task": task, "variant": variant, "paired": None}
+    reasons: dict[str, str] = {}
+    if cell["accuracy"]["value"] is None:
+        reasons["accuracy.value"] = (
+            "the model gives scores, not answers" if "score" in cell else "no sample was scored"
+        )
+    if how["pair_with"] and how["pair_with"] != f"{task}/{variant}":
+        other, _, at = how["pair_with"].partition("/")
+        clean = cells.get((model, other, at))
+        if clean is None:
+            reasons["paired"] = f"task {how['pair_with']} is not in this run"
+        else:
+            cell["paired"] = {"with": how["pair_with"], **metrics.paired_metrics(cells[key], clean)}
+    cell = metrics.without_nan(cell, "", reasons)
+    cell["null_reasons"] = reasons
+    return cell
 
 
 def invocation(started: float, calls: int, *, finished: bool) -> dict[str, Any]:

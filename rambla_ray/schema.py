@@ -16,6 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 IDENTITY_VERSION = 1
+SCORE = "score"  # the finish reason of a step whose text is a number or label of a model that compares texts
 
 
 class Outcome(StrEnum):

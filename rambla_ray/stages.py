@@ -7,6 +7,7 @@ writes, so that a task whose stages do not fit together is refused when its file
 from __future__ import annotations
 
 import dataclasses
+import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from rambla_ray import prompts
 from rambla_ray.errors import UserError, choose_from
+from rambla_ray.mutation import CharacterMutator, TooFewWords, sample_seed
 from rambla_ray.schema import Role
 
 
@@ -25,6 +27,7 @@ class Item:
 
     root_id: str
     fields: dict[str, str]
+    fault: str = ""  # why this item cannot be asked, if a stage could not do its work on it
 
     def with_field(self, name: str, value: str) -> Item:
         """A copy with `name` set; see `overwrite`."""
@@ -74,13 +77,18 @@ class Transform(Stage):
     def writes(self) -> frozenset[str]:
         return frozenset({self.field})
 
+    def variants(self) -> tuple[str, ...]:
+        """The values by which this stage multiplies the task; a single empty one when it does not."""
+        return ("",)
+
     @abstractmethod
-    def apply(self, items: Sequence[Item], seed: int) -> list[Item]:
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         """The items after this stage, in the same order.
 
         Args:
             items: all items of the task.
             seed: the run's seed, for stages that set none of their own.
+            variant: one of `variants()`.
 
         Raises:
             UserError: too few items for what the stage does.
@@ -94,34 +102,38 @@ class ShuffleContext(Transform):
     """
 
     kind: ClassVar[str] = "shuffle_context"
-    seed: int | None = Field(None, description="of the shuffle; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shuffle; the run's seed when not given")
 
-    def apply(self, items: Sequence[Item], seed: int) -> list[Item]:
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         values = [item.fields[self.field] for item in items]
         np.random.RandomState(seed if self.seed is None else self.seed).shuffle(values)
         return [item.with_field(self.field, value) for item, value in zip(items, values, strict=True)]
 
 
 class AddDistractors(Transform):
-    """Hide the field among those of other items (RAmBLA's distracting context).
+    """Hide the field among those of other items (RAmBLA's distracting context); one variant per position.
 
-    Of `n_contexts` joined texts, the one at `position` is the item's own; the others come from the column shifted by
-    distinct random amounts, drawn as in the original (the draw for `position` is made and not used).
+    Of `n_contexts` joined texts, the one at the variant's position is the item's own; the others come from the column
+    shifted by distinct random amounts, drawn as in the original (the draw for the position is made and not used).
     """
 
     kind: ClassVar[str] = "add_distractors"
     n_contexts: int = Field(3, ge=2, description="how many texts are joined, the right one among them")
-    position: int = Field(1, ge=0, description="where the right one stands, counted from 0")
+    positions: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="where the right one stands, from 0")
     separator: str = Field("\n\n", description="between two texts")
-    seed: int | None = Field(None, description="of the shifts; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shifts; the run's seed when not given")
 
     @model_validator(mode="after")
-    def _position_is_one_of_them(self) -> Self:
-        if self.position >= self.n_contexts:
-            raise ValueError(f"position {self.position} is not below n_contexts {self.n_contexts}")
+    def _positions_exist(self) -> Self:
+        wrong = [position for position in self.positions if not 0 <= position < self.n_contexts]
+        if wrong:
+            raise ValueError(f"position {wrong[0]} is not among 0 to {self.n_contexts - 1}")
         return self
 
-    def apply(self, items: Sequence[Item], seed: int) -> list[Item]:
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"position={position}" for position in self.positions)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         count = len(items)
         if count - 1 < self.n_contexts:
             raise UserError(
@@ -130,12 +142,91 @@ class AddDistractors(Transform):
             )
         generator = np.random.RandomState(seed if self.seed is None else self.seed)
         shifts = [int(shift) for shift in generator.choice(range(1, count), self.n_contexts, replace=False)]
-        shifts[self.position] = 0
+        shifts[int(variant.removeprefix("position="))] = 0
         column = [item.fields[self.field] for item in items]
         return [
             item.with_field(self.field, self.separator.join(column[row - shift] for shift in shifts))
             for row, item in enumerate(items)
         ]
+
+
+class Mutate(Transform):
+    """Swap a character in so many words of the field (RAmBLA's spelling robustness); one variant per count.
+
+    Each item's draws come from a generator of its own, so that they depend neither on order nor on other items. An
+    item with too few words is not asked.
+    """
+
+    kind: ClassVar[str] = "mutate"
+    schedule: tuple[int, ...] = Field((0, 1, 3, 10, 20, 50), min_length=1, description="words changed, per variant")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"n={count}" for count in self.schedule)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        return [self._mutated(item, seed if self.seed is None else self.seed, variant) for item in items]
+
+    def _mutated(self, item: Item, seed: int, variant: str) -> Item:
+        mutate = CharacterMutator(sample_seed(seed, item.root_id, variant))
+        try:
+            return item.with_field(self.field, mutate(item.fields[self.field], int(variant.removeprefix("n="))))
+        except TooFewWords as error:
+            return dataclasses.replace(item, fault=f"{self.field}: {error}")
+
+
+class FewShot(Transform):
+    """Put solved items before the question (RAmBLA's few-shot tasks); one variant per order of their answers.
+
+    Examples are other items of the same task whose question differs, drawn without replacement for each label, by a
+    generator that belongs to the item.
+    """
+
+    kind: ClassVar[str] = "few_shot"
+    field: str = Field("final_decision", description="the field with an example's answer")
+    orders: tuple[tuple[str, ...], ...] = Field(min_length=1, description="the examples' answers, per variant")
+    template: Template = Field(description="one example; {name} stands for a field")
+    differ_in: str = Field("question", description="an example must differ from the item in this field")
+    separator: str = Field("\n\n", description="between two examples")
+    output: str = Field("examples", alias="writes", description="the field that takes them")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+
+    def reads(self) -> frozenset[str]:
+        return prompts.placeholders(self.template) | {self.field, self.differ_in}
+
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.output})
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"order={'-'.join(order)}" for order in self.orders)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        order = variant.removeprefix("order=").split("-")
+        pools: dict[str, list[tuple[str, str]]] = {label: [] for label in order}
+        for item in items:
+            if item.fields[self.field] in pools:
+                example = prompts.render(self.template, item.fields)
+                pools[item.fields[self.field]].append((item.fields[self.differ_in], example))
+        for label, pool in pools.items():
+            needed = order.count(label)
+            distinct = len({question for question, _ in pool})
+            if distinct <= needed:
+                raise UserError(
+                    f"stage {self.kind}: order {'-'.join(order)} needs more than {needed} items labelled '{label}', "
+                    f"there are {distinct}; raise limit"
+                )
+        base = seed if self.seed is None else self.seed
+        return [item.with_field(self.output, self._examples(item, order, pools, base)) for item in items]
+
+    def _examples(
+        self, item: Item, order: Sequence[str], pools: Mapping[str, list[tuple[str, str]]], seed: int
+    ) -> str:
+        generator = random.Random(sample_seed(seed, item.root_id, "-".join(order)))
+        drawn = {}
+        for label in dict.fromkeys(order):
+            others = [example for question, example in pools[label] if question != item.fields[self.differ_in]]
+            drawn[label] = iter(generator.sample(others, order.count(label)))
+        return self.separator.join(next(drawn[label]) for label in order)
 
 
 class Generate(Stage):
@@ -153,7 +244,20 @@ class Generate(Stage):
         return frozenset({self.output})
 
 
-STAGES: Mapping[str, type[Stage]] = {kind.kind: kind for kind in (ShuffleContext, AddDistractors, Generate)}
+class Compare(Generate):
+    """Ask whether two texts say the same. A text model gets the template; one that scores pairs gets the pair."""
+
+    kind: ClassVar[str] = "compare"
+    left: str = Field(description="the field with the first text: the prediction, or premise")
+    right: str = Field(description="the field with the second: the reference, or hypothesis")
+
+    def reads(self) -> frozenset[str]:
+        return super().reads() | {self.left, self.right}
+
+
+STAGES: Mapping[str, type[Stage]] = {
+    kind.kind: kind for kind in (ShuffleContext, AddDistractors, Mutate, FewShot, Generate, Compare)
+}
 
 
 def parse_stage(value: Any) -> Stage:
@@ -182,6 +286,9 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
         ValueError: a stage reads what nobody wrote, a transform stands after a generate, or the roles are not in
             the order in which the stream passes them.
     """
+    multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
+    if len(multiplying) > 1:
+        raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
     order = list(Role)
     reached = -1
     for number, stage in enumerate(stages, start=1):

@@ -326,6 +326,8 @@ def test_a_name_does_not_climb_out_of_its_folder(word: str) -> None:
         ("model", "name: [", "broken.yaml: not valid YAML"),
         ("model", "- a\n- b\n", "expected keys and values"),
         ("model", "", "key 'name' is missing"),
+        ("model", "3.5", "expected keys and values"),
+        ("model", 'name: "mo\\nck"', "is not a kind of model"),
         ("model", "name: mock\nname: mock\n", "broken.yaml: not valid YAML"),
         ("model", "name: mock\nparam: {}\n", "did you mean 'params'?"),
         ("model", HUGGINGFACE.replace("torch_dtype: bfloat16", "torch_dtype: bfloat61"), "did you mean 'bfloat16'?"),
@@ -354,6 +356,12 @@ def test_a_template_can_stand_in_a_file_beside_the_task(conf: Path) -> None:
     (conf / "task" / "filed.yaml").write_text(TASK.replace('template: "{question}"', "template_file: ask.txt"))
     (stage,) = loaded(f"conf_dir={conf}", "task=filed").tasks["filed"].generates
     assert stage.template == "Q: {question}\n"
+
+
+def test_a_template_file_that_is_no_text_is_named(conf: Path) -> None:
+    (conf / "task" / "latin1.txt").write_bytes(b"Q\xe9: {question}")
+    (conf / "task" / "filed.yaml").write_text(TASK.replace('template: "{question}"', "template_file: latin1.txt"))
+    assert "latin1.txt" in refusal(f"conf_dir={conf}", "task=filed")
 
 
 def test_the_users_folder_goes_before_the_shipped_one(conf: Path) -> None:

@@ -15,7 +15,10 @@ PACKAGE = REPO / "rambla_ray"
 
 # Each module may import only from those on lines above its own.
 ORDER = [
-    ["rambla_ray.errors", "rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats", "rambla_ray.parsing"],
+    [
+        *("rambla_ray.errors", "rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats", "rambla_ray.parsing"),
+        *("rambla_ray.mutation", "rambla_ray.rambla", "rambla_ray.similarity"),
+    ],
     ["rambla_ray.storage", "rambla_ray.stages", "rambla_ray.metrics"],
     ["rambla_ray.ledger", "rambla_ray.datasets", "rambla_ray.registry"],
     ["rambla_ray.config"],
@@ -23,6 +26,7 @@ ORDER = [
     ["rambla_ray.report", "rambla_ray.plan", "rambla_ray.actors.base", "rambla_ray.actors.ledger"],
     [
         "rambla_ray.actors.mock",
+        "rambla_ray.actors.overlap",
         "rambla_ray.actors.openai",
         "rambla_ray.actors.huggingface",
         "rambla_ray.actors.pool",
@@ -37,8 +41,8 @@ ROOMS = {
     "torch": ("rambla_ray.actors.huggingface",),
     "transformers": ("rambla_ray.actors.huggingface",),
     "openai": ("rambla_ray.actors.openai",),
-    "sklearn": ("rambla_ray.metrics",),
-    "scipy": ("rambla_ray.stats",),
+    "sklearn": ("rambla_ray.rambla",),
+    "scipy": ("rambla_ray.stats", "rambla_ray.rambla"),
 }
 
 

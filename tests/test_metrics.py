@@ -90,7 +90,9 @@ def test_null_answers_cost_recall_and_vanish_from_the_excluding_metrics() -> Non
         pytest.param("yes", "yes", "excl/precision/per_class", [1.0, 1.0], id="0/0 is 1 for precision"),
         pytest.param("yes", "no", "excl/recall/per_class", [1.0, 0.0], id="a class nobody has"),
         pytest.param("yes", NULL, "excl/recall/micro", "nan", id="nothing left"),
+        pytest.param("yes", "no", "excl/f1/micro", "nan", id="0/0 is undefined for f1"),
         pytest.param("yes", NULL, "recall", 0.0, id="all null"),
+        pytest.param("yes", NULL, "precision", 0.0, id="0/0 is 0 with all classes"),
     ],
 )
 def test_zero_by_zero_is_as_in_rambla(target: str, prediction: str, key: str, expected: Any) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from rambla_ray.config import TaskConfig
 from rambla_ray.errors import ErrorKind
-from rambla_ray.parsing import finish, has_ended, read_rambla
+from rambla_ray.outcomes import finish, has_ended
+from rambla_ray.parsing import read_rambla
 from rambla_ray.schema import Outcome, Sample, Step
 
 YES_NO = ("yes", "no")

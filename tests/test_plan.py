@@ -101,10 +101,10 @@ def test_a_plan_is_strict_json_with_its_counts() -> None:
     ("words", "reason"),
     [
         pytest.param("task.dataset=pubmedqa", "7 of 64 items have a final_decision that is not among", id="labels"),
-        pytest.param("model=openai_embeddings", "gives an embedding, but as target it must", id="target embeds"),
+        pytest.param("model=openai_embeddings", "but as target it must answer with text", id="target embeds"),
         pytest.param(
             "task=conclusion_generation roles.judge=openai_embeddings",
-            "but as judge it must answer",
+            "but as judge it must answer with text",
             id="judge embeds",
         ),
         pytest.param("task=distracting_context limit=3", "task distracting_context: stage add_dis", id="few items"),

@@ -43,8 +43,8 @@ class Budget:
         wait = start - now
         if wait > HORIZON_S:
             return False, wait - HORIZON_S / 2
-        self._next_request = max(self._next_request, now) + self._request_s
-        self._next_token = max(self._next_token, now) + self._cost(tokens)
+        self._next_request = max(self._next_request, start) + self._request_s
+        self._next_token = max(self._next_token, start) + self._cost(tokens)
         return True, wait
 
     def settle(self, estimate: int, used: int) -> None:

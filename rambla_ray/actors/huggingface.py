@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rambla_ray import prompts
+from rambla_ray import prompts, similarity
 from rambla_ray.actors.base import Model, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
@@ -23,6 +27,9 @@ GATHER_S = 0.02  # how long the first request of a batch waits for company
 BATCH_SIZE = {"cpu": 8, "cuda": 32}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+POOLING = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # sentence-transformers' names
+GIVE_BOTH = "to leave sentence-transformers' files unread, give pooling and normalize"
+UNLIMITED = 10**9  # tokenizers without a limit name a larger one
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 
 # Generation options that a batch of independent answers cannot honour, and what to do instead.
@@ -35,8 +42,8 @@ REFUSED_OPTIONS = {
 }
 
 
-class HuggingFaceParams(ModelParams):
-    """RAmBLA's parameters of a local model, unchanged; `revision` and `trust_remote_code` are new."""
+class CheckpointParams(ModelParams):
+    """Where a checkpoint is and how it is loaded: RAmBLA's parameters, with `revision` and `trust_remote_code`."""
 
     model_name: str = Field(description="a hub id, or the path of a checkpoint's folder")
     tokenizer_name: str | None = Field(None, description="model_name when not given")
@@ -45,13 +52,8 @@ class HuggingFaceParams(ModelParams):
         default_factory=dict,
         description="for from_pretrained: torch_dtype (or dtype), gguf_file, attn_implementation",
     )
-    generation_config: dict[str, Any] = Field(
-        default_factory=dict, description="for transformers.GenerationConfig; greedy unless do_sample is true"
-    )
     device: str | None = Field(None, description="one device, for example cpu; excludes device_map")
     device_map: str | dict[str, Any] | None = Field("auto", description="accelerate's device_map")
-    is_finetuned: bool = Field(False, description="apply the chat template (or message_formatting_template)")
-    message_formatting_template: str | None = Field(None, description="used for the chat template; holds {message}")
     local_files_only: bool = Field(False, description="never ask the hub")
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
 
@@ -83,6 +85,22 @@ class HuggingFaceParams(ModelParams):
             raise ValueError("trust_remote_code stands in params, not in loading_params")
         return value
 
+    @property
+    def is_path(self) -> bool:
+        """Whether model_name is a path, not a hub id."""
+        name = self.model_name
+        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
+
+
+class HuggingFaceParams(CheckpointParams):
+    """RAmBLA's parameters of a local language model, unchanged."""
+
+    generation_config: dict[str, Any] = Field(
+        default_factory=dict, description="for transformers.GenerationConfig; greedy unless do_sample is true"
+    )
+    is_finetuned: bool = Field(False, description="apply the chat template (or message_formatting_template)")
+    message_formatting_template: str | None = Field(None, description="used for the chat template; holds {message}")
+
     @model_validator(mode="after")
     def _template_takes_the_message(self) -> Self:
         template = self.message_formatting_template
@@ -96,11 +114,30 @@ class HuggingFaceParams(ModelParams):
             raise ValueError("message_formatting_template needs exactly one placeholder, {message}")
         return self
 
-    @property
-    def is_path(self) -> bool:
-        """Whether model_name is a path, not a hub id."""
-        name = self.model_name
-        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
+
+class NLIParams(CheckpointParams):
+    """A classifier of text pairs, and how its two directions become one result."""
+
+    label_map: dict[int, str] | None = Field(
+        None,
+        description="number to name of the labels, one of them entailment; the checkpoint's id2label when not given",
+    )
+    strategy: similarity.Strategy = Field(
+        "strict",
+        description="strict: entailment both ways; relaxed: one way, and neutral at least the other; average, "
+        "unidirectional: the probability of entailment both ways, or forward alone",
+    )
+
+
+class EmbeddingsParams(CheckpointParams):
+    """An encoder, and how its token vectors become one."""
+
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="as the checkpoint's sentence-transformers files say when not given, else mean"
+    )
+    normalize: bool | None = Field(
+        None, description="vectors of length 1; as the checkpoint's sentence-transformers files say when not given"
+    )
 
 
 class BaseHuggingFaceModel(Model):
@@ -111,9 +148,11 @@ class BaseHuggingFaceModel(Model):
     """
 
     is_local = True
-    params: HuggingFaceParams
+    params: CheckpointParams
+    _identity: dict[str, object]  # load() sets it
+    unused_weights: ClassVar[tuple[str, ...]] = ()  # prefixes of what a checkpoint may lack, as nothing reads it
 
-    def __init__(self, params: HuggingFaceParams, pool: Pool, rate: Rate | None) -> None:
+    def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
         import torch
 
@@ -132,20 +171,102 @@ class BaseHuggingFaceModel(Model):
         self._runner: asyncio.Task[None] | None = None
         self.load()
 
+    @abstractmethod
     def load(self) -> None:
         """Load tokenizer and weights; raises CallError (`load`) when that cannot be done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, request: Request) -> Job:
-        """A request as a job: its tokens and limits. Raises CallError (`too_long`)."""
-        raise NotImplementedError
+        """A request as a job: its tokens and limits. Raises CallError (`too_long`, `bad_request`)."""
 
+    @abstractmethod
     def run(self, jobs: list[Job]) -> None:
-        """Answer the jobs together: set the `response` of each. Called in the model's thread."""
-        raise NotImplementedError
+        """Answer the jobs together: set the `response` or the `error` of each. Called in the model's thread."""
+
+    def cpu_dtype(self) -> str:
+        """In what a CPU computes when the config does not say."""
+        return "float32"
+
+    def load_checkpoint(self, kind: Any) -> None:
+        """Load the tokenizer and, with `kind`, one of transformers' Auto classes, the weights.
+
+        Raises:
+            CallError: `load`: files are missing, broken, or do not belong together.
+        """
+        from transformers import AutoTokenizer, logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        params = self.params
+        shared = {
+            "revision": params.revision,
+            "local_files_only": params.local_files_only,
+            "trust_remote_code": params.trust_remote_code,
+        }
+        loading = dict(params.loading_params)
+        loading["dtype"] = loading.get("dtype") or ("auto" if self.device_type != "cpu" else self.cpu_dtype())
+        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
+        with self.loading():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                params.tokenizer_name or params.model_name,
+                **shared,
+                **(gguf if not params.tokenizer_name else {}),
+            )
+            self._model: Any
+            self._model, found = kind.from_pretrained(
+                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
+            )
+        missing = [name for name in found["missing_keys"] if not name.startswith(self.unused_weights)]
+        if missing:
+            raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
+        if params.device:
+            self._model.to(params.device)
+        self._model.eval()
+        self._loading = {**loading, "dtype": str(self._model.dtype)}
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What goes wrong inside is a load error of one line."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
+            raise self.load_error(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+
+    def load_error(self, reason: str) -> CallError:
+        """That the checkpoint cannot be loaded."""
+        return CallError(ErrorKind.LOAD, f"{self.params.model_name} cannot be loaded: {reason}")
+
+    def _device_map(self) -> Any:
+        if self.params.device:
+            return None
+        if self.device_type == "cpu":
+            return {"": "cpu"}
+        return {"": 0} if self.params.device_map == "auto" and self.pool.num_gpus == 1 else self.params.device_map
+
+    def identity(self) -> dict[str, object]:
+        return self._identity
+
+    def checkpoint_identity(self) -> dict[str, object]:
+        """What was loaded: class, weights, tokenizer and how, without a path."""
+        params = self.params
+        if Path(params.model_name).is_dir():
+            weights = fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
+        else:
+            weights = f"{params.model_name}@{self._commit() or 'main'}"
+        return {
+            "class": type(self).__name__,
+            "weights": weights,
+            "tokenizer": _tokenizer_identity(params.tokenizer_name),
+            "loading": json.loads(json.dumps(self._loading, default=str)),
+        }
+
+    def _commit(self) -> str | None:
+        """Of a hub id: what was loaded, as exactly as is known."""
+        commit: str | None = getattr(self._model.config, "_commit_hash", None)
+        return commit or self.params.revision
 
     @classmethod
-    def preflight(cls, params: HuggingFaceParams, *, same_machine: bool) -> None:
+    def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
         if same_machine and params.is_path and not Path(params.model_name).is_dir():
             raise UserError(f"params.model_name: there is no folder {params.model_name}")
         gguf = params.loading_params.get("gguf_file")
@@ -203,21 +324,30 @@ class BaseHuggingFaceModel(Model):
         self._run_halving(jobs[half:])
 
 
+Encoding = dict[str, list[int]]  # what a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request in the model's terms: prompt tokens and the most it may generate."""
+    """One request in the model's terms: the encodings to run, and the most it may generate."""
 
-    tokens: list[int]
-    max_new_tokens: int
+    encodings: list[Encoding]
+    max_new_tokens: int = 0
     done: asyncio.Future[Response] = field(init=False)
     response: Response = field(init=False)
     error: Exception | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The longest encoding's token numbers."""
+        return max((encoding["input_ids"] for encoding in self.encodings), key=len)
 
 
 class HuggingFaceLLM(BaseHuggingFaceModel):
     """A causal language model, generating in left-padded static batches."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
+    params: HuggingFaceParams
 
     @classmethod
     def settle(cls, params: HuggingFaceParams) -> HuggingFaceParams:
@@ -238,42 +368,14 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 raise UserError(f"params.generation_config.{key} cannot be used here: {REFUSED_OPTIONS[key]}")
         return params
 
-    def load(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    def cpu_dtype(self) -> str:
+        return _fast_cpu_dtype()
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    def load(self) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.load_checkpoint(AutoModelForCausalLM)
         params = self.params
-        shared = {
-            "revision": params.revision,
-            "local_files_only": params.local_files_only,
-            "trust_remote_code": params.trust_remote_code,
-        }
-        loading = dict(params.loading_params)
-        loading["dtype"] = loading.get("dtype") or ("auto" if self.device_type != "cpu" else _fast_cpu_dtype())
-        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                params.tokenizer_name or params.model_name,
-                **shared,
-                **(gguf if not params.tokenizer_name else {}),
-            )
-            self._model: Any
-            self._model, found = AutoModelForCausalLM.from_pretrained(
-                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
-            )
-        except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise CallError(ErrorKind.LOAD, f"{params.model_name} cannot be loaded: {reason}") from None
-        if found["missing_keys"]:
-            raise CallError(
-                ErrorKind.LOAD,
-                f"{params.model_name} cannot be loaded: it lacks {len(found['missing_keys'])} weights, for example "
-                f"{min(found['missing_keys'])}",
-            )
-        if params.device:
-            self._model.to(params.device)
-        self._model.eval()
         if params.is_finetuned and not params.message_formatting_template and not self._tokenizer.chat_template:
             raise CallError(
                 ErrorKind.LOAD,
@@ -281,14 +383,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 "message_formatting_template or set is_finetuned: false",
             )
         self._generation = self._resolved_generation()
-        self._identity = self._make_identity(loading)
-
-    def _device_map(self) -> Any:
-        if self.params.device:
-            return None
-        if self.device_type == "cpu":
-            return {"": "cpu"}
-        return {"": 0} if self.params.device_map == "auto" and self.pool.num_gpus == 1 else self.params.device_map
+        self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
 
     def _resolved_generation(self) -> Any:
         """What the model will really do. Nothing is left unset that generate() would fill in from elsewhere."""
@@ -316,13 +411,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         limits = [int(limit) for limit in (positions, self.params.generation_config.get("max_length")) if limit]
         return min(limits, default=None)
 
-    def _make_identity(self, loading: dict[str, Any]) -> dict[str, object]:
+    def _generation_identity(self) -> dict[str, object]:
         params = self.params
-        if Path(params.model_name).is_dir():
-            weights = fingerprint(Path(params.model_name), loading.get("gguf_file"))
-        else:
-            commit = getattr(self._model.config, "_commit_hash", None)
-            weights = f"{params.model_name}@{commit or params.revision or 'main'}"
         template = params.message_formatting_template or self._tokenizer.chat_template
         generation = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         generation.pop("transformers_version", None)
@@ -330,16 +420,9 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             key: params.generation_config[key] for key in ("max_length",) if key in params.generation_config
         }
         return {
-            "class": type(self).__name__,
-            "weights": weights,
-            "tokenizer": _tokenizer_identity(params.tokenizer_name),
-            "loading": json.loads(json.dumps({**loading, "dtype": str(self._model.dtype)}, default=str)),
             "generation": json.loads(json.dumps(generation, default=str)),
             "template": template if params.is_finetuned else None,
         }
-
-    def identity(self) -> dict[str, object]:
-        return self._identity
 
     def prepare(self, request: Request) -> Job:
         params = self.params
@@ -363,7 +446,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         limits = [limit for limit in (self._generation.max_new_tokens, room) if limit is not None]
         if not limits:
             raise CallError(ErrorKind.BAD_REQUEST, "set generation_config.max_new_tokens: the model names no limit")
-        return Job(tokens=list(tokens), max_new_tokens=min(limits))
+        return Job([{"input_ids": list(tokens)}], min(limits))
 
     def run(self, jobs: list[Job]) -> None:
         import torch
@@ -391,6 +474,202 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 prompt_tokens=len(job.tokens),
                 completion_tokens=len(made) + (end is not None),
             )
+
+
+class HuggingFaceJudge(BaseHuggingFaceModel):
+    """A model that compares a request's two texts: one forward pass over right-padded encodings, and no generation.
+
+    All encodings of a request run in the same batch. A text that is too long is cut, as RAmBLA's is.
+    """
+
+    produces = "score"
+
+    @abstractmethod
+    def encode(self, text: str, pair: str) -> Iterable[Any]:
+        """What the tokenizer makes of the two texts: the encodings to run."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Any:
+        """The values of a padded batch of encodings: a tensor (encodings, values)."""
+
+    @abstractmethod
+    def compare(self, values: list[list[float]]) -> str:
+        """The response's text from the values of one request's encodings."""
+
+    def load_checkpoint(self, kind: Any) -> None:
+        super().load_checkpoint(kind)
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._tokenizer.pad_token_id is None:
+            raise self.load_error("its tokenizer has neither a pad nor an eos token")
+        if self._model.config.pad_token_id is None:
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._tokenizer.padding_side = "right"
+        self.max_tokens = self._longest_encoding()
+
+    def _longest_encoding(self) -> int | None:
+        """Tokens that one encoding may have: the model's positions, or less where the tokenizer says so."""
+        limits = [getattr(self._model.config.get_text_config(), "max_position_embeddings", None)]
+        for name, module in self._model.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from after the pad
+        if self._tokenizer.model_max_length < UNLIMITED:
+            limits.append(self._tokenizer.model_max_length)
+        return min((limit for limit in limits if limit), default=None)
+
+    def tokenize(self, *texts: str) -> Any:
+        """The encoding of a text or of a pair, cut to what the model takes."""
+        return self._tokenizer(*texts, truncation=self.max_tokens is not None, max_length=self.max_tokens)
+
+    def prepare(self, request: Request) -> Job:
+        if request.pair is None:
+            raise CallError(ErrorKind.BAD_REQUEST, "this model compares two texts; the request has one")
+        return Job([dict(encoding) for encoding in self.encode(request.prompt, request.pair)])
+
+    def run(self, jobs: list[Job]) -> None:
+        import torch
+
+        encodings = [encoding for job in jobs for encoding in job.encodings]
+        batch = self._tokenizer.pad(encodings, return_tensors="pt").to(self._model.device)
+        with torch.inference_mode():
+            rows = iter(self.forward(batch).tolist())
+        for job in jobs:
+            values = [next(rows) for _ in job.encodings]
+            if not all(math.isfinite(value) for row in values for value in row):
+                job.error = CallError(ErrorKind.INTERNAL, "the model computed NaN or infinity; try a wider dtype")
+                continue
+            tokens = sum(len(encoding["input_ids"]) for encoding in job.encodings)
+            job.response = Response(text=self.compare(values), prompt_tokens=tokens)
+
+
+class HuggingFaceNLI(HuggingFaceJudge):
+    """Natural language inference: whether two texts entail each other. The prompt is the first premise."""
+
+    Params: ClassVar[type[ModelParams]] = NLIParams
+    params: NLIParams
+
+    def load(self) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        self.load_checkpoint(AutoModelForSequenceClassification)
+        self._labels = self._checked_labels()
+        self._identity = {**self.checkpoint_identity(), "labels": self._labels, "strategy": self.params.strategy}
+
+    def _checked_labels(self) -> list[str]:
+        """The names of the logits, in lower case: the config's or else the checkpoint's own."""
+        own = {int(number): name for number, name in self._model.config.id2label.items()}
+        given = own if self.params.label_map is None else self.params.label_map
+        labels = [given[number].strip().lower() for number in sorted(given)]
+        named = f"the labels are {', '.join(f'{number}: {given[number]}' for number in sorted(given))}"
+        if given.keys() != own.keys():
+            raise self.load_error(
+                f"label_map must name each of the labels {', '.join(map(str, sorted(own)))}; {named}"
+            )
+        if labels.count(similarity.ENTAILMENT) != 1 or len(set(labels)) < len(labels):
+            raise self.load_error(
+                f"exactly one label must be named entailment, and none twice; {named}: set label_map"
+            )
+        if self.params.strategy == "relaxed" and similarity.NEUTRAL not in labels:
+            raise self.load_error(f"strategy relaxed needs a label named neutral; {named}: set label_map")
+        said = [number for number, name in own.items() if name.strip().lower() == similarity.ENTAILMENT]
+        if said and said != [labels.index(similarity.ENTAILMENT)]:
+            raise self.load_error(
+                f"label_map contradicts it: {named}, but entailment is {said[0]} in its config.json; drop label_map"
+            )
+        return labels
+
+    def encode(self, text: str, pair: str) -> Iterable[Any]:
+        yield self.tokenize(text, pair)
+        if self.params.strategy != "unidirectional":
+            yield self.tokenize(pair, text)
+
+    def forward(self, batch: Any) -> Any:
+        return self._model(**batch).logits.cpu().double()
+
+    def compare(self, values: list[list[float]]) -> str:
+        forward, *backward = (dict(zip(self._labels, row, strict=True)) for row in values)
+        return similarity.combine_nli(forward, backward[0] if backward else None, self.params.strategy)
+
+
+class HuggingFaceEmbeddings(HuggingFaceJudge):
+    """The inner product of two texts' vectors. What the config leaves open is as sentence-transformers has it."""
+
+    Params: ClassVar[type[ModelParams]] = EmbeddingsParams
+    params: EmbeddingsParams
+    unused_weights = ("pooler.",)
+
+    def load(self) -> None:
+        from transformers import AutoModel
+
+        self.load_checkpoint(AutoModel)
+        card: dict[str, Any] = {"pooling": self.params.pooling, "normalize": self.params.normalize}
+        if None in card.values():
+            said = self._sentence_transformers()
+            card = {key: said[key] if value is None else value for key, value in card.items()}
+            self.max_tokens = min(filter(None, (self.max_tokens, said["max_tokens"])), default=None)
+        self._card = {**card, "max_tokens": self.max_tokens}
+        self._identity = {**self.checkpoint_identity(), **self._card}
+
+    def _sentence_transformers(self) -> dict[str, Any]:
+        """What modules.json and the files beside it say; without them the mean, not normalised."""
+        said: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_tokens": None}
+        for module in self._side_file("modules.json") or []:
+            match str(module["type"]).rpartition(".")[2]:
+                case "Transformer":
+                    said["max_tokens"] = (self._side_file("sentence_bert_config.json") or {}).get("max_seq_length")
+                case "Pooling":
+                    said["pooling"] = self._pooling_of(self._side_file(f"{module['path']}/config.json") or {})
+                case "Normalize":
+                    said["normalize"] = True
+                case other:
+                    raise self.load_error(f"modules.json asks for {other}, which is not supported; {GIVE_BOTH}")
+        return said
+
+    def _pooling_of(self, config: dict[str, Any]) -> str:
+        modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if on and "pooling_mode_" in key]
+        modes += [config["pooling_mode"]] if "pooling_mode" in config else []
+        pooling = POOLING.get(str(modes[0])) if len(modes) == 1 else None
+        if pooling is None:
+            raise self.load_error(f"it pools by {' and '.join(map(str, modes)) or 'an unknown rule'}; {GIVE_BOTH}")
+        return pooling
+
+    def _side_file(self, name: str) -> Any:
+        """A JSON file of the checkpoint, from its folder or the hub; None when it has none of that name."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        with self.loading():
+            path = Path(self.params.model_name, name)
+            if not Path(self.params.model_name).is_dir():
+                try:
+                    path = Path(
+                        hf_hub_download(
+                            self.params.model_name,
+                            name,
+                            revision=self._commit(),
+                            local_files_only=self.params.local_files_only,
+                        )
+                    )
+                except LocalEntryNotFoundError:
+                    raise  # the hub cannot be asked: whether there is such a file is not known
+                except EntryNotFoundError:
+                    return None
+            return json.loads(path.read_text()) if path.is_file() else None
+
+    def encode(self, text: str, pair: str) -> Iterable[Any]:
+        return self.tokenize(text), self.tokenize(pair)
+
+    def forward(self, batch: Any) -> Any:
+        import torch
+
+        states = self._model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1).to(states.device)
+        pooled = states[:, 0] if self._card["pooling"] == "cls" else (states * mask).sum(1) / mask.sum(1)
+        vectors = pooled.cpu().double()
+        return torch.nn.functional.normalize(vectors, dim=-1) if self._card["normalize"] else vectors
+
+    def compare(self, values: list[list[float]]) -> str:
+        return repr(similarity.inner_product(*values))
 
 
 def fingerprint(folder: Path, gguf_file: str | None = None) -> str:

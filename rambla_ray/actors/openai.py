@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rambla_ray import similarity
 from rambla_ray.actors.base import BaseAPIModel, ModelParams, retry_after_s
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
@@ -214,19 +215,32 @@ class OpenAICompletion(OpenAITextModel):
 
 
 class OpenAIEmbeddings(OpenAIModel):
-    """`/embeddings`: the response's text is the vector as a JSON list; line breaks become spaces, as in RAmBLA."""
+    """`/embeddings`: line breaks become spaces, as in RAmBLA.
+
+    The response's text is the inner product of a pair's two vectors, asked for in one call; of a prompt alone it is
+    the vector as a JSON list.
+    """
 
     Params: ClassVar[type[ModelParams]] = EmbeddingsParams
     produces = "score"
 
+    def estimate_tokens(self, request: Request) -> int:
+        return super().estimate_tokens(request) + len(request.pair or "") // 4
+
     async def send(self, request: Request) -> Any:
-        return await self._client.embeddings.create(model=self.params.engine, input=request.prompt.replace("\n", " "))
+        texts = [text.replace("\n", " ") for text in (request.prompt, request.pair) if text is not None]
+        asked = texts if len(texts) > 1 else texts[0]
+        body = await self._client.embeddings.create(model=self.params.engine, input=asked)
+        if len(body.data) != len(texts):
+            raise CallError(ErrorKind.GARBAGE, f"the reply has {len(body.data)} vectors for {len(texts)} texts")
+        return body
 
     def read(self, body: Any) -> Response:
-        vector = body.data[0].embedding
-        if not vector:
+        vectors = [list(item.embedding) for item in body.data]
+        if not all(vectors):
             raise CallError(ErrorKind.GARBAGE, "the reply has an empty vector")
-        return Response(text=json.dumps(list(vector)), prompt_tokens=body.usage.prompt_tokens if body.usage else 0)
+        text = json.dumps(vectors[0]) if len(vectors) == 1 else repr(similarity.inner_product(*vectors))
+        return Response(text=text, prompt_tokens=body.usage.prompt_tokens if body.usage else 0)
 
 
 def _client(params: EndpointParams, timeout_s: float) -> AsyncOpenAI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rambla_ray import prompts
@@ -11,10 +11,11 @@ from rambla_ray.actors.base import Model
 from rambla_ray.actors.ledger import LedgerClient
 from rambla_ray.config import ModelConfig, TaskConfig
 from rambla_ray.errors import CallError, Draining, ErrorKind
+from rambla_ray.ledger import Record
 from rambla_ray.outcomes import has_ended
 from rambla_ray.registry import model_class
-from rambla_ray.schema import Request, Role, Sample, Step, request_id, well_formed
-from rambla_ray.stages import Generate, overwrite
+from rambla_ray.schema import SCORE, Request, Role, Sample, Step, request_id, well_formed
+from rambla_ray.stages import Compare, Generate, overwrite
 
 
 class PoolActor:
@@ -70,53 +71,57 @@ class PoolActor:
         return sample.to_row()
 
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
-        prompt = prompts.render(stage.template, sample.fields)
+        """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
+        scores = self._model is not None and self._model.produces == SCORE
+        request = self._request(sample, stage, is_last=is_last, scores=scores)
         step = Step(
             stage=f"{stage.kind}:{stage.output}",
             role=stage.role,
             model=self._name,
             request_id="",
-            prompt=prompt,
+            prompt=request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}",
         )
-        fault = self._broken or _unaskable(stage, sample.fields, prompt)
+        fault = self._broken or _unaskable(stage, sample.fields, step.prompt)
         if fault or self._model is None:
             fault = fault or CallError(ErrorKind.LOAD, "no model")
             return replace(step, error_kind=fault.kind, error=fault.message)
-        choices = self._tasks[sample.task].answer.choices if is_last else ()
-        request = Request(prompt, sample_id=sample.sample_id, target=sample.target, choices=choices)
-        asked = request_id(self._model.request_identity(request))
-        record = await self._ledger.claim(asked)
-        if record is None:
-            try:
-                response = await self._model.generate(request)
-                response = replace(response, text=well_formed(response.text))
-                record = self._ledger.answer(asked, self._name, stage.role, response)
-            except CallError as error:
-                record = self._ledger.failure(asked, self._name, stage.role, error.kind, error.message, error.attempts)
-            except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
-                reason = f"{type(error).__name__}: {str(error)[:200]}"
-                record = self._ledger.failure(asked, self._name, stage.role, ErrorKind.INTERNAL, reason, 1)
-            await self._ledger.store(record)
+        step = replace(step, request_id=request_id(self._model.request_identity(request)))
+        record = await self._answered(self._model, step, request)
         if record.response is None:
-            return replace(
-                step,
-                request_id=asked,
-                error_kind=record.error_kind,
-                error=record.error,
-                attempts=record.attempts,
-            )
-        answer = record.response
-        return replace(
-            step,
-            request_id=asked,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            latency_s=answer.latency_s,
-            waited_s=answer.waited_s,
-            attempts=answer.attempts,
-        )
+            return replace(step, error_kind=record.error_kind, error=record.error, attempts=record.attempts)
+        given = asdict(record.response)
+        if scores:
+            given["finish_reason"] = SCORE
+        return replace(step, **given)
+
+    def _request(self, sample: Sample, stage: Generate, *, is_last: bool, scores: bool) -> Request:
+        """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
+        answer = self._tasks[sample.task].answer
+        hints: dict[str, Any] = {
+            "sample_id": sample.sample_id,
+            "target": answer.choice_for(sample.target),
+            "choices": answer.choices if is_last else (),
+        }
+        if isinstance(stage, Compare) and scores:
+            return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
+        return Request(prompts.render(stage.template, sample.fields), **hints)
+
+    async def _answered(self, model: Model, step: Step, request: Request) -> Record:
+        """The record of a request: from the ledger, or asked now and stored before anything else sees it."""
+        known = await self._ledger.claim(step.request_id)
+        if known is not None:
+            return known
+        about = (step.request_id, self._name, step.role)
+        try:
+            response = await model.generate(request)
+            record = self._ledger.answer(*about, replace(response, text=well_formed(response.text)))
+        except CallError as error:
+            record = self._ledger.failure(*about, error.kind, error.message, error.attempts)
+        except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            record = self._ledger.failure(*about, ErrorKind.INTERNAL, reason, 1)
+        await self._ledger.store(record)
+        return record
 
 
 def _unaskable(stage: Generate, fields: Mapping[str, str], prompt: str) -> CallError | None:

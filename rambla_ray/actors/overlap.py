@@ -1,0 +1,46 @@
+"""The overlap of two texts' words, as a model: what the models that compare texts are compared with."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from rambla_ray import similarity
+from rambla_ray.actors.base import Model, ModelParams
+from rambla_ray.config import Pool, Rate
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Request, Response
+
+
+class OverlapParams(ModelParams):
+    """Which overlap."""
+
+    metric: Literal["bleu", "rouge1", "rouge2", "rougeL"] = Field(
+        description="bleu: up to 4-grams, no smoothing; rouge*: the F-measure"
+    )
+
+
+class OverlapModel(Model):
+    """BLEU or ROUGE of the prompt with its pair as the reference; needs no endpoint and no GPU."""
+
+    Params: ClassVar[type[ModelParams]] = OverlapParams
+    produces = "score"
+
+    def __init__(self, params: OverlapParams, pool: Pool, rate: Rate | None) -> None:
+        super().__init__(params, pool, rate)
+        self.params = params
+
+    def identity(self) -> dict[str, object]:
+        return {"class": "OverlapModel", "metric": self.params.metric}
+
+    async def generate(self, request: Request) -> Response:
+        if request.pair is None:
+            raise CallError(ErrorKind.BAD_REQUEST, "this model compares two texts; the request has one")
+        began = time.monotonic()
+        if self.params.metric == "bleu":
+            score = similarity.bleu(request.prompt, request.pair)
+        else:
+            score = similarity.rouge(request.prompt, request.pair, self.params.metric)
+        return Response(text=repr(score), latency_s=time.monotonic() - began)

@@ -1,0 +1,192 @@
+"""All tasks of the suite, together, on a real local cluster: one stream, one load, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai_server import OpenAIServer
+
+from rambla_ray import config, pipeline
+from rambla_ray.plan import Plan
+from rambla_ray.results import RunDirectory
+from rambla_ray.schema import Sample
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+TASKS = {
+    "conclusion_generation",
+    "distracting_context",
+    "fewshot_examples_with_context",
+    "irrelevant_context",
+    "mcqabaseline",
+    "negation",
+    "paraphrase",
+    "parent_fewshot_examples_with_context",
+    "question_formation",
+    "similarity_long_form_qa_bioasq",
+    "similarity_mrpc",
+    "similarity_sick",
+    "spelling_robustness",
+}
+ROLES = ["roles.judge=mock", "roles.rephraser=mock"]
+
+
+def metrics(done) -> dict:
+    return json.loads(done.read("metrics.json"))
+
+
+def by_task(done) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for cell in metrics(done)["cells"]:
+        found.setdefault(cell["task"], []).append(cell)
+    return found
+
+
+def test_an_oracle_is_right_in_every_task_and_nothing_changes(bench):
+    done = bench(
+        ["model=mock", "model.params.behaviour=oracle", "task=all", "roles.judge=oracle", "roles.rephraser=oracle"]
+    )
+    assert done.status == 1  # there is no config of that name
+    done = bench(["model=mock", "model.params.behaviour=oracle", "task=all", *ROLES])
+    cells = by_task(done)
+    assert set(cells) == TASKS
+    judged = {"conclusion_generation", "question_formation", "similarity_long_form_qa_bioasq"}
+    for task, found in cells.items():
+        for cell in found:
+            assert sum(cell["outcomes"].values()) == cell["n"]
+            if task not in judged:  # their last answer is the judge's, which flips some
+                assert cell["accuracy"]["value"] == 1.0, task
+    for effect in metrics(done)["effects"]:
+        assert all(row["difference"]["value"] == 0.0 for row in effect["variants"][1:])
+
+
+def test_the_plan_counts_the_calls_that_the_server_sees(bench):
+    with OpenAIServer() as server:
+        words = ["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"]
+        done = bench([*words, "task=all", *ROLES])
+        seen = server.snapshot()
+    (target,) = [
+        pool for pool in json.loads(done.read("plan.json"))["streams"]["openai_chat"] if "target" in pool["roles"]
+    ]
+    assert done.status == 0
+    asked = len(seen["requests"])
+    assert asked == len(seen["per_prompt"])
+    assert target["unique_calls"] <= asked <= target["unique_calls"] + target["later_calls_at_most"]
+    assert len(json.loads(done.read("env.json"))["models"]["openai_chat"]["actors"]) == 1
+
+
+def test_without_later_stages_the_planned_calls_are_exact(bench):
+    tasks = "mcqabaseline,spelling_robustness,parent_fewshot_examples_with_context,fewshot_examples_with_context"
+    with OpenAIServer() as server:
+        words = ["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"]
+        done = bench([*words, f"task={tasks}"])
+        seen = server.snapshot()
+    (target,) = json.loads(done.read("plan.json"))["streams"]["openai_chat"]
+    assert target["later_calls_at_most"] == 0
+    assert target["unique_calls"] == len(seen["requests"]) == len(seen["per_prompt"])
+    cells = by_task(done)
+    clean = {cell["variant"]: cell for cell in cells["spelling_robustness"]}["n=0"]
+    assert clean["accuracy"] == cells["mcqabaseline"][0]["accuracy"]
+
+
+class Rearranged(Plan):
+    """A plan whose samples come in another order and in blocks of another size."""
+
+    rows = 1
+    shuffle: int | None = None
+
+    def samples(self, target: str) -> Iterator[Sample]:
+        samples = list(super().samples(target))
+        if self.shuffle is not None:
+            random.Random(self.shuffle).shuffle(samples)
+        return iter(samples)
+
+    def blocks(self, target: str, actors: int) -> Iterator[list[Sample]]:
+        samples = list(self.samples(target))
+        yield from (samples[start : start + self.rows] for start in range(0, len(samples), self.rows))
+
+
+@pytest.mark.slow
+def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_path):
+    words = ["model=mock", "task=mcqabaseline,spelling_robustness,distracting_context,conclusion_generation", *ROLES]
+    words += ["model.params.behaviour=format"]
+    found = set()
+    arrangements = [(1, 64, None), (2, 8, None), (4, 1, None), (2, 8, 7), (1, 64, 8)]
+    for place, (actors, rows, shuffle) in enumerate(arrangements):
+        runs_dir = tmp_path / str(place)
+        loaded = config.load([*words, f"pool.min_size={actors}", f"runs_dir={runs_dir}", "limit=24"])
+        plan = Rearranged(loaded)
+        plan.rows, plan.shuffle = rows, shuffle
+        pipeline.connect("auto", verbose=False)
+        directory = RunDirectory.create(loaded)
+        Path(loaded.ledger).mkdir(parents=True)
+        pipeline.Run(plan, directory, words)()
+        found.add(directory.folder.read("metrics.json"))
+    assert len(found) == 1
+
+
+def test_a_row_too_short_to_mutate_is_an_outcome_and_the_run_goes_on(bench, tmp_path):
+    items = {
+        name: {
+            "QUESTION": f"Is {name} so?",
+            "CONTEXTS": [context],
+            "LABELS": ["RESULTS"],
+            "MESHES": [],
+            "final_decision": "yes",
+            "LONG_ANSWER": "So it is.",
+        }
+        for name, context in {"short": "four words are here", "long": "word " * 60}.items()
+    }
+    data = tmp_path / "items.json"
+    data.write_text(json.dumps(items))
+    done = bench(["model=mock", "task=spelling_robustness", f"task.dataset.path={data}"])
+    cells = {cell["variant"]: cell["outcomes"] for cell in by_task(done)["spelling_robustness"]}
+    assert {variant: outcomes["failed"] for variant, outcomes in cells.items()} == {
+        "n=0": 0,
+        "n=1": 0,
+        "n=3": 0,
+        "n=10": 1,
+        "n=20": 1,
+        "n=50": 1,
+    }
+    assert "4 words can be changed, 10 were asked for" in done.read("errors.jsonl")
+
+
+@pytest.mark.parametrize("model", ["rouge1", "bleu"])
+def test_a_model_that_compares_texts_is_scored_by_how_well_it_tells_labels_apart(bench, model):
+    done = bench([f"model={model}", "task=similarity_sick,similarity_mrpc"])
+    assert done.status == 0
+    for cells in by_task(done).values():
+        (cell,) = cells
+        assert cell["coverage"] == 1.0
+        assert 0.5 < cell["score"]["roc_auc"]["value"] <= 1.0
+        assert cell["null_reasons"]["accuracy.value"] == "the model gives scores, not answers"
+    assert "AUC" in done.out
+
+
+def test_a_model_that_compares_texts_is_refused_where_an_answer_is_asked(bench):
+    done = bench(["model=rouge1", "task=mcqabaseline"])
+    assert done.status == 1
+    assert "compares two texts" in done.err
+
+
+def test_a_judge_that_is_also_the_target_is_warned_about(bench):
+    done = bench(["model=mock", "task=conclusion_generation", "roles.judge=mock", "limit=5"])
+    assert "warning: the judge, mock, is also a model under test" in done.out
+
+
+def test_a_dry_run_prints_the_plan_and_asks_nothing(bench, tmp_path):
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/paid.yaml").write_text(
+        "name: openai_chat\nparams: {engine: e, temperature: 0, max_tokens: 10}\n"
+        "price: {input_per_million: 1.0, output_per_million: 2.0}\n"
+    )
+    done = bench(["model=paid", f"conf_dir={tmp_path / 'conf'}", "task=all", "dry_run=true", "data=demo"])
+    assert done.status == 0
+    assert all(f"{task}: " in done.out for task in TASKS)
+    assert "at most $" in done.out
+    assert not done.runs_dir.exists()
