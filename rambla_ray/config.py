@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -25,7 +26,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from yaml import YAMLError
 
 from rambla_ray import datasets
 from rambla_ray.datasets import DatasetConfig
@@ -309,7 +309,7 @@ class ConfigFolder:
             path = folder / group / f"{name}.yaml"
             if path.is_file() and path.parent == folder / group:
                 return _read_yaml(path), path
-        raise UserError(f"no {group} '{name}'; {choose_from(name, self.names(group))}")
+        raise UserError(f"no {group} {name!r}; {choose_from(name, self.names(group))}")
 
     def root(self) -> dict[str, Any]:
         """`config.yaml`: the defaults, the user's over the shipped."""
@@ -335,9 +335,10 @@ OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+    except OSError as error:  # OmegaConf's own, without a number, says that a file holds a bare value
+        reason = f"cannot be read: {error.strerror}" if error.errno else "expected keys and values"
+        raise UserError(f"{path}: {reason}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values")
@@ -364,7 +365,7 @@ def _value(key: str, word: str) -> Any:
     """The right side of a `key=value` word, read as YAML."""
     try:
         return OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)["value"]  # type: ignore[index,call-overload]
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"command line: {key}={word[:60]}: cannot be read as a value: {reason}") from None
 
@@ -459,13 +460,7 @@ def load(words: Sequence[str]) -> RunConfig:
     }
     for name, task in tasks.items():
         try:
-            task.check(
-                
-                    datasets.fields_of(found[task.dataset])
-                    if hasattr(datasets, "fields_of")
-                    else datasets.FIELDS[found[task.dataset].format]
-                
-            )
+            task.check(datasets.fields_of(found[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
     roles = {}

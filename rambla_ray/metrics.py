@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rambla_ray.continuous import continuous_metrics, fewshot_bias, quality, relative_change
-from rambla_ray.rambla import NULL, rambla_metrics
+from rambla_ray.rambla import NULL, continuous_metrics, fewshot_bias, quality, rambla_metrics, relative_change
 from rambla_ray.schema import Outcome
 from rambla_ray.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, slope, wilson
 

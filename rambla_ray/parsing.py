@@ -39,7 +39,8 @@ def read_robust(text: str, choices: Sequence[str]) -> Reading:
     a question of its own is read up to there. Only the two ends of a long text are read, so the time is bounded.
     """
     plain = _tokenise(_without_markup(_two_ends(_without_reasoning(text)), choices), choices)
-    for part in _NEXT_PROMPT.split(plain):
+    first, *later = _NEXT_PROMPT.split(plain)
+    for part in [first] if first.strip() else later:  # a text that begins with one is an echo of the prompt
         reading = _read_part(_without_mentions(part), choices)
         if reading.rule != "nothing":
             return reading
@@ -113,7 +114,8 @@ def _two_ends(text: str) -> str:
 
 def _without_markup(text: str, choices: Sequence[str]) -> str:
     text = unicodedata.normalize("NFKC", text)
-    text = re.sub(rf"<({'|'.join(map(re.escape, choices))})>", r" \1 ", text, flags=re.IGNORECASE)  # "<yes>" is no tag
+    words = "|".join(re.escape(choice) for choice in choices if len(choice) > 1)
+    text = re.sub(rf"<({words})>", r" \1 ", text, flags=re.IGNORECASE)  # "<yes>" is no tag, "<b>" is
     for pattern, plain in _MARKUP:
         text = pattern.sub(plain, text)
     return text
@@ -133,7 +135,7 @@ def _tokenise(text: str, choices: Sequence[str]) -> str:
 
     def word(choice: str) -> str:
         if len(choice) == 1 and choice.isalpha():
-            return rf"(?-i:{choice.upper()})|{choice}(?=\s*(?:[.,;:)\]\"']|$))"
+            return rf"(?-i:{choice.upper()})|{choice}(?=\s*(?:[.,;:!)\]\"']|$))"
         return r"\s+".join(map(re.escape, choice.split()))
 
     longest_first = sorted(choices, key=len, reverse=True)
@@ -171,10 +173,10 @@ _MENTIONS = [
     ),
     # Chatter: "Yes, I can help with that!"
     re.compile(rf"{_X}[,.!] i(?:'d| can| would|'m| am)? (?:help|be happy|be glad|happy|glad|understand)\b"),
-    # Only supposed, denied, or a first thought: "if yes", "to answer no", "one might say yes", "would have been yes"
+    # Only supposed, denied or thought at first: "if yes", "to answer no", "one might say yes", "initially no"
     re.compile(
-        r"(?:\b(?:if|whether|suppose|assuming|unless|until|would have been|had been|tempted|some|doubt|nobody|initially"
-        r"|at first|previously|(?:wrong|incorrect) to say|not true that|hard to|difficult to"
+        r"(?:\b(?:if|whether|suppose|assuming|unless|until|would have been|had been|tempted|some|doubt|nobody"
+        r"|initially|at first|previously|(?:wrong|incorrect) to say|not true that|hard to|difficult to"
         r"|(?:can|could|might|may) (?:say|think|argue|answer))|(?:^|[.,;]\s)to (?:answer|say))"
         rf"\b[^.,;:?!\n{_OTHER}]{{0,80}}{_X}",
         re.MULTILINE,
@@ -206,8 +208,8 @@ _FILL = (  # between a cue and its choice
     r"|simple|therefore|thus|indeed|in fact|still|certainly)[\s,:]{1,3}){0,8}"
 )
 _TOKEN = (  # a choice, and after it what shows that it is not part of a phrase such as "no difference"
-    rf"""["'(\[]{{0,2}}({_X})(?=["')\]]|\s?(?:$|[.,;:!(|~-]|(?:because|since|as|but|although|though|while|based|according"""
-    r"|given|due|it|the|this|that|these|they|there|we|i|you|whether|with|to (?:this|that|the|your|each)"
+    rf"""["'(\[]{{0,2}}({_X})(?=["')\]]|\s?(?:$|[.,;:!(|~-]|(?:because|since|as|but|although|though|while|based"""
+    r"|according|given|due|it|the|this|that|these|they|there|we|i|you|whether|with|to (?:this|that|the|your|each)"
     r"|is (?:correct|right|the|my))\b))"
 )
 _START = r"(?:^|[.!?;]\s|(?<!\b\w)[.!?;])[\s>.|\"'(\[-]{0,5}(?:\d[.)]\s)?"

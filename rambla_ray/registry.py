@@ -30,7 +30,7 @@ MODEL_MAP: Mapping[str, str] = {
 def model_class(name: str, where: str) -> type[Model]:
     """The class behind a `name`. Raises UserError, naming `where` it was asked for, when there is none."""
     if name not in MODEL_MAP:
-        raise UserError(f"{where}: name '{name}' is not a kind of model; {choose_from(name, MODEL_MAP)}")
+        raise UserError(f"{where}: name {name!r} is not a kind of model; {choose_from(name, MODEL_MAP)}")
     module, _, attribute = MODEL_MAP[name].partition(":")
     loaded: type[Model] = getattr(importlib.import_module(module), attribute)
     return loaded

@@ -235,7 +235,7 @@ def test_another_question_is_another_run(words: str) -> None:
 
 def test_a_run_is_named_for_its_models_and_tasks() -> None:
     assert loaded().run_id.startswith("mock-mcqabaseline-")
-    assert loaded("task=all").run_id.startswith("mock-5tasks-")
+    assert loaded("task=all").run_id.startswith("mock-13tasks-")
     assert loaded("task=paraphrase", "roles.rephraser=mock").run_id != loaded("task=paraphrase").run_id
 
 
@@ -247,7 +247,10 @@ def test_a_run_is_named_for_its_models_and_tasks() -> None:
         ("modle=mock", "no key 'modle'; did you mean 'model'?"),
         ("pol.max_size=3", "no key 'pol.max_size'; did you mean 'pool'?"),
         ("conf_dir=/does/not/exist", "conf_dir=/does/not/exist: there is no such folder"),
-        ("model=openai_cat", "no model 'openai_cat'; did you mean 'openai_chat'? there are: llama_ft, mistral"),
+        (
+            "model=openai_cat",
+            "no model 'openai_cat'; did you mean 'openai_chat'? there are: bleu, llama_ft, minilm, mistral",
+        ),
         ("task=mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
         ("task=all,mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
         ("task.dataset=pubmedqa_yes", "no dataset 'pubmedqa_yes'; did you mean 'pubmedqa_yesno'?"),
@@ -272,10 +275,10 @@ def test_a_run_is_named_for_its_models_and_tasks() -> None:
         ("task=", "task: "),
         ("run_id=ledger", "'ledger' is where answers are kept"),
         ("task.answer.choices=[yes,no]", "put it in quotes"),
-        ("task.answer.choices=[a,a]", "choices must be different"),
+        ("task.answer.choices=[a,a]", "choices 'a' and 'a' overlap"),
         ("task.answer.choices=[Yes!,No]", "answer.choices.0"),
         ("task.answer.choices=[Up,down]", "in lower case"),
-        ("task.answer.expect=maybe", "expect 'maybe' is not among the choices yes, no"),
+        ("task.answer.expect=maybe", "expect 'maybe' is not among the labels yes, no"),
         ("task.answer.target=final_decison", "did you mean 'final_decision'?"),
         ("task.answer.reads=question", "the last generate writes 'response'"),
         ("task.answer.reeds=x", "no key 'answer.reeds'; did you mean 'reads'?"),
@@ -390,7 +393,16 @@ def test_a_shipped_task_loads_and_survives_its_dump(name: str) -> None:
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+TASK_OF = {
+    "mcqabaseline": "pubmedqa",
+    "question_formation": "bioasq",
+    "similarity_sick": "sick",
+    "similarity_mrpc": "mrpc",
+}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (SHIPPED_CONF / "dataset").glob("*.yaml")))
 def test_a_shipped_dataset_loads(name: str) -> None:
-    found = loaded(f"task.dataset={name}").datasets
+    task = next(task for task, dataset in TASK_OF.items() if name.startswith(dataset))
+    found = loaded(f"task={task}", f"task.dataset={name}", "roles.judge=mock").datasets
     assert {key: type(value) for key, value in found.items()} == {name: DatasetConfig}

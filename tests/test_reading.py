@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.parsing import Reading, read_rambla, read_robust
@@ -29,13 +28,21 @@ KNOWN_MISSES = {
     "These two sentences are in contradiction.": None,
 }
 
-TEXTS = st.text() | st.lists(
-    st.sampled_from(
-        "yes no unknown entailment a b A 0 1 not or and / , . : ; ? ! ( ) \" ' ** _ ` \n <think> </think> <answer> "
-        "\\boxed{ } answer Answer: is final the so wait actually correction if whether I cannot don't know would say "
-        "Question: # ｙｅｓ 🙂 { \ue000 \uf8ff".split(" ")
-    )
-).map(" ".join)
+FRAGMENTS = [
+    *"/,.:;?!()\"'_`\n#{",
+    "**",
+    "\\boxed{",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "ｙｅｓ",
+    "🙂",
+    "\ue000",
+    "\uf8ff",
+]
+FRAGMENTS += ["yes", "no", "unknown", "entailment", "a", "b", "A", "0", "1", "or", "and", "not", "if", "Answer:"]
+FRAGMENTS += ["the answer is", "final", "so", "wait", "actually", "I cannot say", "I don't know", "Question:"]
+TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS)).map(" ".join)
 
 
 def read(line: dict[str, Any]) -> Reading:
@@ -79,9 +86,8 @@ def test_the_corpus_is_large_balanced_and_has_each_line_once() -> None:
 
 
 def test_every_rule_reads_some_answer_of_the_corpus() -> None:
-    assert {read(line).rule for line in CORPUS} == set(
-        "leading set_off predicate correction cue conclusion final json cannot_tell conflict refusal nothing".split()
-    )
+    asserting = {"leading", "set_off", "predicate", "correction", "cue", "conclusion", "final", "json"}
+    assert {read(line).rule for line in CORPUS} == {*asserting, "cannot_tell", "conflict", "refusal", "nothing"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,8 @@ def test_every_rule_reads_some_answer_of_the_corpus() -> None:
         pytest.param("I can't help with that.", Reading(None, "refusal", refused=True), id="refusal"),
         pytest.param("The study shows a benefit.", Reading(None, "nothing"), id="nothing"),
         pytest.param("<yes>", Reading("yes", "leading"), id="a choice in angle brackets is not a tag"),
-        pytest.param("[INST] yes or no? [/INST] No", Reading(None, "nothing"), id="a turn that only echoes"),
+        pytest.param("[/INST] Yes", Reading("yes", "leading"), id="a leaked mark of the turn"),
+        pytest.param("Question: yes or no?\nAnswer: no", Reading("no", "cue"), id="after an echo of the prompt"),
         pytest.param(
             "Yes. " + "word " * 5000 + "Final answer: no", Reading("no", "final"), id="the end of a long text"
         ),
@@ -111,6 +118,7 @@ def test_the_rule_that_reads(text: str, reading: Reading) -> None:
     assert read_robust(text, ("yes", "no", "unknown")) == reading
 
 
+@settings(deadline=None)
 @given(text=TEXTS, choices=st.sampled_from(CHOICES))
 def test_any_text_gives_a_choice_or_none(text: str, choices: tuple[str, ...]) -> None:
     reading = read_robust(text, choices)
@@ -118,6 +126,7 @@ def test_any_text_gives_a_choice_or_none(text: str, choices: tuple[str, ...]) ->
     assert not (reading.refused and reading.answer)
 
 
+@settings(deadline=None)
 @given(
     pair=bare(CHOICES),
     dress=st.sampled_from(
@@ -138,6 +147,7 @@ def test_a_bare_choice_is_read_in_any_case_and_dress(
     assert read_robust(before + dress.format(cased + period) + after, choices).answer == choice
 
 
+@settings(deadline=None)
 @given(choices=st.sampled_from(CHOICES), data=st.data(), end=st.sampled_from(["", ".", "?"]))
 def test_two_choices_joined_by_or_are_no_answer(choices: tuple[str, ...], data: st.DataObject, end: str) -> None:
     one, other = data.draw(st.permutations(choices))[:2]
@@ -166,8 +176,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.timeout(30)  # well under a second each; hours, were a gap in a rule unbounded
 @pytest.mark.parametrize("choices", [("yes", "no", "unknown"), ("a", "b", "c")], ids=",".join)
-def test_a_megabyte_of_anything_is_read_soon(text: str, choices: tuple[str, ...]) -> None:
-    start = perf_counter()
+def test_a_megabyte_of_anything_is_read(text: str, choices: tuple[str, ...]) -> None:
     assert isinstance(read_robust(text, choices), Reading)
-    assert perf_counter() - start < 10  # it takes well under a second; without bounded gaps it would take hours

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.stages import AddDistractors, Generate, Item, ShuffleContext, check_order, parse_stage
+from rambla_ray.stages import AddDistractors, Generate, Item, ShuffleContext, Transform, check_order, parse_stage
 
 DRAWN_IN_RAMBLA = 1234
 
@@ -22,14 +22,19 @@ def items_of(values: list[str]) -> list[Item]:
     return [Item(f"id{row}", {"context": value, "question": f"q{row}"}) for row, value in enumerate(values)]
 
 
+def applied(stage: Transform, items: list[Item], seed: int) -> list[Item]:
+    """The items after a stage, in its first variant."""
+    return stage.apply(items, seed, stage.variants()[0])
+
+
 def contexts(items: list[Item]) -> list[str]:
     return [item.fields["context"] for item in items]
 
 
 def shifts_of(count: int, n_contexts: int) -> list[int]:
     """How far each of the joined texts stands before its own row."""
-    stage = AddDistractors(n_contexts=n_contexts, position=0, separator="|")
-    first = contexts(stage.apply(items_of([str(row) for row in range(count)]), DRAWN_IN_RAMBLA))[0]
+    stage = AddDistractors(n_contexts=n_contexts, positions=(0,), separator="|")
+    first = contexts(applied(stage, items_of([str(row) for row in range(count)]), DRAWN_IN_RAMBLA))[0]
     return [-int(row) % count for row in first.split("|")]
 
 
@@ -37,7 +42,7 @@ def test_the_shuffle_is_that_of_rambla(test_data: Path) -> None:
     cases = json.loads((test_data / "rambla_cases/shuffle_column_seed_1234.json").read_text())
     got = {
         count: [
-            int(row) for row in contexts(ShuffleContext().apply(items_of(list(map(str, range(int(count))))), 1234))
+            int(row) for row in contexts(applied(ShuffleContext(), items_of(list(map(str, range(int(count))))), 1234))
         ]
         for count in cases
     }
@@ -54,7 +59,10 @@ def test_the_shifts_are_those_of_rambla(test_data: Path) -> None:
 
 def test_the_distracting_texts_are_those_of_rambla(test_data: Path) -> None:
     expected = json.loads((test_data / "rambla_cases/distracting_example_10_rows.json").read_text())
-    assert contexts(AddDistractors(separator="|").apply(items_of(list("abcdefghij")), 1234)) == expected
+    assert (
+        contexts(applied(AddDistractors(separator="|", positions=(1,)), items_of(list("abcdefghij")), 1234))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,26 +70,28 @@ def test_the_distracting_texts_are_those_of_rambla(test_data: Path) -> None:
     [
         pytest.param(ShuffleContext(), 1234, "e a b c d", id="shuffle"),
         pytest.param(ShuffleContext(seed=1234), 7, "e a b c d", id="shuffle, the stage's own seed"),
-        pytest.param(AddDistractors(separator=""), 1234, "eac abd bce cda deb", id="distract"),
-        pytest.param(AddDistractors(separator="", seed=1234), 7, "eac abd bce cda deb", id="distract, own seed"),
-        pytest.param(AddDistractors(separator="", position=0), 1234, "adc bed cae dba ecb", id="distract, first"),
-        pytest.param(AddDistractors(separator="", position=2), 1234, "eda aeb bac cbd dce", id="distract, last"),
+        pytest.param(AddDistractors(separator="", positions=(1,)), 1234, "eac abd bce cda deb", id="distract"),
+        pytest.param(
+            AddDistractors(separator="", positions=(1,), seed=1234), 7, "eac abd bce cda deb", id="distract, own seed"
+        ),
+        pytest.param(AddDistractors(separator="", positions=(0,)), 1234, "adc bed cae dba ecb", id="distract, first"),
+        pytest.param(AddDistractors(separator="", positions=(2,)), 1234, "eda aeb bac cbd dce", id="distract, last"),
     ],
 )
 def test_five_items_are_drawn(stage: ShuffleContext | AddDistractors, seed: int, expected: str) -> None:
-    assert contexts(stage.apply(items_of(list("abcde")), seed)) == expected.split()
+    assert contexts(applied(stage, items_of(list("abcde")), seed)) == expected.split()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_a_shuffle_keeps_items_and_texts_and_repeats(seed: int, count: int) -> None:
     items = items_of([f"c{row}" for row in range(count)])
-    shuffled = ShuffleContext().apply(items, seed)
+    shuffled = applied(ShuffleContext(), items, seed)
     assert sorted(contexts(shuffled)) == sorted(contexts(items))
     assert [item.root_id for item in shuffled] == [item.root_id for item in items]
     assert [item.fields["question"] for item in shuffled] == [item.fields["question"] for item in items]
     assert [item.fields["original_context"] for item in shuffled] == contexts(items)
-    assert ShuffleContext().apply(items, seed) == shuffled
+    assert applied(ShuffleContext(), items, seed) == shuffled
     assert "original_context" not in items[0].fields
 
 
@@ -90,8 +100,8 @@ def test_a_shuffle_keeps_items_and_texts_and_repeats(seed: int, count: int) -> N
 def test_the_right_text_stands_at_its_position_among_others(seed: int, n_contexts: int, data: Any) -> None:
     position = data.draw(st.integers(0, n_contexts - 1))
     items = items_of([f"c{row}" for row in range(data.draw(st.integers(n_contexts + 1, 20)))])
-    stage = AddDistractors(n_contexts=n_contexts, position=position, separator="|")
-    for before, after in zip(items, stage.apply(items, seed), strict=True):
+    stage = AddDistractors(n_contexts=n_contexts, positions=(position,), separator="|")
+    for before, after in zip(items, applied(stage, items, seed), strict=True):
         joined = after.fields["context"].split("|")
         assert joined[position] == before.fields["context"]
         assert len(set(joined)) == n_contexts
@@ -102,14 +112,14 @@ def test_numpys_global_generator_is_left_alone(stage: ShuffleContext | AddDistra
     np.random.seed(5)
     expected = np.random.random(3).tolist()
     np.random.seed(5)
-    stage.apply(items_of(list(string.ascii_lowercase)), 1234)
+    applied(stage, items_of(list(string.ascii_lowercase)), 1234)
     assert np.random.random(3).tolist() == expected
 
 
 @pytest.mark.parametrize(("count", "n_contexts"), [(1, 2), (2, 2), (3, 3), (0, 3)])
 def test_too_few_items_are_refused(count: int, n_contexts: int) -> None:
     with pytest.raises(UserError, match=f"at least {n_contexts + 1} items, there are {count}"):
-        AddDistractors(n_contexts=n_contexts).apply(items_of(["x"] * count), 1234)
+        applied(AddDistractors(n_contexts=n_contexts, positions=(0,)), items_of(["x"] * count), 1234)
 
 
 def test_the_first_value_of_an_overwritten_field_is_kept() -> None:
@@ -123,7 +133,7 @@ def test_the_first_value_of_an_overwritten_field_is_kept() -> None:
         ("shuffle_context", ShuffleContext()),
         ({"shuffle_context": {}}, ShuffleContext()),
         ({"shuffle_context": None}, ShuffleContext()),
-        ({"add_distractors": {"n_contexts": 4, "position": 0}}, AddDistractors(n_contexts=4, position=0)),
+        ({"add_distractors": {"n_contexts": 4, "positions": [0]}}, AddDistractors(n_contexts=4, positions=(0,))),
         (ShuffleContext(seed=3), ShuffleContext(seed=3)),
     ],
     ids=str,
@@ -142,7 +152,7 @@ def test_a_stage_is_read_from_its_yaml_form(written: Any, expected: Any) -> None
         pytest.param({"shuffle_context": {"sed": 3}}, "sed", id="unknown key"),
         pytest.param({"shuffle_context": {"seed": -1}}, "seed", id="seed that numpy refuses"),
         pytest.param({"shuffle_context": {"seed": 2**32}}, "seed", id="seed that numpy refuses, too large"),
-        pytest.param({"add_distractors": {"position": 3}}, "not below n_contexts 3", id="position outside"),
+        pytest.param({"add_distractors": {"positions": [3]}}, "position 3 is not among 0 to 2", id="position outside"),
         pytest.param({"add_distractors": {"n_contexts": 1}}, "n_contexts", id="nothing to distract"),
         pytest.param({"add_distractors": {"seed": -1}}, "seed", id="seed of distractors"),
         pytest.param({"generate": {"role": "target"}}, "template", id="no template"),

@@ -25,8 +25,8 @@ def build(folder: Path, model_type: str = "bert", **config_overrides: Any) -> Pa
         model_type,
         **{
             "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": POSITIONS,

@@ -1,0 +1,182 @@
+"""Reading answers robustly: a corpus of answers as models write them, and what holds for any text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambla_ray.parsing import Reading, read_rambla, read_robust
+
+CORPUS: list[dict[str, Any]] = [
+    json.loads(line) for line in (Path(__file__).parent / "data/answers.jsonl").read_text("utf-8").splitlines()
+]
+CHOICES = [("yes", "no"), ("yes", "no", "unknown"), ("entailment", "neutral", "contradiction"), ("a", "b", "c")]
+CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
+
+# Answers that are read wrongly, and as what.
+KNOWN_MISSES = {
+    "No. 3 in the series was excluded.": "no",  # "No." for number
+    "Both B and C raise potassium, which leaves A.": None,  # by elimination
+    "Affirmative.": None,  # other words for a choice
+    "Nope, the trial was stopped for futility.": None,
+    "The premise entails the hypothesis.": None,
+    "These two sentences are in contradiction.": None,
+}
+
+FRAGMENTS = [
+    *"/,.:;?!()\"'_`\n#{",
+    "**",
+    "\\boxed{",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "ｙｅｓ",
+    "🙂",
+    "\ue000",
+    "\uf8ff",
+]
+FRAGMENTS += ["yes", "no", "unknown", "entailment", "a", "b", "A", "0", "1", "or", "and", "not", "if", "Answer:"]
+FRAGMENTS += ["the answer is", "final", "so", "wait", "actually", "I cannot say", "I don't know", "Question:"]
+TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS)).map(" ".join)
+
+
+def read(line: dict[str, Any]) -> Reading:
+    return read_robust(line["text"], line["choices"])
+
+
+def bare(draw_from: list[tuple[str, ...]]) -> st.SearchStrategy[tuple[str, tuple[str, ...]]]:
+    """A choice and the choices it is one of."""
+    return st.sampled_from([(choice, choices) for choices in draw_from for choice in choices])
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in CORPUS if line["text"] not in KNOWN_MISSES], ids=lambda line: repr(line["text"][:60])
+)
+def test_an_answer_is_read_as_a_careful_human_reads_it(line: dict[str, Any]) -> None:
+    reading = read(line)
+    assert (reading.answer, reading.refused) == (line["answer"], line["refused"]), (reading.rule, line["note"])
+
+
+def test_the_known_misses_are_few_and_still_missed() -> None:
+    missed = {line["text"]: read(line).answer for line in CORPUS if read(line).answer != line["answer"]}
+    assert missed == KNOWN_MISSES
+    assert len(KNOWN_MISSES) <= 0.05 * len(CORPUS)
+
+
+def test_the_robust_reader_agrees_with_humans_more_often_than_rambla_does() -> None:
+    robust = sum(read(line).answer == line["answer"] for line in CORPUS)
+    rambla = sum(read_rambla(line["text"], line["choices"]) == line["answer"] for line in CORPUS)
+    print(f"agreement with the labels: robust {robust}/{len(CORPUS)}, rambla {rambla}/{len(CORPUS)}")
+    assert robust / len(CORPUS) >= 0.95
+    assert rambla < robust
+
+
+def test_the_corpus_is_large_balanced_and_has_each_line_once() -> None:
+    assert len(CORPUS) >= 170
+    assert len({(line["text"], *line["choices"]) for line in CORPUS}) == len(CORPUS)
+    assert all(line["answer"] in (None, *line["choices"]) for line in CORPUS)
+    assert all(line["answer"] is None for line in CORPUS if line["refused"])
+    counts = [sum(line["answer"] == answer for line in CORPUS) for answer in ("yes", "no", None)]
+    assert min(counts) > 0.2 * len(CORPUS)
+
+
+def test_every_rule_reads_some_answer_of_the_corpus() -> None:
+    asserting = {"leading", "set_off", "predicate", "correction", "cue", "conclusion", "final", "json"}
+    assert {read(line).rule for line in CORPUS} == {*asserting, "cannot_tell", "conflict", "refusal", "nothing"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        pytest.param("Yes, it does.", Reading("yes", "leading"), id="leading"),
+        pytest.param("It does, yes.", Reading("yes", "set_off"), id="set off by a comma"),
+        pytest.param("No. The answer is yes.", Reading("yes", "cue"), id="a cue outranks a leading word"),
+        pytest.param("The answer is yes. No.", Reading(None, "conflict"), id="and is not taken back by one"),
+        pytest.param("Answer: yes. Final answer: no", Reading("no", "final"), id="the final answer outranks a cue"),
+        pytest.param("Yes. No. Correction: yes.", Reading("yes", "correction"), id="a correction ends a conflict"),
+        pytest.param("Yes. No. Therefore, yes.", Reading("yes", "conclusion"), id="and so does a conclusion"),
+        pytest.param('{"answer": "no", "why": "Yes."}', Reading("no", "json"), id="json"),
+        pytest.param("It is unknown.", Reading("unknown", "predicate"), id="predicate"),
+        pytest.param("The abstract does not say.", Reading("unknown", "cannot_tell"), id="cannot tell"),
+        pytest.param("I can't help with that.", Reading(None, "refusal", refused=True), id="refusal"),
+        pytest.param("The study shows a benefit.", Reading(None, "nothing"), id="nothing"),
+        pytest.param("<yes>", Reading("yes", "leading"), id="a choice in angle brackets is not a tag"),
+        pytest.param("[/INST] Yes", Reading("yes", "leading"), id="a leaked mark of the turn"),
+        pytest.param("Question: yes or no?\nAnswer: no", Reading("no", "cue"), id="after an echo of the prompt"),
+        pytest.param(
+            "Yes. " + "word " * 5000 + "Final answer: no", Reading("no", "final"), id="the end of a long text"
+        ),
+        pytest.param("x " * 1999 + "no " * 9 + "x " * 5000, Reading(None, "nothing"), id="no cut makes a sentence"),
+    ],
+)
+def test_the_rule_that_reads(text: str, reading: Reading) -> None:
+    assert read_robust(text, ("yes", "no", "unknown")) == reading
+
+
+@settings(deadline=None, max_examples=8000)
+@given(text=TEXTS, choices=st.sampled_from(CHOICES))
+def test_any_text_gives_a_choice_or_none(text: str, choices: tuple[str, ...]) -> None:
+    reading = read_robust(text, choices)
+    assert reading.answer is None or reading.answer in choices
+    assert not (reading.refused and reading.answer)
+
+
+@settings(deadline=None, max_examples=8000)
+@given(
+    pair=bare(CHOICES),
+    dress=st.sampled_from(
+        ["{}", "**{}**", "*{}*", "__{}__", "`{}`", '"{}"', "“{}”", "'{}'", "<b>{}</b>", "# {}", "> {}"]
+    ),
+    before=st.text(" \n\t"),
+    after=st.text(" \n\t"),
+    period=st.sampled_from(["", ".", "!"]),
+    data=st.data(),
+)
+def test_a_bare_choice_is_read_in_any_case_and_dress(
+    pair: tuple[str, tuple[str, ...]], dress: str, before: str, after: str, period: str, data: st.DataObject
+) -> None:
+    choice, choices = pair
+    upper = data.draw(st.lists(st.booleans(), min_size=len(choice), max_size=len(choice)))
+    cased = "".join(c.upper() if up else c for c, up in zip(choice, upper, strict=True))
+    assert read_robust(before + dress.format(cased) + period + after, choices).answer == choice
+    assert read_robust(before + dress.format(cased + period) + after, choices).answer == choice
+
+
+@settings(deadline=None, max_examples=8000)
+@given(choices=st.sampled_from(CHOICES), data=st.data(), end=st.sampled_from(["", ".", "?"]))
+def test_two_choices_joined_by_or_are_no_answer(choices: tuple[str, ...], data: st.DataObject, end: str) -> None:
+    one, other = data.draw(st.permutations(choices))[:2]
+    case = data.draw(st.sampled_from([str.lower, str.upper, str.capitalize]))
+    assert read_robust(f"{case(one)} or {case(other)}{end}", choices).answer is None
+
+
+HOSTILE = {
+    "no": "no " * 350_000,
+    "both": "yes no " * 150_000,
+    "options": "yes or " * 150_000,
+    "open blocks": "<think>" * 10_000,
+    "closed blocks": "<think></think>" * 70_000,
+    "brackets": "[" * 500_000 + "]" * 500_000,
+    "braces": '{"answer": ' * 90_000,
+    "boxes": "\\boxed{" * 150_000,
+    "quotes": '"' * 1_000_000,
+    "cues": "the answer is " * 75_000,
+    "fillers": "answer is " + "the " * 250_000,
+    "conditions": "if " * 350_000,
+    "tags": "<a" * 500_000,
+    "one line": "x" * 1_000_000,
+    "characters that grow": "\ufdfa" * 1_000_000,
+    "combining marks": "a" + "\u0301" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.timeout(30)  # well under a second each; hours, were a gap in a rule unbounded
+@pytest.mark.parametrize("choices", [("yes", "no", "unknown"), ("a", "b", "c")], ids=",".join)
+def test_a_megabyte_of_anything_is_read(text: str, choices: tuple[str, ...]) -> None:
+    assert isinstance(read_robust(text, choices), Reading)
