@@ -126,10 +126,11 @@ def _print_plan(plan: Any) -> None:
         print(f"{target}: one stream of {described['samples_per_target']} samples")
         for pool in pools:
             cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
-            print(
-                f"  {pool['model']} as {', '.join(pool['roles'])}: {pool['unique_calls']} unique calls, at most "
-                f"{pool['later_calls_at_most']} that depend on answers, about {pool['prompt_tokens']} prompt tokens{cost}"
+            calls = (
+                f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
             )
+            tokens = f"about {pool['prompt_tokens']} prompt tokens"
+            print(f"  {pool['model']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}")
 
 
 if __name__ == "__main__":

@@ -367,8 +367,8 @@ def sentence_transformer(folder: Path, pooling: dict[str, Any], *modules: str, l
     return folder
 
 
-CLS_POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-MEAN_POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+CLS_POOLING = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+MEAN_POOLING = {"word_embedding_dimension": 64, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 
 
 @pytest.mark.parametrize(

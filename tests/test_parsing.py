@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from rambla_ray.config import TaskConfig
 from rambla_ray.errors import ErrorKind
 from rambla_ray.outcomes import finish, has_ended
 from rambla_ray.parsing import read_rambla
-from rambla_ray.schema import Outcome, Sample, Step
+from rambla_ray.schema import SCORE, Outcome, Sample, Step
 
 YES_NO = ("yes", "no")
 
@@ -137,3 +138,31 @@ def test_the_table_above_has_every_outcome() -> None:
 )
 def test_nobody_is_asked_after_a_step_without_an_answer(steps: list[Step], ended: bool) -> None:
     assert has_ended(sample_of(*steps)) == ended
+
+
+def finished(text: str, finish_reason: str, **answer: Any) -> Sample:
+    config = {
+        "dataset": "sick",
+        "stages": [{"compare": {"role": "target", "left": "a", "right": "b", "template": "{a} {b}"}}],
+        "answer": {"choices": ["yes", "no"], "target": "label", "labels": {"yes": "1", "no": "0"}, **answer},
+    }
+    step = Step("compare:response", "target", "m", "id", "p", text=text, finish_reason=finish_reason)
+    sample = Sample("s", "r", "m", "t", "", "1", {}, steps=[step])
+    finish(sample, TaskConfig.model_validate(config))
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "answer", "outcome"),
+    [
+        pytest.param("Yes.", "stop", "1", "scored", id="a choice becomes its label"),
+        pytest.param("0.8731", SCORE, "0.8731", "scored", id="a score stays a number"),
+        pytest.param("1", SCORE, "1", "scored", id="a decision is a label"),
+        pytest.param("nan", SCORE, "", "unparsed", id="no number"),
+        pytest.param("0.8731", "stop", "", "unparsed", id="a text model that says a number"),
+        pytest.param("I'm sorry, but I cannot help with that.", "stop", "", "refused", id="a refusal"),
+    ],
+)
+def test_an_answer_is_stored_as_a_label(text: str, finish_reason: str, answer: str, outcome: str) -> None:
+    sample = finished(text, finish_reason)
+    assert (sample.answer, sample.outcome) == (answer, outcome)
