@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response, request_id
 
 CHOICES = ("yes", "no", "unknown")
-MANY = [Request("Is it so?", f"sample-{number}", CHOICES[number % 3], CHOICES) for number in range(2000)]
-A, B = MANY[0], Request(MANY[0].prompt, "another sample", MANY[0].target, CHOICES)
+MANY = [
+    Request("Is it so?", sample_id=f"sample-{number}", target=CHOICES[number % 3], choices=CHOICES)
+    for number in range(2000)
+]
+A, B = MANY[0], replace(MANY[0], sample_id="another sample")
 
 
 def mock(**params: Any) -> MockModel:
@@ -109,13 +113,14 @@ def test_samples_that_may_get_different_answers_do_not_share_a_request(params: d
 
 
 def test_texts_for_a_next_stage_are_shared_by_samples_since_no_draw_touches_them() -> None:
-    one, other = Request("Rephrase this.", "a", "yes"), Request("Rephrase this.", "b", "no")
+    one = Request("Rephrase this.", sample_id="a", target="yes")
+    other = replace(one, sample_id="b", target="no")
     assert texts(mock(behaviour="flip"), [one]) == texts(mock(behaviour="flip"), [other])
     assert same_request(mock(behaviour="flip"), one, other)
 
 
 def test_the_right_answer_is_part_of_the_request_only_where_it_is_looked_at() -> None:
-    other = Request(A.prompt, A.sample_id, "no", CHOICES)
+    other = replace(A, target="no")
     assert same_request(mock(behaviour="constant"), A, other)
     assert not same_request(mock(behaviour="oracle"), A, other)
 
