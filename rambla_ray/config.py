@@ -364,7 +364,8 @@ def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: s
 def _value(key: str, word: str) -> Any:
     """The right side of a `key=value` word, read as YAML."""
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)["value"]  # type: ignore[index,call-overload]
+        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)
+        return parsed["value"]
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"command line: {key}={word[:60]}: cannot be read as a value: {reason}") from None

@@ -300,11 +300,13 @@ def _metrics(cells: Mapping[tuple[str, str, str], list[metrics.Scored]], spec: M
     ordered = {key: sorted(cells[key], key=lambda sample: sample.root_id) for key in sorted(cells, key=place)}
     scored = [_cell(key, ordered, spec) for key in ordered]
     for model in spec["models"]:
-        tested = {
-            str(at): cell for at, cell in enumerate(scored) if cell["model"] == model and _p_of(cell) is not None
+        pairs = {
+            str(number): cell["paired"]
+            for number, cell in enumerate(scored)
+            if cell["model"] == model and cell["paired"] and cell["paired"]["mcnemar_p"] is not None
         }
-        for at, adjusted in holm({at: _p_of(cell) for at, cell in tested.items()}).items():  # type: ignore[misc]
-            tested[at]["paired"]["mcnemar_p_holm"] = adjusted
+        for number, adjusted in holm({number: pair["mcnemar_p"] for number, pair in pairs.items()}).items():
+            pairs[number]["mcnemar_p_holm"] = adjusted
     effects = []
     for model in spec["models"]:
         for task, how in spec["tasks"].items():
@@ -314,11 +316,6 @@ def _metrics(cells: Mapping[tuple[str, str, str], list[metrics.Scored]], spec: M
                 found = metrics.without_nan(metrics.variant_effects(variants), "", reasons)
                 effects.append({"model": model, "task": task, **found, "null_reasons": reasons})
     return {"synthetic": spec["synthetic"], "roles": spec["roles"], "cells": scored, "effects": effects}
-
-
-def _p_of(cell: Mapping[str, Any]) -> float | None:
-    p: float | None = cell["paired"]["mcnemar_p"] if cell["paired"] else None
-    return p
 
 
 def _cell(

