@@ -9,7 +9,7 @@
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
-  address=auto|local|ray://HOST:PORT
+  address=auto|local|ray://HOST:PORT   (default: the cluster that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
   dry_run=true         print the plan and ask nothing
   verbose=true         let Ray's own log lines through
@@ -61,7 +61,7 @@ def _bench(words: Sequence[str]) -> int:
     if options.dry_run:
         _print_plan(plan)
         return DONE
-    plan.preflight(same_machine=options.address == "local" or not os.environ.get("RAY_ADDRESS"))
+    plan.preflight(same_machine=(options.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
     directory = RunDirectory.create(config)
     Folder(config.ledger).make_writable("ledger")
     return _run(plan, directory, words)

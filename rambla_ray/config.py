@@ -227,7 +227,11 @@ class Options(Closed):
     run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
     runs_dir: str = Field("runs", description="where runs are kept")
     ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
-    address: str = Field("auto", description="auto | local | ray://host:port: which cluster to use")
+    address: str | None = Field(
+        None,
+        description="auto (a cluster running on this machine, else a local one) | local | ray://host:port; when not "
+        "given, the cluster that RAY_ADDRESS names, as it does in a job, else a local one",
+    )
     dry_run: bool = Field(False, description="print the plan and stop")
     verbose: bool = Field(False, description="let Ray's own log lines through")
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")

@@ -278,12 +278,15 @@ _CANNOT_TELL = re.compile(
     rf"{_CANNOT} (?:be )?(?:determine|tell\b|known?\b|conclude|infer)"
     rf"|{_CANNOT} (?:be )?answer(?:ed)?\b[^.\n]{{0,40}}\b(?:from|based on|with|using) the"
     rf"|(?:insufficient|not enough|inadequate|lack of|\bno|{_X}|does not|doesn't) (?:\w+ )?(?:enough |sufficient )?"
-    r"(?:information|evidence|data|details?) (?:\w+ ){0,4}"
-    r"(?:to (?:answer|determine|say|tell|know|conclude|decide|draw|assess|make|give)|about|on|regarding)\b"
+    r"(?:(?:information|evidence|data|details?) (?:\w+ ){0,4}"
+    r"to (?:answer|determine|say|tell|know|conclude|decide|draw|assess|make|give)"
+    r"|(?:information|details?) (?:\w+ ){0,4}(?:about|on|regarding))\b"  # a study may well lack evidence on a matter
     r"|(?:insufficient|not enough) information"
-    r"|\b(?:abstract|context|text|passage|study|article|information|document|premise) (?:provided |given )?"
+    r"|\b(?:abstract|context|text|passage|information|document|premise) (?:provided |given )?"
     r"(?:does not|doesn't|do not|did not) (?:\w+ )?"
     r"(?:say|state|mention|contain|provide|address|specify|report|include|discuss|give|answer|tell)"
+    r"(?! (?:any )?evidence)"
+    r"|\b(?:study|article) (?:does not|doesn't|did not) (?:say|state|mention|address|specify|answer)"
     rf"|\bi (?:do not|don't) know\b|(?:\bno|{_X}) way to (?:know|tell)|{_X} whether"
     r"|\bnot (?:stated|mentioned|specified|addressed|reported) in the"
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -32,12 +32,12 @@ from rambla_ray.schema import STREAM_SCHEMA, Sample
 DRAIN_S = 30.0  # how long an interrupted run waits for what is in flight
 
 
-def connect(address: str, *, verbose: bool) -> None:
+def connect(address: str | None, *, verbose: bool) -> None:
     """Join a cluster, or start a local one. Raises UserError when there is none at `address`."""
     if not ray.is_initialized():
         if not verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core writes to stderr on its own
-        with nullcontext() if verbose else _stderr_aside():
+        with contextlib.nullcontext() if verbose else _stderr_aside():
             _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after ray.init, which sets its own
     context = ray.data.DataContext.get_current()
@@ -47,7 +47,7 @@ def connect(address: str, *, verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stderr_aside() -> Iterator[None]:
     """Keep off the terminal what Ray's C++ core writes to file descriptor 2 while it starts."""
     kept = os.dup(2)
@@ -60,18 +60,18 @@ def _stderr_aside() -> Iterator[None]:
         os.close(kept)
 
 
-def _init(address: str, **options: Any) -> None:
-    """`ray.init`; with `auto`, the cluster that RAY_ADDRESS or `ray start` on this machine names, else a local one."""
+def _init(address: str | None, **options: Any) -> None:
+    """`ray.init` at an address as the options have it.
+
+    Without one, no cluster is looked for: what Ray finds on a machine may be another process's own, and end with it.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         if address == "auto":
-            try:
-                ray.init(os.environ.get("RAY_ADDRESS", "auto"), **options)
+            with contextlib.suppress(ConnectionError):
+                ray.init("auto", **options)
                 return
-            except ConnectionError:
-                if "RAY_ADDRESS" in os.environ:
-                    raise
-                address = "local"
-        if address == "local":
+        if address in ("auto", "local"):
             ray.init("local", include_dashboard=False, **options)
         else:
             ray.init(address, **options)

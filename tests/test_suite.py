@@ -121,7 +121,7 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
         loaded = config.load([*words, f"pool.min_size={actors}", f"runs_dir={runs_dir}", "limit=24"])
         plan = Rearranged(loaded)
         plan.rows, plan.shuffle = rows, shuffle
-        pipeline.connect("auto", verbose=False)
+        pipeline.connect(None, verbose=False)
         directory = RunDirectory.create(loaded)
         Path(loaded.ledger).mkdir(parents=True)
         pipeline.Run(plan, directory, words)()
