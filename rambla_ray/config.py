@@ -229,7 +229,7 @@ class Options(Closed):
     ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
     address: str | None = Field(
         None,
-        description="auto (a cluster running on this machine, else a local one) | local | ray://host:port; when not "
+        description="auto (a cluster running on this machine, else a local one) | local | host:port; when not "
         "given, the cluster that RAY_ADDRESS names, as it does in a job, else a local one",
     )
     dry_run: bool = Field(False, description="print the plan and stop")

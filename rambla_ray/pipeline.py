@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec
 from rambla_ray.schema import STREAM_SCHEMA, Sample
 
+CONNECT_S = 5.0  # how long a cluster's port may take to answer
 DRAIN_S = 30.0  # how long an interrupted run waits for what is in flight
 
 
@@ -66,6 +68,11 @@ def _init(address: str | None, **options: Any) -> None:
     Without one, no cluster is looked for: what Ray finds on a machine may be another process's own, and end with it.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise UserError(
+            f"address={address}: Ray Data does not run through Ray Client; submit a job (ray job submit --address "
+            "http://HEAD:8265 --working-dir . -- python jobs/bench.py ...), or run on a node with address=HOST:PORT"
+        )
     try:
         if address == "auto":
             with contextlib.suppress(ConnectionError):
@@ -74,9 +81,12 @@ def _init(address: str | None, **options: Any) -> None:
         if address in ("auto", "local"):
             ray.init("local", include_dashboard=False, **options)
         else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself tries for minutes
             ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        hint = "" if "refused" in str(error) else "; one with token authentication needs RAY_AUTH_MODE=token"
+        raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}{hint}") from None
 
 
 def cluster() -> Cluster:

@@ -1,0 +1,28 @@
+"""Joining a cluster: what cannot be joined is one line, in seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "no Ray cluster there: [Errno 111] Connection refused"),
+        ("ray://127.0.0.1:1", "Ray Data does not run through Ray Client; submit a job"),
+        ("nonsense", "no Ray cluster there"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, address, reason):
+    words = [sys.executable, "jobs/bench.py", "model=mock", f"address={address}", f"runs_dir={tmp_path}"]
+    done = subprocess.run(words, cwd=REPO, env=os.environ, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert reason in line
