@@ -80,7 +80,7 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
         run = pipeline.Run(plan, directory, words)
         scores = run()
     except RunStopped as stopped:
-        asked = run.record_calls(finished=False)["calls"] if run else 0
+        asked = run.calls_when_stopped() if run else 0
         if not asked:
             print(f"error: {stopped}", file=sys.stderr)
             return REFUSED

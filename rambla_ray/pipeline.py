@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.actors.ledger import LedgerService
@@ -122,6 +126,12 @@ class Run:
             .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
             .remote(self.config.ledger, self.config.run_id)
         )
+        for target, (levels, together) in self._settled.items():
+            if not together:
+                order = ", then ".join(level.name for level in levels)
+                print(
+                    f"note: the cluster cannot hold all models of {target}'s stream at once: {order}", file=sys.stderr
+                )
         streams = {
             target: {"together": together, "pools": [level.config.pool.model_dump() for level in levels]}
             for target, (levels, together) in self._settled.items()
@@ -141,7 +151,8 @@ class Run:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.
 
         Raises:
-            RunStopped: a model cannot go on (a rejected key, an unknown engine). What was answered is kept.
+            RunStopped: a model cannot go on (a rejected key, an unknown engine), or the cluster cannot. What was
+                answered is kept.
         """
         errors: list[dict[str, Any]] = []
         total = self.plan.samples_per_target * len(self.config.targets)
@@ -149,11 +160,18 @@ class Run:
         with Progress(total, models, self.progress) as shown:
             for target in self.config.targets:
                 writer = self.directory.sample_writer(target, scoring_spec(self.config))
-                for sample in self._stream(target):
-                    self._stop_if_fatal(sample)
-                    finish(sample, self.config.tasks[sample.task])
-                    writer.add(sample)
-                    shown.add(sample.outcome)
+                try:
+                    for sample in self._stream(target):
+                        self._stop_if_fatal(sample)
+                        finish(sample, self.config.tasks[sample.task])
+                        writer.add(sample)
+                        shown.add(sample.outcome)
+                except (
+                    RayError,
+                    SystemException,
+                    ExecutionTimeoutError,
+                ) as error:  # the ledger cannot be written, nodes are gone
+                    raise RunStopped(f"the cluster gave up: {_reason(error)}") from None
                 writer.close()
                 self._answered += writer.answered
                 errors += writer.errors
@@ -217,6 +235,14 @@ class Run:
         self.directory.write_calls(self.config, counts["spent"], self._answered, now)
         return counts
 
+    def calls_when_stopped(self) -> int:
+        """Write calls.json after a `RunStopped`; returns the calls made, or 1 when nobody is left to tell."""
+        try:
+            calls: int = self.record_calls(finished=False)["calls"]
+        except RayError:
+            return 1
+        return calls
+
     def drain(self) -> int:
         """Stop asking, and wait a while for what is in flight; returns how many requests were given up."""
         given_up: int = ray.get(self._ledger.drain.remote(DRAIN_S))
@@ -228,3 +254,10 @@ class Run:
         self.directory.write_env(counts["models"])
         self.directory.write_errors(errors)
         return self.directory.write_metrics()
+
+
+def _reason(error: BaseException) -> str:
+    """The cause in what Ray says of a failure: the last line that names an error not of Ray's own wrapping."""
+    named = re.findall(r"^\s*(?:[\w.]+\.)?(\w+(?:Error|Exception): .+)$", str(error), flags=re.MULTILINE)
+    causes = [line for line in named if not line.startswith(("UserCodeException", "RayTaskError"))]
+    return str(causes[-1] if causes else error)[:200]

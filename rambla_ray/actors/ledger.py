@@ -89,11 +89,11 @@ class LedgerService:
         """Take records in and return when they are durable."""
         self._heard[owner] = time.monotonic()
         self._ledger.add(records)
+        self._asked += sum(record.response.attempts if record.response else record.attempts for record in records)
         if self._commit is None or self._commit.done():
             self._commit = asyncio.create_task(self._commit_soon())
         await self._commit
         for record in records:
-            self._asked += record.response.attempts if record.response else record.attempts
             if record.response is None:
                 self._failed[record.request_id] = record
             self._owner.pop(record.request_id, None)
