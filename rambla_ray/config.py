@@ -455,11 +455,8 @@ def load(words: Sequence[str]) -> RunConfig:
             raise UserError(f"no key '{key}'; {choose_from(head, known)}")
     options = _checked(Options, _override(folder.root(), own["root"], "command line"), "command line")
     targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
-    for name in options.task:
-        if name != "all" and name not in folder.names("task"):
-            folder.load("task", name)  # raises, naming the nearest
-    names = folder.names("task") if "all" in options.task else list(options.task)
-    tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names)}
+    names = [*(folder.names("task") if "all" in options.task else ()), *options.task]
+    tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names) if name != "all"}
     found = {
         task.dataset: _load_dataset(folder, task.dataset, own["dataset"], options.limit) for task in tasks.values()
     }
@@ -506,7 +503,7 @@ def _load_task(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]
     merged = _override(value, overrides, where)
     stages = merged.get("stages")
     for stage in stages if isinstance(stages, list) else []:
-        body = stage.get("generate") if isinstance(stage, Mapping) else None
+        body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
         if isinstance(body, dict) and "template_file" in body:
             file = path.parent / str(body.pop("template_file"))
             try:

@@ -14,10 +14,8 @@ from rambla_ray.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, s
 
 CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")  # of a model that gives scores
 
-
 # Outcomes in which the model had its say, or had none because of its own limits: RAmBLA counts these as null.
 NULL_IN_RAMBLA = frozenset({Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.TOO_LONG})
-
 
 SEED = 1234  # of every bootstrap
 EXAMPLES = 3  # of answers on which the readers differ, kept per cell
@@ -66,17 +64,22 @@ def cell_metrics(samples: Sequence[Scored], labels: Sequence[str]) -> dict[str, 
     if any(sample.answer not in labels for sample in scored):
         return {**common, **_score_metrics(scored)}
     right = sum(sample.correct for sample in scored)
+    value, interval = _accuracy(scored)
     return {
         **common,
-        "accuracy": {
-            "value": right / len(scored) if scored else None,
-            "ci95": list(wilson(right, len(scored))) if scored else None,
-            "bounds": [right / n, (right + n - len(scored)) / n],
-        },
+        "accuracy": {"value": value, "ci95": interval, "bounds": [right / n, (right + n - len(scored)) / n]},
         "label_bias": {label: _label_bias(scored, label) for label in labels},
         "readers": _readers(samples),
         "rambla": _rambla_of(samples, labels),
     }
+
+
+def _accuracy(scored: Sequence[Scored]) -> tuple[float | None, list[float] | None]:
+    """The share of scored samples that are right, and its 95 % interval; None for both without any."""
+    if not scored:
+        return None, None
+    right = sum(sample.correct for sample in scored)
+    return right / len(scored), list(wilson(right, len(scored)))
 
 
 def _rambla_of(samples: Sequence[Scored], labels: Sequence[str]) -> dict[str, Any]:
@@ -158,14 +161,13 @@ def variant_effects(variants: Mapping[str, Sequence[Scored]]) -> dict[str, Any]:
     for name in names:
         scored = [sample for sample in variants[name] if sample.outcome == Outcome.SCORED]
         pairs = _pairs(first, variants[name])
-        right = sum(sample.correct for sample in scored)
-        accuracies[name] = right / len(scored) if scored else None
+        accuracies[name], interval = _accuracy(scored)
         rows.append(
             {
                 "variant": name,
                 "scored": len(scored),
                 "accuracy": accuracies[name],
-                "ci95": list(wilson(right, len(scored))) if scored else None,
+                "ci95": interval,
                 "pairs": len(pairs),
                 "difference": _difference(pairs) if name != names[0] else None,
             }

@@ -72,16 +72,6 @@ def _changeable(text: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     return parts, np.array(list(eligible), dtype=np.int64)
 
 
-def mutate(text: str, count: int, seed: int) -> str:
-    """`text` with `count` words changed by one character each, from a generator seeded with `seed`.
-
-    Raises:
-        TooFewWords: fewer than `count` words have a character that can be changed.
-        ValueError: `count` is negative, or `seed` outside of 0 ≤ seed < 2**32.
-    """
-    return CharacterMutator(seed)(text, count)
-
-
 def sample_seed(seed: int, *parts: str) -> int:
     """A 32-bit seed for one sample of a run: the first four bytes of sha256 over the run's seed and `parts`.
 

@@ -120,7 +120,8 @@ class Run:
         self._started = time.time()
         self._answered: Counter[tuple[str, str]] = Counter()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._settled = {target: self._settle(target) for target in self.config.targets}
+        there = cluster()
+        self._settled = {target: self._settle(target, there) for target in self.config.targets}
         self._ledger: Any = (
             ray.remote(LedgerService)
             .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
@@ -138,9 +139,8 @@ class Run:
         }
         directory.begin(self.config, {**plan.describe(), "placement": streams}, words)
 
-    def _settle(self, target: str) -> tuple[list[Level], bool]:
+    def _settle(self, target: str, there: Cluster) -> tuple[list[Level], bool]:
         """A target's levels with their resources settled, and whether the cluster holds them all at once."""
-        there = cluster()
         levels = [
             Level(level.name, level.config.model_copy(update={"pool": settle_pool(level, there)}), level.roles)
             for level in self.plan.levels(target)

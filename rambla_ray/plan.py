@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rambla_ray import prompts
 from rambla_ray.config import ModelConfig, Pool, RunConfig, TaskConfig
@@ -115,16 +116,28 @@ class Plan:
         Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
+        asked: dict[str, list[list[_Prompt]]] = {}
         tasks: dict[str, Any] = {}
         for name, task in self.config.tasks.items():
             items = [item for variant in task.variants for item in self._items[name, variant]]
+            asked[name] = [_asked(stage, items) for stage in task.generates]
             tasks[name] = {
                 "samples": len(items),
                 "variants": [variant for variant in task.variants if variant],
                 "dataset": task.dataset,
                 "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
                 "not_asked": sum(bool(item.fault) for item in items),
-                "stages": [_described(stage, items) for stage in task.generates],
+                "stages": [
+                    {
+                        "kind": stage.kind,
+                        "role": stage.role,
+                        "writes": stage.output,
+                        "calls": len(sent),
+                        "distinct_prompts": len(set(sent)),
+                        "prompt_tokens": sum(prompt.tokens for prompt in sent),
+                    }
+                    for stage, sent in zip(task.generates, asked[name], strict=True)
+                ],
                 "example_prompt": prompts.render(task.generates[0].template, _known(task.generates[0], items[0])),
             }
         return {
@@ -133,30 +146,32 @@ class Plan:
             "tasks": tasks,
             "streams": {
                 target: [
-                    {"model": level.name, "kind": level.config.name, "roles": list(level.roles), **self._load(level)}
+                    {
+                        "model": level.name,
+                        "kind": level.config.name,
+                        "roles": list(level.roles),
+                        **self._load(level, asked),
+                    }
                     for level in self.levels(target)
                 ]
                 for target in self.config.targets
             },
         }
 
-    def _load(self, level: Level) -> dict[str, Any]:
+    def _load(self, level: Level, asked: Mapping[str, list[list[_Prompt]]]) -> dict[str, Any]:
         """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost."""
-        known: set[str] = set()
+        known: set[_Prompt] = set()
         later = tokens = 0
-        for (name, _), items in self._items.items():
-            stages = self.config.tasks[name].generates
-            for stage in stages:
+        for name, task in self.config.tasks.items():
+            for number, (stage, sent) in enumerate(zip(task.generates, asked[name], strict=True)):
                 if stage.role not in level.roles:
                     continue
-                asked = [prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault]
-                fresh = asked
-                if stage is stages[0]:
-                    fresh = [prompt for prompt in dict.fromkeys(asked) if prompt not in known]
-                    known.update(fresh)
+                if number == 0:
+                    known.update(sent)
                 else:
-                    later += len(asked)
-                tokens += sum(map(_tokens, fresh))
+                    later += len(sent)
+                    tokens += sum(prompt.tokens for prompt in sent)
+        tokens += sum(prompt.tokens for prompt in known)
         load: dict[str, Any] = {"unique_calls": len(known), "later_calls_at_most": later, "prompt_tokens": tokens}
         if level.config.price:
             longest = level.config.params.get("max_tokens") or 0
@@ -230,20 +245,20 @@ def _known(stage: Generate, item: Item) -> dict[str, str]:
     return {name: item.fields.get(name, "") for name in stage.reads()}
 
 
-def _tokens(text: str) -> int:
-    return len(text) // 4 + 1
+class _Prompt(NamedTuple):
+    """A prompt that will be sent: enough to tell it from others, and about how long it is."""
+
+    digest: bytes
+    tokens: int
 
 
-def _described(stage: Generate, items: Sequence[Item]) -> dict[str, Any]:
-    asked = [prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault]
-    return {
-        "kind": stage.kind,
-        "role": stage.role,
-        "writes": stage.output,
-        "calls": len(asked),
-        "distinct_prompts": len(set(asked)),
-        "prompt_tokens": sum(map(_tokens, asked)),
-    }
+def _asked(stage: Generate, items: Sequence[Item]) -> list[_Prompt]:
+    """What a stage will send, as far as it is known, for each item that can be asked."""
+    rendered = (prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault)
+    return [
+        _Prompt(hashlib.sha256(prompt.encode(errors="surrogatepass")).digest(), len(prompt) // 4 + 1)
+        for prompt in rendered
+    ]
 
 
 def _not_asked(model: str, fault: str) -> Step:

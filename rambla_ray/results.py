@@ -214,13 +214,11 @@ class SampleWriter:
         self._parquet = pq.ParquetWriter(self._stream, schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
-        self.outcomes: Counter[str] = Counter()
         self.answered: Counter[tuple[str, str]] = Counter()
 
     def add(self, sample: Sample) -> None:
         """Take one finished sample."""
         self._rows.append(sample.to_record())
-        self.outcomes[sample.outcome] += 1
         self.answered.update((step.model, step.role) for step in sample.steps if not step.failed)
         if sample.outcome != Outcome.SCORED:
             self.errors.append(_error_line(sample))

@@ -407,3 +407,15 @@ def test_a_shipped_dataset_loads(name: str) -> None:
     task = next(task for task, dataset in TASK_OF.items() if name.startswith(dataset))
     found = loaded(f"task={task}", f"task.dataset={name}", "roles.judge=mock").datasets
     assert {key: type(value) for key, value in found.items()} == {name: DatasetConfig}
+
+
+def test_a_template_file_serves_any_stage_with_a_template(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/prompt.txt").write_text("{text_1} / {text_2}")
+    (tmp_path / "task/own.yaml").write_text(
+        "dataset: sick\nstages:\n"
+        "  - compare: {role: target, left: text_1, right: text_2, template_file: prompt.txt}\n"
+        'answer: {choices: ["yes", "no"], target: label, labels: {"yes": "1", "no": "0"}}\n'
+    )
+    (stage,) = loaded(f"conf_dir={tmp_path}", "task=own").tasks["own"].stages
+    assert stage.template == "{text_1} / {text_2}"

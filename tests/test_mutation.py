@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.mutation import CharacterMutator, TooFewWords, mutate, sample_seed
+from rambla_ray.mutation import CharacterMutator, TooFewWords, sample_seed
 
 # The original has more mutators; its spelling task uses character_level alone, so the others are not built here.
 NOT_BUILT = {"character_level_nomatch", "case_upper", "case_both", "whitespace"}
@@ -54,7 +54,7 @@ def test_outputs_are_those_of_rambla(test_data: Path) -> None:
 def test_state_runs_on_from_one_text_to_the_next(text: str, count: int, outputs: list[str]) -> None:
     mutator = CharacterMutator(123)
     assert [mutator(text, count) for _ in outputs] == outputs
-    assert mutate(text, count, 123) == outputs[0]
+    assert CharacterMutator(123)(text, count) == outputs[0]
 
 
 def kind(character: str) -> str | None:
@@ -77,9 +77,9 @@ def test_so_many_words_change_by_one_character_of_its_kind(text: str, count: int
     can_change = sum(any(kind(character) for character in word) for word in text.split())
     if count > can_change:
         with pytest.raises(TooFewWords, match=f"^{can_change} words can be changed, {count} were asked for$"):
-            mutate(text, count, seed)
+            CharacterMutator(seed)(text, count)
         return
-    mutated = mutate(text, count, seed)
+    mutated = CharacterMutator(seed)(text, count)
     assert len(mutated) == len(text)
     changed = [(before, after) for before, after in zip(text, mutated, strict=True) if before != after]
     assert len(changed) == count
@@ -102,9 +102,9 @@ def test_every_word_place_and_letter_can_be_drawn() -> None:
 
 def test_a_negative_count_is_refused_and_zero_changes_nothing() -> None:
     with pytest.raises(ValueError, match="-1, below 0"):
-        mutate(SENTENCE, -1, 0)
-    assert mutate("", 0, 0) == ""
-    assert mutate(SENTENCE, 0, 0) == SENTENCE
+        CharacterMutator(0)(SENTENCE, -1)
+    assert CharacterMutator(0)("", 0) == ""
+    assert CharacterMutator(0)(SENTENCE, 0) == SENTENCE
 
 
 def test_generators_are_the_mutators_own() -> None:

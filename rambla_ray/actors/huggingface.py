@@ -416,9 +416,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         template = params.message_formatting_template or self._tokenizer.chat_template
         generation = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         generation.pop("transformers_version", None)
-        generation |= {
-            key: params.generation_config[key] for key in ("max_length",) if key in params.generation_config
-        }
+        if "max_length" in params.generation_config:  # not left in `_generation`
+            generation["max_length"] = params.generation_config["max_length"]
         return {
             "generation": json.loads(json.dumps(generation, default=str)),
             "template": template if params.is_finetuned else None,
