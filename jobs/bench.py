@@ -14,6 +14,9 @@
   dry_run=true         print the plan and ask nothing
   verbose=true         let Ray's own log lines through
   fail_if.coverage_below=0.95
+  budget.usd=N         what the run may spend in all; also budget.tokens
+  chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
+                       shares of the calls; kill_actor_every: calls after which an actor kills itself)
   model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.path=FILE   override a key of the configs
 
 Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3 a gate failed,
@@ -22,7 +25,6 @@ Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -68,9 +70,7 @@ def _bench(words: Sequence[str]) -> int:
 
 
 def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
-    from rich.console import Console
-
-    from rambla_ray import pipeline, report
+    from rambla_ray import pipeline
     from rambla_ray.errors import RunStopped
 
     again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
@@ -80,25 +80,30 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
         run = pipeline.Run(plan, directory, words)
         scores = run()
     except RunStopped as stopped:
-        asked = run.calls_when_stopped() if run else 0
-        if not asked:
+        if run is None or not run.calls:
             print(f"error: {stopped}", file=sys.stderr)
             return REFUSED
+        _print_results(directory)
         print(f"stopped: {stopped}", file=sys.stderr)
-        print(f"{asked} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
+        print(f"{run.calls} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        given_up = 0
-        with contextlib.suppress(KeyboardInterrupt):  # a second one: do not wait
-            given_up = run.drain() if run else 0
-        lost = f", {given_up} requests in flight were given up" if given_up else ""
-        print(f"interrupted; what was answered is kept{lost}. Continue with: {again}", file=sys.stderr)
+        if run is not None:
+            _print_results(directory)
+        print(f"interrupted; what was answered is kept. Continue with: {again}", file=sys.stderr)
         return INTERRUPTED
-    report.write_summary(directory)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    report.print_run(directory, console)
+    _print_results(directory)
     print(f"more: python jobs/report.py {shlex.quote(directory.folder.location)}")
     return _status(plan, scores)
+
+
+def _print_results(directory: Any) -> None:
+    from rich.console import Console
+
+    from rambla_ray import report
+
+    report.write_summary(directory)
+    report.print_run(directory, Console(width=None if sys.stdout.isatty() else 150))
 
 
 def _status(plan: Any, scores: dict[str, Any]) -> int:

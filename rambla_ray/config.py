@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
@@ -73,15 +74,54 @@ class Pool(Closed):
 
 
 class Rate(Closed):
-    """The limits of an endpoint, held for the whole cluster by its governor."""
+    """What an endpoint allows, held for the whole cluster by its governor, and how long a request may take.
+
+    Without a limit the number of calls in flight adapts to what the endpoint takes.
+    """
 
     requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
     tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
+    timeout_s: float = Field(180.0, gt=0, le=3600, description="how long one call may take")
+    give_up_after_s: float = Field(900.0, gt=0, le=86400, description="how long a request may take, waits included")
+    hedge: bool = Field(False, description="ask again what takes longer than 95 % of the calls; first answer wins")
 
     @property
     def is_set(self) -> bool:
         """Whether there is any limit."""
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
+
+class Chaos(Closed):
+    """Faults to inject into the calls of API models and the mock, to see that a run survives them."""
+
+    http429: float = Field(0.0, ge=0, le=1, description="share of calls answered with 429 and a Retry-After")
+    http500: float = Field(0.0, ge=0, le=1, description="share of calls answered with 500")
+    reset: float = Field(0.0, ge=0, le=1, description="share of calls whose connection is reset")
+    garbage: float = Field(0.0, ge=0, le=1, description="share of calls whose reply is not what the API promises")
+    kill_actor_every: int | None = Field(None, ge=2, description="calls after which an actor kills its own process")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.http429 + self.http500 + self.reset + self.garbage > 1:
+            raise ValueError("http429, http500, reset and garbage are shares of all calls and add up to more than 1")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is to be injected."""
+        return self != Chaos()
+
+
+class Budget(Closed):
+    """What a run may spend in all, over all its invocations; no call is made beyond it."""
+
+    usd: float | None = Field(None, ge=0, description="US dollars, by the price of each model config")
+    tokens: int | None = Field(None, ge=0, description="prompt and answer tokens")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.usd is not None or self.tokens is not None
 
 
 class Price(Closed):
@@ -129,7 +169,7 @@ class Answer(Closed):
             raise ValueError(f"expect '{self.expect}' is not among the labels {', '.join(self.label_names)}")
         return self
 
-    @property
+    @cached_property
     def label_names(self) -> tuple[str, ...]:
         """What the right answer, and an answer that was read, can be."""
         return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
@@ -178,7 +218,7 @@ class TaskConfig(Closed):
         many = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
         return next((variants for variants in many if variants != ("",)), ("",))
 
-    @property
+    @cached_property
     def generates(self) -> tuple[Generate, ...]:
         """The stages that ask a role, in order."""
         return tuple(stage for stage in self.stages if isinstance(stage, Generate))
@@ -235,6 +275,8 @@ class Options(Closed):
     dry_run: bool = Field(False, description="print the plan and stop")
     verbose: bool = Field(False, description="let Ray's own log lines through")
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
+    budget: Budget = Field(default_factory=Budget, description="what the run may spend")
+    chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
 
     @field_validator("roles")
     @classmethod
@@ -252,7 +294,12 @@ class Options(Closed):
 
 
 # What may differ between two invocations of one run: where and how it runs, not what is asked.
-OPERATIONAL = frozenset({"run_id", "runs_dir", "ledger", "address", "dry_run", "verbose", "fail_if", "task", "model"})
+OPERATIONAL = frozenset(
+    {
+        *("run_id", "runs_dir", "ledger", "address", "dry_run", "verbose", "fail_if", "task", "model"),
+        *("budget", "chaos"),
+    }
+)
 
 
 class RunConfig(Closed):

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
+from rambla_ray.schema import Try
+
 
 class RamblaError(Exception):
     """Base of every error this package raises on purpose."""
@@ -31,6 +33,7 @@ class ErrorKind(StrEnum):
     CONNECTION = "connection"  # refused, reset or cut off
     SERVER = "server"  # 408, 409, 5xx
     GARBAGE = "garbage"  # a reply that is not what the API promises
+    OVERSIZED = "oversized"  # a reply too large to be read
     TOO_LONG = "too_long"  # the prompt does not fit the model
     REFUSED = "refused"  # a content filter, on the way in or out
     BAD_REQUEST = "bad_request"  # any other 4xx
@@ -39,6 +42,7 @@ class ErrorKind(StrEnum):
     QUOTA = "quota"  # 429 that waiting will not cure
     LOAD = "load"  # the model itself cannot be loaded
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
+    DIED = "died"  # the process that asked it died, three times
     BAD_ITEM = "bad_item"  # the dataset item cannot be asked
     INTERNAL = "internal"  # a fault of ours, or of a library, kept to its sample
 
@@ -66,6 +70,8 @@ class CallError(RamblaError):
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
         self.attempts = 1
+        self.waited_s = 0.0
+        self.tries: tuple[Try, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"

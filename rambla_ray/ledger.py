@@ -1,25 +1,43 @@
 """The ledger: every response by request_id, append-only. Cache, resume and audit in one.
 
-A folder of segments, each with one writer. A record is one line, `crc32 json`; a line that is torn or damaged does
-not match its checksum, is skipped and counted, and its request is asked again. Failures are recorded, for the audit,
-and never served as answers.
+A folder of segments, each with one writer. A record is one line, `crc32 kind request_id run json`; a line that is torn
+or damaged does not match its checksum, is skipped and counted, and its request is asked again. Four kinds of record:
+
+    a  an answer: served to whoever asks the same again
+    f  a failure: kept for the audit, never served as an answer
+    c  a claim: somebody is about to ask; one that nothing follows was in flight when its process died
+    d  a death: the process that was asking died
+
+Loading reads every line once, but parses only those of its own run: a million take seconds. What is kept in memory is
+where each answer stands, not the answer.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import os
+import tempfile
+import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from rambla_ray.schema import Response
+from rambla_ray.schema import Response, Try
 from rambla_ray.storage import Folder
 
 SUFFIX = ".ledger"
+DOWNLOADS = 16  # segments of a bucket that are read at the same time
+
+Kind = Literal["a", "f", "c", "d"]
+_HEADER = len(b"cccccccc k ") + 64 + len(b" rrrrrrrr ")  # bytes before the JSON body
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,51 +52,142 @@ class Record:
     error_kind: str = ""
     error: str = ""
     attempts: int = 0
+    waited_s: float = 0.0
+    tries: tuple[Try, ...] = ()
     at: float = 0.0
 
     def to_line(self) -> bytes:
         """The stored form, with its checksum and a line break."""
-        body = json.dumps(asdict(self), separators=(",", ":")).encode()
-        return b"%08x %s\n" % (zlib.crc32(body), body)
+        about: dict[str, Any] = {"run": self.run_id, "model": self.model, "role": self.role, "at": self.at}
+        given = self.response
+        if given is None:
+            about |= {"error_kind": self.error_kind, "error": self.error}
+            about |= {"attempts": self.attempts, "waited_s": self.waited_s, "tries": self.tries}
+            return _line("f", self.request_id, self.run_id, about)
+        about |= {name: getattr(given, name) for name in _RESPONSE_FIELDS}
+        return _line("a", self.request_id, self.run_id, about)
 
     @classmethod
     def from_line(cls, line: bytes) -> Record:
-        """The inverse of `to_line`. Raises ValueError on a torn or damaged line."""
-        checksum, _, body = line.rstrip(b"\n").partition(b" ")
-        if len(checksum) != 8 or int(checksum, 16) != zlib.crc32(body):
-            raise ValueError("damaged record")
-        value = json.loads(body)
-        if value["response"] is not None:
-            value["response"] = Response(**value["response"])
-        return cls(**value)
+        """The inverse of `to_line`. Raises ValueError on a torn or damaged line, or one of another kind."""
+        kind, request_id = _checked(line)
+        about = _body(line)
+        about["tries"] = tuple(Try(*one) for one in about["tries"])
+        common = (request_id, about.pop("run"), about.pop("model"), about.pop("role"))
+        at = about.pop("at")
+        if kind == "a":
+            return cls(*common, Response(**about), at=at)
+        if kind == "f":
+            return cls(*common, **about, at=at)
+        raise ValueError(f"a record of kind {kind} has no end")
+
+
+_RESPONSE_FIELDS = tuple(Response.__annotations__)
+
+
+def _line(kind: Kind, request_id: str, run_id: str, about: dict[str, Any]) -> bytes:
+    body = json.dumps(about, separators=(",", ":"))
+    rest = f"{kind} {request_id} {_run_tag(run_id)} {body}".encode()
+    return b"%08x %s\n" % (zlib.crc32(rest), rest)
+
+
+def _run_tag(run_id: str) -> str:
+    """Eight hex digits by which most lines of other runs are told without parsing them."""
+    return hashlib.sha256(run_id.encode()).hexdigest()[:8]
+
+
+def _checked(line: bytes) -> tuple[str, str]:
+    """A line's kind and request_id. Raises ValueError when it is torn or damaged."""
+    if len(line) <= _HEADER or int(line[:8], 16) != zlib.crc32(line[9:].rstrip(b"\n")):
+        raise ValueError("damaged record")
+    return chr(line[9]), line[11:75].decode()
+
+
+def _body(line: bytes) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(line[_HEADER:])
+    return body
 
 
 @dataclass(slots=True)
 class Spent:
-    """What calls took: counted per model and role. Times are seconds, summed over calls."""
+    """What calls took: counted per model and role, of one run. Times are seconds, summed over calls.
+
+    `calls` are those whose end is recorded. `repeated` are claims that nothing followed: while a run goes on those in
+    flight, after it the ones whose process died; each may have been a call, and paid, that nobody heard the end of.
+    """
 
     calls: int = 0
     answered: int = 0
     retried: int = 0
+    hedged: int = 0
     failed: int = 0
+    repeated: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calling_s: float = 0.0
     waited_s: float = 0.0
 
     def add(self, record: Record) -> None:
-        """Count one record."""
-        attempts = record.response.attempts if record.response else record.attempts
+        """Count one record. The loser of a hedged call is charged like the answer that won."""
+        given = record.response
+        attempts = given.attempts if given else record.attempts
+        hedged = given.hedged if given else 0
         self.calls += attempts
-        self.retried += max(0, attempts - 1)
-        if record.response is None:
+        self.hedged += hedged
+        self.retried += max(0, attempts - hedged - 1)
+        self.calling_s += sum(one.took_s for one in (given.tries if given else record.tries))
+        self.waited_s += given.waited_s if given else record.waited_s
+        if given is None:
             self.failed += 1
             return
         self.answered += 1
-        self.prompt_tokens += record.response.prompt_tokens
-        self.completion_tokens += record.response.completion_tokens
-        self.calling_s += record.response.latency_s
-        self.waited_s += record.response.waited_s
+        self.prompt_tokens += given.prompt_tokens * (1 + hedged)
+        self.completion_tokens += given.completion_tokens * (1 + hedged)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A segment's bytes on a local disk, mapped, so that reading costs no memory of our own."""
+
+    data: mmap.mmap
+
+    @classmethod
+    def open(cls, path: str | Path) -> _Segment | None:
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return None
+            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Every line with its offset; the last may be torn."""
+        start, size = 0, len(self.data)
+        while start < size:
+            end = self.data.find(b"\n", start) + 1 or size
+            yield start, self.data[start:end]
+            start = end
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+@dataclass(slots=True)
+class _OwnSegment:
+    """What this process writes: the segment itself, or, for a bucket, a copy to read from."""
+
+    file: int
+    size: int = 0
+    unsent: list[bytes] = field(default_factory=list)  # for the next part of a bucket
+
+    def append(self, data: bytes) -> int:
+        """Write at the end; returns the offset."""
+        offset, view = self.size, memoryview(data)
+        while view:
+            view = view[os.write(self.file, view) :]
+        self.size += len(data)
+        return offset
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self.file, length, offset)
 
 
 class Ledger:
@@ -92,56 +201,151 @@ class Ledger:
     def __init__(self, folder: Folder, run_id: str) -> None:
         self._folder = folder
         self._run_id = run_id
-        self._answers: dict[str, bytes] = {}  # request_id → its line, parsed when asked for
-        self._pending: list[bytes] = []
-        self._segment = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
+        self._tag = _run_tag(run_id).encode()
+        self._where: dict[bytes, int] = {}  # request_id → segment, offset and length of its answer
+        self._failures: dict[str, bytes] = {}  # of this run: request_id → its last line
+        self._open: Counter[str] = Counter()  # of this run: request_id → claims that nothing has followed
+        self._spool = tempfile.TemporaryDirectory(prefix="rambla_ray-")
+        self._segments: list[_Segment | _OwnSegment] = []
+        self._own: _OwnSegment | None = None
+        self._lock = threading.Lock()  # of what the own segment has not sent
+        self._name = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
         self._parts = 0
-        self._file: Any = None
         self.spent: dict[tuple[str, str], Spent] = {}  # (model, role) → this run's, over all its invocations
+        self.deaths: Counter[str] = Counter()  # of this run: request_id → processes that died asking it
         self.damaged = 0
         self._load()
 
     def _load(self) -> None:
-        for name in self._folder.names(SUFFIX):
-            for line in self._folder.read(name).splitlines(keepends=True):
+        for path in self._local_paths():
+            segment = _Segment.open(path)
+            if segment is None:
+                continue
+            self._segments.append(segment)
+            place = len(self._segments) - 1
+            for offset, line in segment.lines():
                 try:
-                    record = Record.from_line(line)
+                    kind, request_id = _checked(line)
+                    self._take(kind, request_id, line, place, offset)
                 except (ValueError, KeyError, TypeError):
                     self.damaged += 1
-                    continue
-                self._take(record, line)
 
-    def _take(self, record: Record, line: bytes) -> None:
-        if record.response is not None:
-            self._answers.setdefault(record.request_id, line)
-        if record.run_id == self._run_id:
-            self.spent.setdefault((record.model, record.role), Spent()).add(record)
+    def _local_paths(self) -> Iterator[str]:
+        """The segments as local files; those of a bucket are copied here first."""
+        names = self._folder.names(SUFFIX)
+        if self._folder.is_local:
+            yield from (self._folder.path(name) for name in names)
+            return
+
+        def fetch(name: str) -> str:
+            copy = Path(self._spool.name, name)
+            copy.write_bytes(self._folder.read(name))
+            return str(copy)
+
+        with ThreadPoolExecutor(DOWNLOADS) as pool:
+            yield from pool.map(fetch, names)
+
+    def _take(self, kind: str, request_id: str, line: bytes, place: int, offset: int) -> None:
+        if kind == "a":
+            self._where.setdefault(bytes.fromhex(request_id), place << 72 | offset << 32 | len(line))
+        if line[76:84] != self._tag:
+            return
+        about = _body(line)
+        if about["run"] != self._run_id:
+            return
+        spent = self.spent.setdefault((str(about["model"]), str(about["role"])), Spent())
+        if kind == "c":
+            self._open[request_id] += 1
+            spent.repeated += 1  # until its end is found
+            return
+        if kind == "d":
+            self.deaths[request_id] += 1
+            return
+        if self._open[request_id] > 0:
+            self._open[request_id] -= 1
+            spent.repeated -= 1
+        if not self._open[request_id]:
+            del self._open[request_id]
+        spent.add(Record.from_line(line))
+        if kind == "f":
+            self._failures[request_id] = line
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._where)
+
+    def line(self, request_id: str) -> bytes | None:
+        """The stored answer to a request, as its line."""
+        where = self._where.get(bytes.fromhex(request_id))
+        if where is None:
+            return None
+        return self._segments[where >> 72].read(where >> 32 & (1 << 40) - 1, where & (1 << 32) - 1)
 
     def get(self, request_id: str) -> Response | None:
         """The stored answer to a request."""
-        line = self._answers.get(request_id)
+        line = self.line(request_id)
         return Record.from_line(line).response if line is not None else None
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Take records in; they are durable after the next `commit`."""
-        for record in records:
-            line = record.to_line()
-            self._take(record, line)
-            self._pending.append(line)
+    def add(self, lines: Iterable[bytes]) -> None:
+        """Take records in, as lines; they are durable after the next `commit`. One that is there already is left out.
+
+        Raises:
+            ValueError: a damaged line.
+        """
+        new = []
+        for line in lines:
+            kind, request_id = _checked(line)
+            if (self.line(request_id) if kind == "a" else self._failures.get(request_id)) != line:
+                new.append((kind, request_id, line))
+        self._append(new)
+
+    def claim(self, request_ids: Iterable[tuple[str, str, str]]) -> None:
+        """Note that requests, as (request_id, model, role), are about to be asked.
+
+        Not made durable by itself: it survives the death of every process, not that of the machine.
+        """
+        self._append([self._mark("c", *request) for request in request_ids])
+
+    def bury(self, request_ids: Iterable[tuple[str, str, str]]) -> None:
+        """Note that the process that was asking requests, as (request_id, model, role), has died."""
+        self._append([self._mark("d", *request) for request in request_ids])
+
+    def _mark(self, kind: Kind, request_id: str, model: str, role: str) -> tuple[str, str, bytes]:
+        about: dict[str, Any] = {"run": self._run_id, "model": model, "role": role}
+        return kind, request_id, _line(kind, request_id, self._run_id, about)
+
+    def _append(self, records: list[tuple[str, str, bytes]]) -> None:
+        if not records:
+            return
+        own = self._own_segment()
+        data = b"".join(line for _, _, line in records)
+        offset = own.append(data)
+        if not self._folder.is_local:
+            with self._lock:
+                own.unsent.append(data)
+        for kind, request_id, line in records:
+            self._take(kind, request_id, line, len(self._segments) - 1, offset)
+            offset += len(line)
+
+    def _own_segment(self) -> _OwnSegment:
+        if self._own is None:
+            name = self._name + SUFFIX
+            path = self._folder.path(name) if self._folder.is_local else str(Path(self._spool.name, "own-" + name))
+            self._own = _OwnSegment(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644))
+            self._segments.append(self._own)
+        return self._own
 
     def commit(self) -> None:
-        """Make everything added so far durable: fsync on a local disk, a new immutable part in a bucket."""
-        if not self._pending:
+        """Make everything added so far durable: fsync on a local disk, a new immutable part in a bucket.
+
+        It may run in a thread of its own, while records are added.
+        """
+        if self._own is None:
             return
-        data, self._pending = b"".join(self._pending), []
-        if not self._folder.is_local:
-            self._folder.write(f"{self._segment}-{self._parts:06}{SUFFIX}", data)
+        if self._folder.is_local:
+            os.fsync(self._own.file)
+            return
+        with self._lock:
+            unsent, self._own.unsent = self._own.unsent, []
+        if unsent:
             self._parts += 1
-            return
-        if self._file is None:
-            self._file = open(self._folder.path(self._segment + SUFFIX), "ab", buffering=0)  # noqa: SIM115
-        self._file.write(data)
-        os.fsync(self._file.fileno())
+            self._folder.write(f"{self._name}-{self._parts:06}{SUFFIX}", b"".join(unsent))

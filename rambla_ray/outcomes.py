@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from rambla_ray.config import TaskConfig
 from rambla_ray.errors import ErrorKind
 from rambla_ray.parsing import Reading, read_rambla, read_robust
 from rambla_ray.schema import SCORE, Outcome, Role, Sample, Step
 
+SHORT = 200  # characters of a text that may well come again
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
 
 
@@ -29,12 +31,21 @@ def finish(sample: Sample, task: TaskConfig) -> None:
         sample.answer = sample.rambla_answer = last.text if _is_score(last.text, task) else ""
         sample.outcome = Outcome.SCORED if sample.answer else Outcome.UNPARSED
         return
-    choices = task.answer.choices
-    reading = read_robust(last.text, choices) if answered else Reading(None, "no answer")
-    as_rambla = read_rambla(last.text, choices) if answered else None
+    reading, as_rambla = Reading(None, "no answer"), None
+    if answered:
+        read = _read_again if len(last.text) <= SHORT else _read
+        reading, as_rambla = read(last.text, task.answer.choices)
     sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
     sample.outcome = Outcome.SCORED if reading.answer else _outcome_without_answer(last, refused=reading.refused)
+
+
+def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
+    """What the two readers make of a text."""
+    return read_robust(text, choices), read_rambla(text, choices)
+
+
+_read_again = lru_cache(maxsize=4096)(_read)  # most models answer in a few wordings
 
 
 def _is_score(text: str, task: TaskConfig) -> bool:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
@@ -25,17 +27,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.actors.ledger import LedgerService
-from rambla_ray.actors.pool import PoolActor
+from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config import RunConfig
-from rambla_ray.errors import FATAL, ErrorKind, RunStopped, UserError
-from rambla_ray.outcomes import finish
+from rambla_ray.errors import RunStopped, UserError
 from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, fit_together, settle_pool
 from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec
-from rambla_ray.schema import STREAM_SCHEMA, Sample
 
 CONNECT_S = 5.0  # how long a cluster's port may take to answer
-DRAIN_S = 30.0  # how long an interrupted run waits for what is in flight
+DRAIN_S = 30.0  # how long a run that is being stopped waits for what is in flight
+WATCH_S = 0.5  # how often it is looked whether the run is to stop
+STALL_MARGIN_S = 900.0  # without any progress, beyond what the slowest request may take: loading, large batches
 
 
 def connect(address: str | None, *, verbose: bool) -> None:
@@ -45,7 +47,6 @@ def connect(address: str | None, *, verbose: bool) -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core writes to stderr on its own
         with contextlib.nullcontext() if verbose else _stderr_aside():
             _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after ray.init, which sets its own
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = verbose
@@ -119,14 +120,12 @@ class Run:
         self.config: RunConfig = plan.config
         self._started = time.time()
         self._answered: Counter[tuple[str, str]] = Counter()
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._interrupted = threading.Event()
+        self.calls = 0  # made in this invocation, once it has ended
         there = cluster()
         self._settled = {target: self._settle(target, there) for target in self.config.targets}
-        self._ledger: Any = (
-            ray.remote(LedgerService)
-            .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
-            .remote(self.config.ledger, self.config.run_id)
-        )
+        self._ledger = self._start_ledger()
+        self._calls_before = int(ray.get(self._ledger.progress.remote())["calls"])
         for target, (levels, together) in self._settled.items():
             if not together:
                 order = ", then ".join(level.name for level in levels)
@@ -138,6 +137,22 @@ class Run:
             for target, (levels, together) in self._settled.items()
         }
         directory.begin(self.config, {**plan.describe(), "placement": streams}, words)
+        self._items = {key: ref for keys, table in plan.tables() for ref in [ray.put(table)] for key in keys}
+
+    def _start_ledger(self) -> Any:
+        """The run's ledger service, on this node, where it outlives its own death."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        prices = {
+            (level.name, str(role)): level.config.price
+            for levels, _ in self._settled.values()
+            for level in levels
+            for role in level.roles
+        }
+        return (
+            ray.remote(LedgerService)
+            .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
+            .remote(self.config.ledger, self.config.run_id, self.config.options.budget, prices)
+        )
 
     def _settle(self, target: str, there: Cluster) -> tuple[list[Level], bool]:
         """A target's levels with their resources settled, and whether the cluster holds them all at once."""
@@ -150,51 +165,68 @@ class Run:
     def __call__(self) -> dict[str, Any]:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.
 
+        SIGINT and SIGTERM stop it in order: nothing new is asked, what is in flight is waited for.
+
         Raises:
-            RunStopped: a model cannot go on (a rejected key, an unknown engine), or the cluster cannot. What was
-                answered is kept.
+            RunStopped: a model cannot go on (a rejected key, an unknown engine), the budget is spent, or the cluster
+                gave up. What was answered is kept, and the run directory holds what was scored until then.
+            KeyboardInterrupt: the same, for a run that was interrupted.
         """
-        errors: list[dict[str, Any]] = []
         total = self.plan.samples_per_target * len(self.config.targets)
         models = sorted({level.name for levels, _ in self._settled.values() for level in levels})
-        with Progress(total, models, self.progress) as shown:
-            for target in self.config.targets:
-                writer = self.directory.sample_writer(target, scoring_spec(self.config))
-                try:
-                    for sample in self._stream(target):
-                        self._stop_if_fatal(sample)
-                        finish(sample, self.config.tasks[sample.task])
-                        writer.add(sample)
-                        shown.add(sample.outcome)
-                except (
-                    RayError,
-                    SystemException,
-                    ExecutionTimeoutError,
-                ) as error:  # the ledger cannot be written, nodes are gone
-                    raise RunStopped(f"the cluster gave up: {_reason(error)}") from None
-                writer.close()
-                self._answered += writer.answered
-                errors += writer.errors
-        return self._write(errors)
+        gave_up = ""
+        with self._stopping_in_order(), Progress(total, models, self.progress) as shown:
+            try:
+                for target in self.config.targets:
+                    self._collect(target, shown)
+                    if self.progress()["stopped"]:
+                        break
+            except KeyboardInterrupt:
+                gave_up = "what was in flight did not come back in time"
+            except (RayError, SystemException, ExecutionTimeoutError) as error:  # no ledger, no nodes, no progress
+                gave_up = f"the cluster gave up: {_reason(error)}"
+        scores, why = self._write(gave_up)
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        if why:
+            raise RunStopped(why)
+        return scores
 
-    def _stream(self, target: str) -> Iterator[Sample]:
-        """All samples of a target, as they come out of the last pool."""
+    def _collect(self, target: str, shown: Progress) -> None:
+        """Stream a target's samples into their files."""
+        writer = self.directory.sample_writer(target, scoring_spec(self.config, self.plan.expected))
+        try:
+            for table in self._stream(target):
+                ended = table.filter(pc.not_equal(table["outcome"], ""))  # the rest was not asked: the run is stopping
+                writer.add(ended)
+                for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
+                    shown.add(outcome.as_py(), count.as_py())
+        finally:
+            writer.close()
+            self._answered += writer.answered
+
+    def _stream(self, target: str) -> Iterator[pa.Table]:
+        """All samples of a target, as they come out of the last pool, block by block."""
         levels, together = self._settled[target]
-        actors = max(level.config.pool.largest for level in levels)
-        blocks = [
-            pa.Table.from_pylist([sample.to_row() for sample in block], schema=STREAM_SCHEMA)
-            for block in self.plan.blocks(target, actors)
-        ]
-        rows = max(block.num_rows for block in blocks)
-        stream: ray.data.Dataset = ray.data.from_blocks(blocks)
+        blocks = self.plan.blocks(levels[0])
+        rows = max(block["count"] for block in blocks)
+        context = ray.data.DataContext.get_current()
+        context.execution_no_progress_timeout_s = STALL_MARGIN_S + max(
+            level.config.rate.give_up_after_s + level.config.rate.timeout_s for level in levels
+        )
+        stream: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])
         for level in levels:
-            stream = self._through(stream, level, rows)
+            source = Source(target, self._items) if level is levels[0] else None
+            stream = self._through(stream, level, rows, source, is_last=level is levels[-1])
             if not together:
                 stream = stream.materialize()  # this pool ends before the next begins
         for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from map(Sample.from_row, batch.to_pylist())
+            for packed in batch[PACKED]:
+                yield unpack(packed.as_buffer())
 
-    def _through(self, stream: ray.data.Dataset, level: Level, rows: int) -> ray.data.Dataset:
+    def _through(
+        self, stream: ray.data.Dataset, level: Level, rows: int, source: Source | None, *, is_last: bool
+    ) -> ray.data.Dataset:
         """The stream through one pool."""
         pool = level.config.pool
         calls = calls_per_actor(pool, rows)
@@ -207,6 +239,9 @@ class Run:
                 frozenset(level.roles),
                 self._ledger,
                 self.config.run_id,
+                source,
+                is_last,
+                self.config.options.chaos,
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,
@@ -218,42 +253,61 @@ class Run:
             num_gpus=pool.num_gpus or None,
         )
 
-    def _stop_if_fatal(self, sample: Sample) -> None:
-        for step in sample.steps:
-            if step.failed and ErrorKind(step.error_kind) in FATAL:
-                raise RunStopped(f"model {step.model} ({step.role}) cannot go on: {step.error}")
+    @contextlib.contextmanager
+    def _stopping_in_order(self) -> Iterator[None]:
+        """While inside, SIGINT and SIGTERM let the stream run dry, and a stream that does not is given up.
+
+        Giving up, like a second signal, is a KeyboardInterrupt in the main thread.
+        """
+        over, patience_lost = threading.Event(), threading.Event()
+
+        def stop(number: int, frame: Any) -> None:
+            if self._interrupted.is_set() or patience_lost.is_set():
+                raise KeyboardInterrupt
+            self._interrupted.set()
+
+        def watch() -> None:
+            told = False
+            while not over.wait(WATCH_S):
+                if self._interrupted.is_set() and not told:
+                    told = True
+                    self._ledger.stop.remote("interrupted", "interrupted")
+                with contextlib.suppress(RayError):
+                    if self.progress()["stopped"] and not over.wait(DRAIN_S):
+                        patience_lost.set()
+                        os.kill(os.getpid(), signal.SIGINT)
+                        return
+
+        kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            for number, handler in kept.items():
+                signal.signal(number, handler)
 
     def progress(self) -> dict[str, Any]:
-        """The ledger service's counts; see `LedgerService.progress`."""
+        """The ledger service's counts, `calls` being those of this invocation; see `LedgerService.progress`."""
         counts: dict[str, Any] = ray.get(self._ledger.progress.remote())
+        counts["calls"] -= self._calls_before
         return counts
 
-    def record_calls(self, *, finished: bool) -> dict[str, Any]:
-        """Write calls.json as of now; returns the counts."""
-        counts = self.progress()
-        now = invocation(self._started, counts["calls"], finished=finished)
-        self.directory.write_calls(self.config, counts["spent"], self._answered, now)
-        return counts
-
-    def calls_when_stopped(self) -> int:
-        """Write calls.json after a `RunStopped`; returns the calls made, or 1 when nobody is left to tell."""
+    def _write(self, gave_up: str) -> tuple[dict[str, Any], str]:
+        """Write what the run has come to; returns metrics.json, and why the run stopped, if it did."""
+        self.directory.write_errors()
         try:
-            calls: int = self.record_calls(finished=False)["calls"]
-        except RayError:
-            return 1
-        return calls
-
-    def drain(self) -> int:
-        """Stop asking, and wait a while for what is in flight; returns how many requests were given up."""
-        given_up: int = ray.get(self._ledger.drain.remote(DRAIN_S))
-        self.record_calls(finished=False)
-        return given_up
-
-    def _write(self, errors: list[dict[str, Any]]) -> dict[str, Any]:
-        counts = self.record_calls(finished=True)
+            counts = self.progress()
+        except RayError:  # the ledger service cannot be had any more; the samples can
+            return self.directory.write_metrics(), gave_up
+        why = gave_up or (counts["stopped"][1] if counts["stopped"] else "")
+        now = invocation(self._started, counts["calls"], finished=not why)
+        self.calls = counts["calls"]
+        self.directory.write_calls(self.config, counts["spent"], self._answered, now)
         self.directory.write_env(counts["models"])
-        self.directory.write_errors(errors)
-        return self.directory.write_metrics()
+        return self.directory.write_metrics(), why
 
 
 def _reason(error: BaseException) -> str:

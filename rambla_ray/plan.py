@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from rambla_ray import prompts
 from rambla_ray.config import ModelConfig, Pool, RunConfig, TaskConfig
@@ -18,7 +22,8 @@ from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, Sample, Step
 from rambla_ray.stages import Compare, Generate, Item, Transform
 
-ROWS_PER_BLOCK = 16  # a block is the unit of streaming, of retry and of overhead
+ROWS_PER_BLOCK = 16
+MOST_ROWS_PER_BLOCK = 256  # for models that answer many requests at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,11 @@ class Cluster:
     gpus: float
     node_cpus: float
     node_gpus: float
+
+
+ITEM_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")]  # fields: a JSON string
+)
 
 
 class Plan:
@@ -86,29 +96,49 @@ class Plan:
                 levels.append(Level(name, config, (role,)))
         return tuple(levels)
 
+    @property
+    def expected(self) -> dict[tuple[str, str], int]:
+        """How many samples each (task, variant) has, for one target."""
+        return {key: len(items) for key, items in self._items.items()}
+
     def samples(self, target: str) -> Iterator[Sample]:
         """A target's samples, by task and item."""
         for (name, variant), items in self._items.items():
-            answer = self.config.tasks[name].answer
             for item in items:
-                yield Sample(
-                    sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
-                    root_id=item.root_id,
-                    model=target,
-                    task=name,
-                    variant=variant,
-                    target=answer.expect or item.fields[answer.target],
-                    fields=dict(item.fields),
-                    steps=[_not_asked(target, item.fault)] if item.fault else [],
-                )
+                yield sample_of(target, name, self.config.tasks[name], variant, item)
 
-    def blocks(self, target: str, actors: int) -> Iterator[list[Sample]]:
-        """A target's samples in blocks, small enough that each of `actors` gets some."""
-        total = self.samples_per_target
-        rows = min(max(ROWS_PER_BLOCK, min(256, total // 512)), math.ceil(total / (2 * actors)))
-        samples = self.samples(target)
-        while block := list(itertools.islice(samples, rows)):
-            yield block
+    def tables(self) -> Iterator[tuple[list[tuple[str, str]], pa.Table]]:
+        """The items as tables of `ITEM_SCHEMA`, each with the (task, variant) pairs that it is for.
+
+        Tasks that change nothing in a dataset share its table.
+        """
+        users: dict[int, list[tuple[str, str]]] = {}
+        for key, items in self._items.items():
+            users.setdefault(id(items), []).append(key)
+        for keys in users.values():
+            items = self._items[keys[0]]
+            columns = [[item.root_id for item in items], [json.dumps(item.fields) for item in items]]
+            yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
+
+    def blocks(self, first: Level) -> list[dict[str, Any]]:
+        """One target's samples as blocks: `count` items from `first` on, of a task and variant.
+
+        A block is the unit of streaming, of retry and of overhead: small enough that each actor gets some and a slow
+        model's answers come in steadily, large enough that its own cost is small beside that of its calls.
+
+        Args:
+            first: the first pool of the target's stream, settled.
+        """
+        pool = first.config.pool
+        total, most = self.samples_per_target, ROWS_PER_BLOCK
+        if not model_class(first.config.name, first.name).is_local:
+            most = max(most, min(MOST_ROWS_PER_BLOCK, max(pool.max_concurrency, total // 512)))
+        rows = max(1, min(most, math.ceil(total / (2 * pool.largest))))
+        return [
+            {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
+            for (name, variant), count in self.expected.items()
+            for start in range(0, count, rows)
+        ]
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
@@ -116,11 +146,11 @@ class Plan:
         Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
-        asked: dict[str, list[list[_Prompt]]] = {}
+        asked: dict[str, list[_Asked]] = {}
         tasks: dict[str, Any] = {}
         for name, task in self.config.tasks.items():
             items = [item for variant in task.variants for item in self._items[name, variant]]
-            asked[name] = [_asked(stage, items) for stage in task.generates]
+            asked[name] = [_Asked.of(stage, items) for stage in task.generates]
             tasks[name] = {
                 "samples": len(items),
                 "variants": [variant for variant in task.variants if variant],
@@ -132,9 +162,9 @@ class Plan:
                         "kind": stage.kind,
                         "role": stage.role,
                         "writes": stage.output,
-                        "calls": len(sent),
-                        "distinct_prompts": len(set(sent)),
-                        "prompt_tokens": sum(prompt.tokens for prompt in sent),
+                        "calls": sent.calls,
+                        "distinct_prompts": len(_distinct([sent.digests])),
+                        "prompt_tokens": sent.tokens,
                     }
                     for stage, sent in zip(task.generates, asked[name], strict=True)
                 ],
@@ -158,20 +188,21 @@ class Plan:
             },
         }
 
-    def _load(self, level: Level, asked: Mapping[str, list[list[_Prompt]]]) -> dict[str, Any]:
+    def _load(self, level: Level, asked: Mapping[str, list[_Asked]]) -> dict[str, Any]:
         """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost."""
-        known: set[_Prompt] = set()
+        first: list[_Asked] = []
         later = tokens = 0
         for name, task in self.config.tasks.items():
             for number, (stage, sent) in enumerate(zip(task.generates, asked[name], strict=True)):
                 if stage.role not in level.roles:
                     continue
                 if number == 0:
-                    known.update(sent)
+                    first.append(sent)
                 else:
-                    later += len(sent)
-                    tokens += sum(prompt.tokens for prompt in sent)
-        tokens += sum(prompt.tokens for prompt in known)
+                    later += sent.calls
+                    tokens += sent.tokens
+        known = _distinct([sent.digests for sent in first])
+        tokens += int(known["tokens"].sum())
         load: dict[str, Any] = {"unique_calls": len(known), "later_calls_at_most": later, "prompt_tokens": tokens}
         if level.config.price:
             longest = level.config.params.get("max_tokens") or 0
@@ -194,6 +225,21 @@ class Plan:
         role = level.roles[0]
         tasks = [name for name, task in self.config.tasks.items() if any(s.role == role for s in task.generates)]
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
+
+
+def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:
+    """The sample that an item is under one variant of a task, for one target."""
+    return Sample(
+        sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
+        root_id=item.root_id,
+        model=target,
+        task=name,
+        variant=variant,
+        target=task.answer.expect or item.fields[task.answer.target],
+        label=item.fields[task.answer.target],
+        fields=dict(item.fields),
+        steps=[_not_asked(target, item.fault)] if item.fault else [],
+    )
 
 
 def settle_pool(level: Level, cluster: Cluster) -> Pool:
@@ -233,11 +279,11 @@ def fit_together(pools: Sequence[Pool], cluster: Cluster) -> bool:
 
 
 def calls_per_actor(pool: Pool, rows_per_block: int) -> int:
-    """How many blocks one actor works on at once, so that `max_concurrency` rows are in flight.
+    """How many blocks one actor works on at once, so that `max_concurrency` rows are being asked.
 
-    Ray Data runs at most 16 rows of a block at the same time.
+    Rows that wait for the ledger, or for the others of their block, ask nothing: hence twice as many, and one more.
     """
-    return math.ceil(pool.max_concurrency / min(16, rows_per_block))
+    return math.ceil(2 * pool.max_concurrency / rows_per_block) + 1
 
 
 def _known(stage: Generate, item: Item) -> dict[str, str]:
@@ -245,20 +291,44 @@ def _known(stage: Generate, item: Item) -> dict[str, str]:
     return {name: item.fields.get(name, "") for name in stage.reads()}
 
 
-class _Prompt(NamedTuple):
-    """A prompt that will be sent: enough to tell it from others, and about how long it is."""
-
-    digest: bytes
-    tokens: int
+_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64)])
 
 
-def _asked(stage: Generate, items: Sequence[Item]) -> list[_Prompt]:
-    """What a stage will send, as far as it is known, for each item that can be asked."""
-    rendered = (prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault)
-    return [
-        _Prompt(hashlib.sha256(prompt.encode(errors="surrogatepass")).digest(), len(prompt) // 4 + 1)
-        for prompt in rendered
-    ]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a stage will send: for each prompt a digest to tell it from others, and about how long it is in tokens."""
+
+    digests: NDArray[np.void]
+
+    @classmethod
+    def of(cls, stage: Generate, items: Sequence[Item]) -> _Asked:
+        """As far as it is known before anything is answered, for each item that can be asked."""
+        prompt_of = (prompts.render(stage.template, _known(stage, item)) for item in items if not item.fault)
+        return cls(
+            np.fromiter(
+                ((_digest(prompt), len(prompt) // 4 + 1) for prompt in prompt_of),
+                dtype=_PROMPT,
+            )
+        )
+
+    @property
+    def calls(self) -> int:
+        return len(self.digests)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.digests["tokens"].sum())
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _distinct(digests: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
+    """The rows of some arrays, each digest once."""
+    rows = np.concatenate(digests) if digests else np.empty(0, dtype=_PROMPT)
+    _, first = np.unique(rows["digest"], return_index=True)
+    return rows[first]
 
 
 def _not_asked(model: str, fault: str) -> Step:

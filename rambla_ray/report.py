@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import threading
@@ -11,17 +12,28 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from rambla_ray.display import in_markdown, one_line
 from rambla_ray.results import RunDirectory
 from rambla_ray.schema import Outcome
 
 PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal
+LONGEST_LINE = 1000  # characters
+EXAMPLE_CHARS = 60  # of an answer, in a warning
 READERS_DIFFER = 0.02  # share of a cell's answers above which a difference of the readers is a warning
+LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
+COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
+EFFECT_COLUMNS = (
+    *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
+    *("right→wrong", "wrong→right", "same answer", "p (Holm)"),
+)
+CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "failed")
+CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
+LEFT = ("model", "role", "task", "compared with", "outcomes")
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
 
 
@@ -31,7 +43,7 @@ class Progress:
     Args:
         total: samples of the run.
         models: the model configs that take part.
-        counts: asks the ledger service for its counts.
+        counts: asks the ledger service for its counts; what it raises is not shown, the run itself will say it.
     """
 
     def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
@@ -39,6 +51,7 @@ class Progress:
         self._models = models
         self._counts = counts
         self._outcomes: Counter[str] = Counter()
+        self._told: set[str] = set()
         self._began = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -53,19 +66,33 @@ class Progress:
         self._over.set()
         self._thread.join(timeout=10.0)
 
-    def add(self, outcome: str) -> None:
-        """Count one finished sample."""
-        self._outcomes[outcome] += 1
+    def add(self, outcome: str, count: int = 1) -> None:
+        """Count finished samples."""
+        self._outcomes[outcome] += count
 
     def _show(self) -> None:
         console = Console(file=sys.stderr)
         if console.is_terminal:
             with Live(console=console, refresh_per_second=4, transient=True) as live:
                 while not self._over.wait(0.5):
-                    live.update(self._table(self._counts()))
-            return
+                    with contextlib.suppress(Exception):
+                        counts = self._counts()
+                        self._tell(counts, console)
+                        live.update(self._table(counts))
         while not self._over.wait(PLAIN_LINE_S):
-            print(self._line(self._counts()), file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                counts = self._counts()
+                self._tell(counts, console)
+                _say(console, self._line(counts), whole=True)
+        with contextlib.suppress(Exception):
+            self._tell(self._counts(), console)
+
+    def _tell(self, counts: Mapping[str, Any], console: Console) -> None:
+        """Print the notes that have not been printed."""
+        for note in counts["notes"]:
+            if note not in self._told:
+                self._told.add(note)
+                _say(console, f"note: {note}", whole=True)
 
     def _line(self, counts: Mapping[str, Any]) -> str:
         done = self._outcomes.total()
@@ -74,22 +101,40 @@ class Progress:
         if loading and not done and not counts["calls"]:
             return f"{elapsed:.0f} s: loading {', '.join(loading)}"
         ended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
+        budget = f", budget {counts['budget']}" if counts["budget"] else ""
         return (
             f"{elapsed:.0f} s: {done}/{self._total} samples{f' ({ended})' if ended else ''}, "
-            f"{counts['calls']} calls, {counts['in_flight']} in flight, {done / elapsed:.1f} samples/s"
+            f"{counts['calls']} calls, {counts['in_flight']} in flight, {done / elapsed:.1f} samples/s{budget}"
         )
 
-    def _table(self, counts: Mapping[str, Any]) -> Group:
-        table = Table(title=self._line(counts), title_justify="left")
-        for column in ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out"):
-            table.add_column(column, justify="left" if column in ("model", "role") else "right")
+    def _table(self, counts: Mapping[str, Any]) -> Table:
+        table = _table(LIVE_COLUMNS, title=self._line(counts))
+        counted = ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")
         for spent in counts["spent"]:
-            table.add_row(
-                escape(spent["model"]),
-                spent["role"],
-                *(str(spent[key]) for key in ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")),
-            )
-        return Group(table)
+            _add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in counted)])
+        return table
+
+
+def _say(console: Console, line: str, *, whole: bool = False) -> None:
+    """Print a line as plain text, whatever it is made of; `whole` does not break it at the console's width."""
+    console.print(Text(one_line(line, LONGEST_LINE)), soft_wrap=whole)
+
+
+def _table(columns: Sequence[str], *, title: str = "", caption: str = "", style: str = "") -> Table:
+    """An empty table, whose title and caption are plain text."""
+    table = Table(
+        title=Text(one_line(title, LONGEST_LINE), style) if title else None,
+        title_justify="left",
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+    return table
+
+
+def _add_row(table: Table, cells: Sequence[str]) -> None:
+    table.add_row(*(Text(one_line(cell)) for cell in cells))
 
 
 def _percent(value: float | None) -> str:
@@ -127,9 +172,20 @@ def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:
     return _percent(cell["accuracy"]["value"]), _interval(cell["accuracy"]["ci95"])
 
 
+def partial_line(scores: Mapping[str, Any]) -> str:
+    """That, and how far, a run is not complete; empty when it is."""
+    partial = scores["partial"]
+    if not partial:
+        return ""
+    return (
+        f"PARTIAL: {partial['samples']} of {partial['expected']} samples; the numbers will change when the same "
+        "command has finished the run"
+    )
+
+
 def warnings(scores: Mapping[str, Any]) -> list[str]:
     """What a reader of the numbers should know first, a line each."""
-    found = []
+    found = [partial_line(scores)] if scores["partial"] else []
     for role, played_by in scores["roles"].items():
         if role == "judge" and played_by in {cell["model"] for cell in scores["cells"]}:
             found.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
@@ -137,8 +193,8 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
         readers = cell.get("readers")
         if readers and readers["differ"] > READERS_DIFFER * cell["n"]:
             shown = "; ".join(
-                f"{example['text'][:60]!r} is {example['robust'] or 'nothing'}, RAmBLA's reader has "
-                f"{example['rambla'] or 'nothing'}"
+                f"'{one_line(example['text'], EXAMPLE_CHARS)}' is {example['robust'] or 'nothing'}, RAmBLA's reader "
+                f"has {example['rambla'] or 'nothing'}"
                 for example in readers["examples"]
             )
             where = f"{cell['model']} {cell['task']} {cell['variant']}".rstrip()
@@ -148,18 +204,15 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
 
 def effects_table(scores: Mapping[str, Any]) -> Table | None:
     """What changes inside tasks that have variants, or from their pair; None when there is neither."""
-    table = Table(title="Against the clean answers to the same items", title_justify="left")
-    for column in EFFECT_COLUMNS:
-        left = column in ("model", "task", "compared with")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    table = _table(EFFECT_COLUMNS, title="Against the clean answers to the same items")
     for cell in scores["cells"]:
         paired = cell["paired"]
         if paired and paired["n"]:
             change = paired["difference"]
-            table.add_row(
-                escape(cell["model"]),
-                escape(f"{cell['task']} {cell['variant']}".rstrip()),
-                escape(paired["with"]),
+            row = [
+                cell["model"],
+                f"{cell['task']} {cell['variant']}".rstrip(),
+                paired["with"],
                 str(paired["n"]),
                 f"{100 * change['value']:+.1f}",
                 _interval(change["ci95"]),
@@ -167,7 +220,8 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
                 str(paired["wrong_to_right"]),
                 _percent(paired["consistency"]),
                 f"{paired['mcnemar_p_holm']:.3g}",
-            )
+            ]
+            _add_row(table, row)
     return table if table.row_count else None
 
 
@@ -192,36 +246,39 @@ def effect_lines(scores: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-EFFECT_COLUMNS = (
-    *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
-    *("right→wrong", "wrong→right", "same answer", "p (Holm)"),
-)
-COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
-
-
 def score_table(scores: Mapping[str, Any]) -> Table:
     """The table of a run: one row per cell."""
-    table = Table(caption=SYNTHETIC if scores["synthetic"] else None, caption_justify="left")
-    for column in COLUMNS:
-        left = column in ("model", "task", "outcomes")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    synthetic = SYNTHETIC if scores["synthetic"] else ""
+    table = _table(COLUMNS, title=partial_line(scores), caption=synthetic, style="bold reverse")
     for row in _rows(scores):
-        table.add_row(*map(escape, row))
+        _add_row(table, row)
     return table
 
 
-def calls_line(calls: Mapping[str, Any]) -> str:
-    """One line: what the run asked in this invocation, and in all."""
+def calls_table(calls: Mapping[str, Any]) -> Table:
+    """What the run took over all its invocations: one row per model and role."""
+    table = _table(CALL_COLUMNS, title="What it took")
+    for entry in calls["models"]:
+        counts = (entry[name] for name in (*CALL_COUNTS, "prompt_tokens", "completion_tokens"))
+        cost = "—" if entry["cost_usd"] is None else f"${entry['cost_usd']:.4f}"
+        _add_row(table, [entry["model"], entry["role"], *map(str, counts), cost, f"{entry['waited_s']:.1f} s"])
+    return table
+
+
+def calls_line(calls: Mapping[str, Any] | None) -> str:
+    """One line: what the run asked in this invocation, and in all; None where nobody was left to tell."""
+    if calls is None:
+        return "what the run asked is not known: the cluster was gone before it could be written"
     now = calls["invocations"][-1]
     total = sum(model["calls"] for model in calls["models"])
     reused = sum(model["reused"] for model in calls["models"])
-    failed = sum(model.get("failed", 0) for model in calls["models"])
+    failed = sum(model["failed"] for model in calls["models"])
     asked = (
         f"{now['calls']} calls in {now['wall_s']:.1f} s"
         if now["calls"]
         else f"no calls, every answer came from the ledger ({now['wall_s']:.1f} s)"
     )
-    cost = sum(model.get("cost_usd") or 0.0 for model in calls["models"])
+    cost = sum(model["cost_usd"] or 0.0 for model in calls["models"])
     return (
         f"{asked}; the run in all: {total} calls, {reused} answers reused, {failed} failed, "
         f"{calls['wall_s']:.1f} s{f', ${cost:.4f}' if cost else ''}"
@@ -229,33 +286,38 @@ def calls_line(calls: Mapping[str, Any]) -> str:
 
 
 def print_run(directory: RunDirectory, console: Console, *, details: bool = False) -> None:
-    """Print a finished run from its directory alone; `details` adds what changed against the clean answers."""
-    scores = directory.read_json("metrics.json")
+    """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
+    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
     console.print(score_table(scores))
     if details:
         effects = effects_table(scores)
         if effects:
             console.print(effects)
         for line in effect_lines(scores):
-            console.print(Text(line))
+            _say(console, line)
+        if calls:
+            console.print(calls_table(calls))
     for line in warnings(scores):
-        console.print(Text(f"warning: {line}"))
-    console.print(Text(calls_line(directory.read_json("calls.json"))))
-    console.print(Text(f"run: {directory.folder.location}"), soft_wrap=True)
+        _say(console, f"warning: {line}")
+    _say(console, calls_line(calls))
+    _say(console, f"run: {directory.folder.location}", whole=True)
 
 
 def write_summary(directory: RunDirectory) -> None:
     """Write summary.md and report.html from the run directory alone."""
-    scores, calls = directory.read_json("metrics.json"), directory.read_json("calls.json")
-    lines = [f"# {directory.folder.location.rsplit('/', 1)[-1]}", ""]
-    if scores["synthetic"]:
-        lines += [f"**{SYNTHETIC}.**", ""]
+    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
+    lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
+    lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _rows(scores)]
-    lines += ["", *(f"- {line}" for line in effect_lines(scores))]
-    lines += ["", *(f"- **Warning:** {line}" for line in warnings(scores))]
-    lines += ["", f"{calls_line(calls)}.", ""]
+    lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
+    lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
+    lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
+    lines += ["", f"{_markdown(calls_line(calls))}.", ""]
     directory.folder.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=150, force_terminal=False)
     print_run(directory, console, details=True)
     directory.folder.write("report.html", console.export_html().encode())
+
+
+def _markdown(line: str) -> str:
+    return in_markdown(one_line(line, LONGEST_LINE))

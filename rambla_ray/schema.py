@@ -1,17 +1,18 @@
 """The vocabulary: what a sample is, what is sent to a model, what comes back, and how a sample can end.
 
-Rows stream through Ray Data as strings only (nested values as JSON), because Arrow's type inference on mixed or
-missing values loses data. `SAMPLE_SCHEMA` is the typed form of the same rows, as they stand in `samples/*.parquet`.
+Samples stream through Ray Data, and stand in `samples/*.parquet`, as Arrow tables of one declared schema, because
+Arrow's type inference on mixed or missing values loses data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -54,6 +55,14 @@ class Request:
     choices: tuple[str, ...] = ()
 
 
+class Try(NamedTuple):
+    """One attempt at a request."""
+
+    at: float  # Unix time of its start, in seconds
+    took_s: float
+    reason: str = ""  # why it gave no answer; empty for the one that did
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What came back: an answer. Times are seconds; `latency_s` is that of the attempt that answered."""
@@ -65,6 +74,8 @@ class Response:
     latency_s: float = 0.0
     waited_s: float = 0.0  # for the rate limit and between attempts
     attempts: int = 1
+    hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
+    tries: tuple[Try, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,8 @@ class Step:
     latency_s: float = 0.0
     waited_s: float = 0.0
     attempts: int = 0
+    hedged: int = 0
+    tries: tuple[Try, ...] = ()
     error_kind: str = ""
     error: str = ""
 
@@ -96,8 +109,9 @@ class Step:
 class Sample:
     """One dataset item under one variant of one task for one target model: a row of the pipeline.
 
-    `target` is the right answer; `fields` are the item's columns and what the stages wrote; `answer` is what was
-    read from the last text (empty when nothing was), `rambla_answer` what RAmBLA would have read.
+    `target` is the right answer in this task, `label` the dataset's own; `fields` are the item's columns and what the
+    stages wrote; `answer` is what was read from the last text (empty when nothing was), `rambla_answer` what RAmBLA
+    would have read; `outcome` is empty until the sample has ended.
     """
 
     sample_id: str
@@ -106,64 +120,86 @@ class Sample:
     task: str
     variant: str
     target: str
+    label: str
     fields: dict[str, str]
     steps: list[Step] = field(default_factory=list)
     answer: str = ""
     rambla_answer: str = ""
     outcome: str = ""
 
-    def to_row(self) -> dict[str, str]:
-        """The streaming form: a flat dict of strings, `fields` and `steps` as ASCII JSON."""
-        row = {name: getattr(self, name) for name in STREAM_SCHEMA.names}
-        row["fields"] = json.dumps(self.fields)
-        row["steps"] = json.dumps([asdict(step) for step in self.steps])
-        return row
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The inverse of `to_row`."""
-        values = dict(row)
-        values["fields"] = json.loads(values["fields"])
-        values["steps"] = [Step(**step) for step in json.loads(values["steps"])]
-        return cls(**values)
-
-    def to_record(self) -> dict[str, Any]:
-        """The stored form, for `SAMPLE_SCHEMA`: steps as typed values, text that Parquet can hold."""
-        record: dict[str, Any] = {name: getattr(self, name) for name in SAMPLE_SCHEMA.names}
-        record["fields"] = json.dumps(self.fields)
-        record["steps"] = [
-            {key: well_formed(value) if isinstance(value, str) else value for key, value in asdict(step).items()}
-            for step in self.steps
-        ]
-        return record
+_ARROW_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "dict[str, str]": pa.string(),  # a JSON string
+    "tuple[Try, ...]": pa.list_(pa.struct([("at", pa.float64()), ("took_s", pa.float64()), ("reason", pa.string())])),
+}
 
 
-STREAM_SCHEMA = pa.schema(
-    [
-        pa.field(name, pa.string(), nullable=False)
-        for name in (
-            "sample_id",
-            "root_id",
-            "model",
-            "task",
-            "variant",
-            "target",
-            "fields",
-            "steps",
-            "answer",
-            "rambla_answer",
-            "outcome",
-        )
+def _arrow_fields(kind: type) -> list[pa.Field]:
+    return [
+        pa.field(name, _ARROW_TYPES[annotation], nullable=False) for name, annotation in kind.__annotations__.items()
     ]
-)
 
-_STEP_TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-STEP_TYPE = pa.struct(
-    [pa.field(name, _STEP_TYPES[str(annotation)], nullable=False) for name, annotation in Step.__annotations__.items()]
-)
-SAMPLE_SCHEMA = pa.schema(
-    [pa.field(f.name, pa.list_(STEP_TYPE), nullable=False) if f.name == "steps" else f for f in STREAM_SCHEMA]
-)
+
+STEP_TYPE = pa.struct(_arrow_fields(Step))
+_ARROW_TYPES["list[Step]"] = pa.list_(STEP_TYPE)
+SAMPLE_SCHEMA = pa.schema(_arrow_fields(Sample))
+
+
+def to_table(samples: Sequence[Sample]) -> pa.Table:
+    """Samples as a table of `SAMPLE_SCHEMA`, shape (samples, columns): column by column, which is much the fastest."""
+    columns = []
+    for column in SAMPLE_SCHEMA:
+        if column.name == "steps":
+            columns.append(_steps_array([sample.steps for sample in samples]))
+        elif column.name == "fields":
+            columns.append(pa.array([json.dumps(sample.fields) for sample in samples], column.type))
+        else:
+            columns.append(_text_array([getattr(sample, column.name) for sample in samples]))
+    return pa.Table.from_arrays(columns, schema=SAMPLE_SCHEMA)
+
+
+def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[Sample]:
+    """The inverse of `to_table`; lone surrogates have become U+FFFD."""
+    for row in table.to_pylist():
+        row["fields"] = json.loads(row["fields"])
+        row["steps"] = [Step(**{**step, "tries": tuple(Try(**one) for one in step["tries"])}) for step in row["steps"]]
+        yield Sample(**row)
+
+
+def _steps_array(steps: Sequence[Sequence[Step]]) -> pa.Array:
+    flat = list(chain.from_iterable(steps))
+    arrays = []
+    for column in STEP_TYPE:
+        values: list[Any] = [getattr(step, column.name) for step in flat]
+        if column.name == "tries":
+            arrays.append(_tries_array(values, column.type))
+        else:
+            arrays.append(_text_array(values) if column.type == pa.string() else pa.array(values, column.type))
+    struct = pa.StructArray.from_arrays(arrays, fields=list(STEP_TYPE))
+    return pa.ListArray.from_arrays(_offsets(steps), struct, type=pa.list_(STEP_TYPE))
+
+
+def _tries_array(tries: Sequence[Sequence[Try]], kind: pa.DataType) -> pa.Array:
+    flat = list(chain.from_iterable(tries))
+    at, took_s, reason = zip(*flat, strict=True) if flat else ((), (), ())
+    columns = [pa.array(at, pa.float64()), pa.array(took_s, pa.float64()), _text_array(reason)]
+    struct = pa.StructArray.from_arrays(columns, fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(_offsets(tries), struct, type=kind)
+
+
+def _offsets(lists: Sequence[Sequence[object]]) -> pa.Array:
+    return pa.array([0, *accumulate(map(len, lists))], pa.int32())
+
+
+def _text_array(texts: Sequence[str]) -> pa.Array:
+    """Texts as Arrow holds them: UTF-8, which has no lone surrogates."""
+    try:
+        return pa.array(texts, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([well_formed(text) for text in texts], pa.string())
 
 
 def canonical_json(value: object) -> str:

@@ -7,8 +7,7 @@ generator of their own. Rows are put in one order first, so the same rows give t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 _CELLS = 2**16  # of the matrix of counts made at a time, so that it stays in the cache
+_CLUSTERS_PER_KIND = 8  # from which a multinomial draw, one binomial for each kind, is the faster way
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +58,34 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def bootstrap(
-    statistic: Callable[[Floats], Floats], clusters: int, seed: int, draws: int = 2000
+    statistic: Callable[[Floats], Floats], sizes: ArrayLike, seed: int, draws: int = 2000
 ) -> tuple[float, float] | None:
     """The 95 % percentile interval of a statistic over resampled clusters (Efron & Tibshirani 1993, §13.3).
 
+    Clusters that are alike, so that the statistic cannot tell one from the other, are a kind. Drawing n clusters with
+    replacement and counting the kinds is one draw from a multinomial distribution (the same work for few kinds,
+    however many clusters there are).
+
     Args:
-        statistic: from counts of shape (d, clusters), how often each of d draws holds each cluster (every row sums
-            to `clusters`), to d values. It is called once for a block of draws. NaN means that it is undefined for a
-            draw (one class only, say): the interval is then over the draws where it is defined.
-        clusters: how many there are.
+        statistic: from counts of shape (d, kinds), how often each of d draws holds a cluster of each kind (every row
+            sums to the number of clusters), to d values. It is called once for a block of draws. NaN means that it is
+            undefined for a draw (one class only, say): the interval is then over the draws where it is defined.
+        sizes: how many clusters there are of each kind.
         seed: of the draws.
         draws: how many.
 
     Returns:
         (low, high), or None with fewer than two clusters, or when the statistic is undefined for every draw.
     """
-    if clusters < 2:
+    of_kind = np.asarray(sizes, dtype=np.int64)
+    if of_kind.sum() < 2:
         return None
     generator = np.random.default_rng(seed)
-    values = []
-    block = max(1, _CELLS // clusters)
-    for size in np.diff([*range(0, draws, block), draws]):
-        drawn = generator.integers(clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
-        values.append(np.asarray(statistic(counts.astype(np.float64)), dtype=np.float64))
+    block = max(1, _CELLS // len(of_kind))
+    values = [
+        np.asarray(statistic(_drawn(generator, of_kind, size)), dtype=np.float64)
+        for size in np.diff([*range(0, draws, block), draws])
+    ]
     defined = np.concatenate(values)
     defined = defined[~np.isnan(defined)]
     if not len(defined):
@@ -90,7 +94,17 @@ def bootstrap(
     return float(low), float(high)
 
 
-def bootstrap_mean(values: ArrayLike, groups: Sequence[str], seed: int, draws: int = 2000) -> Estimate | None:
+def _drawn(generator: np.random.Generator, of_kind: NDArray[np.int64], draws: int) -> Floats:
+    """Counts of each kind in so many draws, shape (draws, kinds)."""
+    clusters, kinds = int(of_kind.sum()), len(of_kind)
+    if kinds * _CLUSTERS_PER_KIND <= clusters:
+        return generator.multinomial(clusters, of_kind / clusters, size=draws).astype(np.float64)
+    kind = np.repeat(np.arange(kinds), of_kind)[generator.integers(clusters, size=(draws, clusters))]
+    places = kind + kinds * np.arange(draws)[:, None]
+    return np.bincount(places.ravel(), minlength=draws * kinds).reshape(draws, kinds).astype(np.float64)
+
+
+def bootstrap_mean(values: ArrayLike, groups: ArrayLike, seed: int, draws: int = 2000) -> Estimate | None:
     """The mean over rows, with a cluster bootstrap interval; None without rows, or with a NaN or infinity in them.
 
     The values decide what it is the mean of: right (1 or 0) gives an accuracy; right when perturbed minus right when
@@ -100,24 +114,24 @@ def bootstrap_mean(values: ArrayLike, groups: Sequence[str], seed: int, draws: i
 
     Args:
         values: n numbers.
-        groups: n cluster names, the root_id of each row.
+        groups: n names or numbers of clusters, such as the root_id of each row.
         seed: of the bootstrap.
         draws: of the bootstrap.
     """
     cluster, (column,) = _in_order(groups, values)
     if not len(column) or not np.isfinite(column).all():
         return None
-    sums = _per_cluster(cluster, column, np.ones_like(column))
+    kinds, sizes = _alike(_per_cluster(cluster, column, np.ones_like(column)))
 
     def mean(counts: Floats) -> Floats:
-        total, n = np.transpose(counts @ sums)
+        total, n = np.transpose(counts @ kinds)
         means: Floats = total / n
         return means
 
-    return Estimate(float(column.sum() / len(column)), bootstrap(mean, len(sums), seed, draws))
+    return Estimate(float(column.sum() / len(column)), bootstrap(mean, sizes, seed, draws))
 
 
-def slope(x: ArrayLike, y: ArrayLike, groups: Sequence[str], seed: int, draws: int = 2000) -> Estimate | None:
+def slope(x: ArrayLike, y: ArrayLike, groups: ArrayLike, seed: int, draws: int = 2000) -> Estimate | None:
     """The slope of the least-squares line of y on x, sum((x - mean x)(y - mean y)) / sum((x - mean x)²).
 
     With the number of mutations as x and 1 for right, 0 for wrong as y: the change of accuracy per mutation. The
@@ -127,7 +141,7 @@ def slope(x: ArrayLike, y: ArrayLike, groups: Sequence[str], seed: int, draws: i
     Args:
         x: n numbers.
         y: n numbers.
-        groups: n cluster names, the root_id of each row.
+        groups: n names or numbers of clusters, such as the root_id of each row.
         seed: of the bootstrap.
         draws: of the bootstrap.
     """
@@ -135,22 +149,20 @@ def slope(x: ArrayLike, y: ArrayLike, groups: Sequence[str], seed: int, draws: i
     if not len(across) or not np.isfinite([across, up]).all() or (across == across[0]).all():
         return None
     across, up = across - across.min(), up - up.min()  # the slope stays; whole numbers stay whole, their sums exact
-    sums = _per_cluster(cluster, np.ones_like(across), across, up, across * across, across * up)
+    kinds, sizes = _alike(_per_cluster(cluster, np.ones_like(across), across, up, across * across, across * up))
 
     def least_squares(counts: Floats) -> Floats:
-        n, sum_x, sum_y, sum_xx, sum_xy = np.transpose(counts @ sums)
+        n, sum_x, sum_y, sum_xx, sum_xy = np.transpose(counts @ kinds)
         spread = n * sum_xx - sum_x**2
         spread[spread <= 1e-12 * n * sum_xx] = np.nan  # a draw in which all x are equal
         slopes: Floats = (n * sum_xy - sum_x * sum_y) / spread
         return slopes
 
-    value = float(least_squares(np.ones((1, len(sums))))[0])
-    return Estimate(value, bootstrap(least_squares, len(sums), seed, draws))
+    value = float(least_squares(sizes[None].astype(np.float64))[0])
+    return Estimate(value, bootstrap(least_squares, sizes, seed, draws))
 
 
-def roc_auc(
-    labels: ArrayLike, scores: ArrayLike, groups: Sequence[str], seed: int, draws: int = 2000
-) -> Estimate | None:
+def roc_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, seed: int, draws: int = 2000) -> Estimate | None:
     """The area under the ROC curve: how often a positive scores above a negative, a tie counting half.
 
     That is the Mann-Whitney U over the number of pairs (Hanley & McNeil 1982), here of every draw. None when all
@@ -159,7 +171,7 @@ def roc_auc(
     Args:
         labels: n of 0 (negative) and 1 (positive).
         scores: n numbers, larger for what is held to be positive.
-        groups: n cluster names, the root_id of each row.
+        groups: n names or numbers of clusters, such as the root_id of each row.
         seed: of the bootstrap.
         draws: of the bootstrap.
 
@@ -171,28 +183,33 @@ def roc_auc(
         raise ValueError(f"labels are 0 or 1, not {sorted(set(label.tolist()) - {0.0, 1.0})[0]}")
     if len(set(label.tolist())) < 2 or not np.isfinite(score).all():
         return None
-    by_score = np.argsort(score, kind="stable")
-    cluster, label, score = cluster[by_score], label[by_score], score[by_score]
-    levels = np.flatnonzero(np.diff(score, prepend=-math.inf))  # where each distinct score begins
+    if int(cluster[-1]) + 1 == len(cluster):  # one row each: rows that are alike are of one kind
+        rows, sizes = _alike(np.stack([score, label], axis=1))
+        kind, (score, label) = np.arange(len(rows)), np.transpose(rows)
+    else:
+        by_score = np.argsort(score, kind="stable")
+        kind, label, score = cluster[by_score], label[by_score], score[by_score]
+        sizes = np.ones(int(cluster[-1]) + 1, dtype=np.int64)
+    negative, positive = kind[label == 0], kind[label == 1]
+    below, not_above = (np.searchsorted(score[label == 0], score[label == 1], side=side) for side in ("left", "right"))
 
     def area(counts: Floats) -> Floats:
-        weights = counts[:, cluster]
-        positive = np.add.reduceat(weights * label, levels, axis=1)
-        negative = np.add.reduceat(weights * (1 - label), levels, axis=1)
-        wins = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(axis=1)
-        pairs = positive.sum(axis=1) * negative.sum(axis=1)
+        weights = counts[:, positive]
+        negatives = np.zeros((len(counts), len(negative) + 1))  # of the lowest 0, 1, 2, ... rows
+        np.cumsum(counts[:, negative], axis=1, out=negatives[:, 1:])
+        beaten = negatives[:, below] + negatives[:, not_above]  # twice those below, a tie counting half
+        pairs = weights.sum(axis=1) * negatives[:, -1]
         pairs[pairs == 0] = np.nan  # a draw with one class only
-        areas: Floats = wins / pairs
+        areas: Floats = np.einsum("ij,ij->i", weights, beaten) / (2 * pairs)
         return areas
 
-    clusters = int(cluster.max()) + 1
-    value = float(area(np.ones((1, clusters)))[0])
-    return Estimate(value, bootstrap(area, clusters, seed, draws))
+    value = float(area(sizes[None].astype(np.float64))[0])
+    return Estimate(value, bootstrap(area, sizes, seed, draws))
 
 
-def _in_order(groups: Sequence[str], *columns: ArrayLike) -> tuple[NDArray[np.intp], list[Floats]]:
+def _in_order(groups: ArrayLike, *columns: ArrayLike) -> tuple[NDArray[np.intp], list[Floats]]:
     """Each row's cluster, numbered from 0, and the columns as floats, rows sorted by all of these."""
-    _, cluster = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    _, cluster = np.unique(np.asarray(groups), return_inverse=True)
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if any(array.shape != cluster.shape for array in arrays):
         raise ValueError(f"{len(cluster)} groups for columns of shapes {[array.shape for array in arrays]}")
@@ -203,3 +220,11 @@ def _in_order(groups: Sequence[str], *columns: ArrayLike) -> tuple[NDArray[np.in
 def _per_cluster(cluster: NDArray[np.intp], *columns: Floats) -> Floats:
     """Sums of the columns over the rows of each cluster, shape (clusters, columns)."""
     return np.stack([np.bincount(cluster, weights=column) for column in columns], axis=1)
+
+
+def _alike(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """The distinct rows, sorted, shape (kinds, columns), and how often each is there."""
+    ordered = rows[np.lexsort(rows.T[::-1])]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    begins = np.flatnonzero(new)
+    return ordered[begins], np.diff(begins, append=len(ordered))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
 from rambla_ray.ledger import SUFFIX, Ledger, Record
-from rambla_ray.schema import Response
+from rambla_ray.schema import Response, Try
 from rambla_ray.storage import Folder
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
@@ -18,6 +20,7 @@ TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
 )
 COUNT = st.integers(0, 2**40)
 SECONDS = st.floats(0, 1e9)
+TRIES = st.lists(st.builds(Try, SECONDS, SECONDS, TEXT), max_size=3).map(tuple)
 RESPONSES = st.builds(
     Response,
     text=TEXT,
@@ -27,28 +30,36 @@ RESPONSES = st.builds(
     latency_s=SECONDS,
     waited_s=SECONDS,
     attempts=COUNT,
+    hedged=COUNT,
+    tries=TRIES,
 )
-RECORDS = st.builds(
-    Record,
-    request_id=TEXT,
-    run_id=TEXT,
-    model=TEXT,
-    role=TEXT,
-    response=st.none() | RESPONSES,
-    error_kind=TEXT,
-    error=TEXT,
-    attempts=COUNT,
-    at=SECONDS,
+ABOUT = {
+    "request_id": st.text("0123456789abcdef", min_size=64, max_size=64),
+    **dict.fromkeys(("run_id", "model", "role"), TEXT),
+    "at": SECONDS,
+}
+RECORDS = st.builds(Record, **ABOUT, response=RESPONSES) | st.builds(
+    Record, **ABOUT, error_kind=TEXT, error=TEXT, attempts=COUNT, waited_s=SECONDS, tries=TRIES
 )
 
 
-def answer(request_id: str, text: str = "yes", run_id: str = "run", attempts: int = 1) -> Record:
-    response = Response(text, prompt_tokens=10, completion_tokens=2, latency_s=0.5, waited_s=0.25, attempts=attempts)
-    return Record(request_id, run_id, "m", "target", response)
+def rid(name: str) -> str:
+    """A request_id, as short in a test as it is long in truth."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def answer(request_id: str, text: str = "yes", run_id: str = "run", attempts: int = 1, role: str = "target") -> Record:
+    tries = (*[Try(1.0, 0.25, "server: HTTP 500")] * (attempts - 1), Try(2.0, 0.5))
+    response = Response(text, "stop", 10, 2, latency_s=0.5, waited_s=0.25, attempts=attempts, tries=tries)
+    return Record(rid(request_id), run_id, "m", role, response)
 
 
 def failure(request_id: str, run_id: str = "run", attempts: int = 3) -> Record:
-    return Record(request_id, run_id, "m", "target", None, "server", "HTTP 500", attempts)
+    return Record(rid(request_id), run_id, "m", "target", None, "server", "HTTP 500", attempts, waited_s=2.0)
+
+
+def add(ledger: Ledger, *records: Record) -> None:
+    ledger.add([record.to_line() for record in records])
 
 
 def opened(folder: Path, run_id: str = "run") -> Ledger:
@@ -59,14 +70,14 @@ def stored(folder: Path, *records: Record) -> Path:
     """Write the records with a ledger of their own; returns its segment."""
     before = set(folder.glob(f"*{SUFFIX}"))
     ledger = opened(folder)
-    ledger.add(records)
+    add(ledger, *records)
     ledger.commit()
     (segment,) = set(folder.glob(f"*{SUFFIX}")) - before
     return segment
 
 
 def text_of(ledger: Ledger, request_id: str) -> str | None:
-    response = ledger.get(request_id)
+    response = ledger.get(rid(request_id))
     return response.text if response else None
 
 
@@ -99,19 +110,18 @@ def test_a_torn_line_is_no_record(record: Record, data: st.DataObject) -> None:
 
 def test_answers_are_served_before_and_after_they_are_committed(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
-    ledger.add([answer("a", "yes"), answer("b", "no")])
+    add(ledger, answer("a", "yes"), answer("b", "no"))
     assert (text_of(ledger, "a"), text_of(ledger, "b"), text_of(ledger, "c"), len(ledger)) == ("yes", "no", None, 2)
-    assert len(opened(tmp_path)) == 0
     ledger.commit()
     again = opened(tmp_path)
     assert (text_of(again, "a"), text_of(again, "b"), len(again), again.damaged) == ("yes", "no", 2, 0)
-    assert again.get("a") == ledger.get("a") == answer("a").response
+    assert again.get(rid("a")) == ledger.get(rid("a")) == answer("a").response
 
 
 def test_a_ledger_goes_on_after_a_commit(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     for request_id in "abc":
-        ledger.add([answer(request_id)])
+        add(ledger, answer(request_id))
         ledger.commit()
     assert len(opened(tmp_path)) == 3
     assert len(list(tmp_path.iterdir())) == 1
@@ -120,7 +130,7 @@ def test_a_ledger_goes_on_after_a_commit(tmp_path: Path) -> None:
 def test_a_failure_is_counted_and_never_served(tmp_path: Path) -> None:
     segment = stored(tmp_path, failure("a"))
     ledger = opened(tmp_path)
-    assert (ledger.get("a"), len(ledger), ledger.damaged) == (None, 0, 0)
+    assert (ledger.get(rid("a")), len(ledger), ledger.damaged) == (None, 0, 0)
     assert ledger.spent["m", "target"].failed == 1
     assert b"HTTP 500" in segment.read_bytes()
 
@@ -176,7 +186,7 @@ def test_no_corrupted_byte_makes_a_wrong_answer(
     content[place % len(content)] = byte
     segment.write_bytes(content)
     ledger = opened(folder)
-    served = {request_id: text_of(ledger, request_id) for request_id in texts if ledger.get(request_id)}
+    served = {request_id: text_of(ledger, request_id) for request_id in texts if ledger.get(rid(request_id))}
     assert served.items() <= texts.items()
     assert len(served) >= 2  # a broken line break costs its two neighbours
     assert (ledger.damaged > 0) == (len(served) < 4)
@@ -184,11 +194,11 @@ def test_no_corrupted_byte_makes_a_wrong_answer(
 
 def test_two_writers_have_a_segment_each_and_both_are_read(tmp_path: Path) -> None:
     one, other = opened(tmp_path), opened(tmp_path)
-    one.add([answer("a", "of one")])
-    other.add([answer("b", "of other")])
+    add(one, answer("a", "of one"))
+    add(other, answer("b", "of other"))
     one.commit()
     other.commit()
-    one.add([answer("c", "of one")])
+    add(one, answer("c", "of one"))
     one.commit()
     both = opened(tmp_path)
     assert [text_of(both, request_id) for request_id in "abc"] == ["of one", "of other", "of one"]
@@ -198,19 +208,19 @@ def test_two_writers_have_a_segment_each_and_both_are_read(tmp_path: Path) -> No
 def test_what_was_spent_goes_on_for_the_run_and_not_for_another(tmp_path: Path) -> None:
     stored(tmp_path, answer("a", attempts=3), failure("b", attempts=5), answer("c", run_id="another"))
     ledger = opened(tmp_path)
-    ledger.add([answer("d")])
+    add(ledger, answer("d"))
     spent = ledger.spent["m", "target"]
     assert (spent.calls, spent.retried, spent.answered, spent.failed) == (9, 6, 2, 1)
-    assert (spent.prompt_tokens, spent.completion_tokens, spent.calling_s, spent.waited_s) == (20, 4, 1.0, 0.5)
+    assert (spent.prompt_tokens, spent.completion_tokens, spent.calling_s, spent.waited_s) == (20, 4, 1.5, 2.5)
     assert opened(tmp_path, "another").spent["m", "target"].calls == 1
     assert opened(tmp_path, "new").spent == {}
-    assert len(opened(tmp_path, "new")) == 2
+    assert len(opened(tmp_path, "new")) == 3
 
 
 def test_what_was_spent_is_counted_by_model_and_role(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
-    ledger.add([answer("a"), Record("b", "run", "m", "judge", answer("b").response)])
-    ledger.add([Record("c", "run", "n", "judge", answer("c").response)])
+    add(ledger, answer("a"), answer("b", role="judge"))
+    add(ledger, replace(answer("c", role="judge"), model="n"))
     assert {key: spent.calls for key, spent in ledger.spent.items()} == {
         ("m", "target"): 1,
         ("m", "judge"): 1,
@@ -218,11 +228,58 @@ def test_what_was_spent_is_counted_by_model_and_role(tmp_path: Path) -> None:
     }
 
 
+def claim(ledger: Ledger, *request_ids: str) -> None:
+    ledger.claim((rid(request_id), "m", "target") for request_id in request_ids)
+
+
+def test_a_claim_that_nothing_follows_is_a_call_that_may_have_been_paid(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    claim(ledger, "a", "b", "c", "d")
+    add(ledger, answer("a"), failure("b"))
+    again = opened(tmp_path)  # the first process was killed with c and d in flight
+    assert again.spent["m", "target"].repeated == 2
+    claim(again, "c", "d")
+    add(again, answer("c"), answer("d"))
+    assert again.spent["m", "target"].repeated == opened(tmp_path).spent["m", "target"].repeated == 2
+    assert opened(tmp_path).spent["m", "target"].answered == 3
+
+
+def test_a_record_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    for _ in range(2):  # as when the service dies between writing and saying so
+        add(ledger, answer("a"), failure("b"))
+    add(opened(tmp_path), answer("a"), failure("b"))
+    spent = opened(tmp_path).spent["m", "target"]
+    assert (spent.answered, spent.failed) == (1, 1)
+
+
+def test_deaths_are_remembered_by_the_run_and_by_no_other(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    for _ in range(2):
+        ledger.bury([(rid("a"), "m", "target")])
+    assert opened(tmp_path).deaths == {rid("a"): 2}
+    assert opened(tmp_path, "another").deaths == {}
+
+
+def test_a_hedged_call_is_charged_twice(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    add(ledger, Record(rid("a"), "run", "m", "target", Response("yes", "stop", 10, 2, attempts=2, hedged=1)))
+    spent = ledger.spent["m", "target"]
+    assert (spent.calls, spent.hedged, spent.retried, spent.prompt_tokens, spent.completion_tokens) == (2, 1, 0, 20, 4)
+
+
+def test_texts_that_no_file_holds_as_they_are_come_back(tmp_path: Path) -> None:
+    text = "\ud800\x00\x1b[31m\u2028\n" + "x" * 2_000_000
+    stored(tmp_path, answer("a", text), answer("b"))
+    ledger = opened(tmp_path)
+    assert (text_of(ledger, "a"), text_of(ledger, "b"), ledger.damaged) == (text, "yes", 0)
+
+
 def test_a_commit_of_nothing_writes_nothing(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     ledger.commit()
     assert list(tmp_path.iterdir()) == []
-    ledger.add([answer("a")])
+    add(ledger, answer("a"))
     ledger.commit()
     size = [path.stat().st_size for path in tmp_path.iterdir()]
     ledger.commit()
@@ -245,7 +302,7 @@ def test_a_bucket_gets_a_new_part_for_every_commit(tmp_path: Path) -> None:
     folder = Folder(f"file://{tmp_path}")
     ledger = Ledger(folder, "run")
     for request_id in "ab":
-        ledger.add([answer(request_id)])
+        add(ledger, answer(request_id))
         ledger.commit()
     assert len(folder.names(SUFFIX)) == 2
     assert len(Ledger(folder, "run")) == 2

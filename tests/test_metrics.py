@@ -7,11 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.metrics import NULL, NULL_IN_RAMBLA, Scored, cell_metrics, paired_metrics, rambla_metrics, without_nan
+from rambla_ray.metrics import (
+    CELL_SCHEMA,
+    NULL,
+    NULL_IN_RAMBLA,
+    Cell,
+    cell_metrics,
+    paired_metrics,
+    rambla_metrics,
+    without_nan,
+)
 from rambla_ray.schema import Outcome
 from rambla_ray.stats import mcnemar_exact, wilson
 
@@ -113,14 +123,26 @@ def test_nothing_has_no_metrics() -> None:
     assert rambla_metrics([], [], YES_NO_NULL) == {}
 
 
-def sample(root_id: str, answer: str = "yes", target: str = "yes", outcome: str = "scored", **more: Any) -> Scored:
+Row = dict[str, Any]
+
+
+def sample(root_id: str, answer: str = "yes", target: str = "yes", outcome: str = "scored", **more: Any) -> Row:
     read = answer if outcome == "scored" else ""
-    return Scored(root_id, target, more.pop("label", target), read, read, Outcome(outcome), **more)
+    row = {"root_id": root_id, "target": target, "label": target, "answer": read, "rambla_answer": read}
+    return {**row, "outcome": outcome, "prompt_tokens": 0, "completion_tokens": 0, "row": 0, **more}
+
+
+def cell(*rows: Row) -> Cell:
+    return Cell(pa.Table.from_pylist(list(rows), schema=CELL_SCHEMA))
+
+
+def no_texts(rows: object) -> list[str]:
+    raise AssertionError(f"texts of {rows} were asked for")
 
 
 LABELS = st.sampled_from(["yes", "no"])
 SCORED = st.builds(
-    lambda outcome, answer, target: sample("1", answer, target, outcome, prompt_tokens=3, completion_tokens=1),
+    lambda outcome, answer, target: sample("1", answer, target, outcome.value, prompt_tokens=3, completion_tokens=1),
     st.sampled_from(list(Outcome)),
     LABELS,
     LABELS,
@@ -129,49 +151,70 @@ SCORED = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(SCORED, min_size=1, max_size=20))
-def test_a_cells_numbers_agree_with_each_other(samples: list[Scored]) -> None:
-    cell = cell_metrics(samples, ["yes", "no"])
-    assert cell["n"] == len(samples) == sum(cell["outcomes"].values())
-    assert set(cell["outcomes"]) == {outcome.value for outcome in Outcome}
-    assert cell["coverage"] == cell["outcomes"]["scored"] / len(samples)
-    assert cell["tokens"] == {"prompt": 3 * len(samples), "completion": len(samples)}
-    worst, best = cell["accuracy"]["bounds"]
-    assert best - worst == pytest.approx(1 - cell["coverage"])
-    if cell["coverage"] == 0:
-        assert (cell["accuracy"]["value"], cell["accuracy"]["ci95"]) == (None, None)
+def test_a_cells_numbers_agree_with_each_other(samples: list[Row]) -> None:
+    found = cell_metrics(cell(*samples), ["yes", "no"], no_texts)
+    assert found["n"] == len(samples) == sum(found["outcomes"].values())
+    assert set(found["outcomes"]) == {outcome.value for outcome in Outcome}
+    assert found["coverage"] == found["outcomes"]["scored"] / len(samples)
+    assert found["tokens"] == {"prompt": 3 * len(samples), "completion": len(samples)}
+    worst, best = found["accuracy"]["bounds"]
+    assert best - worst == pytest.approx(1 - found["coverage"])
+    if found["coverage"] == 0:
+        assert (found["accuracy"]["value"], found["accuracy"]["ci95"]) == (None, None)
     else:
-        low, high = cell["accuracy"]["ci95"]
-        assert low - 1e-12 <= cell["accuracy"]["value"] <= high + 1e-12
-        assert worst - 1e-12 <= cell["accuracy"]["value"] <= best + 1e-12
-    counted = [one for one in samples if one.outcome == Outcome.SCORED or one.outcome in NULL_IN_RAMBLA]
-    assert sum(map(sum, cell["rambla"].get("confusion_matrix", []))) == len(counted)
+        low, high = found["accuracy"]["ci95"]
+        assert low - 1e-12 <= found["accuracy"]["value"] <= high + 1e-12
+        assert worst - 1e-12 <= found["accuracy"]["value"] <= best + 1e-12
+    counted = [one for one in samples if one["outcome"] == "scored" or one["outcome"] in NULL_IN_RAMBLA]
+    assert sum(map(sum, found["rambla"].get("confusion_matrix", []))) == len(counted)
 
 
 def test_failures_stand_beside_the_score_and_not_in_it() -> None:
     samples = [sample("1"), sample("2", "no"), sample("3", outcome="failed"), sample("4", outcome="unparsed")]
-    cell = cell_metrics(samples, ["yes", "no"])
-    assert cell["accuracy"]["value"] == 0.5
-    assert cell["accuracy"]["bounds"] == [0.25, 0.75]
-    assert cell["coverage"] == 0.5
-    assert cell["rambla"]["confusion_matrix"] == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]  # the failed one is not there
-    assert cell["rambla"]["class_counts/n_pred_null"] == 1
+    found = cell_metrics(cell(*samples), ["yes", "no"], no_texts)
+    assert found["accuracy"]["value"] == 0.5
+    assert found["accuracy"]["bounds"] == [0.25, 0.75]
+    assert found["coverage"] == 0.5
+    assert found["rambla"]["confusion_matrix"] == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]  # the failed one is not there
+    assert found["rambla"]["class_counts/n_pred_null"] == 1
 
 
 def test_accuracy_is_against_the_tasks_answer_and_rambla_against_the_label() -> None:
-    cell = cell_metrics([sample("1", "unknown", "unknown", label="yes")], ["yes", "no", "unknown"])
-    assert cell["accuracy"]["value"] == 1.0
-    assert cell["rambla"]["recall"] == 0.0
+    one = sample("1", "unknown", "unknown", label="yes")
+    found = cell_metrics(cell(one), ["yes", "no", "unknown"], no_texts)
+    assert found["accuracy"]["value"] == 1.0
+    assert found["rambla"]["recall"] == 0.0
 
 
 def test_a_cell_of_failures_alone_has_no_metrics_of_rambla() -> None:
-    cell = cell_metrics([sample("1", outcome="failed"), sample("2", outcome="judge_failed")], ["yes", "no"])
-    assert cell["rambla"] == {}
-    assert cell["accuracy"] == {"value": None, "ci95": None, "bounds": [0.0, 1.0]}
+    failures = cell(sample("1", outcome="failed"), sample("2", outcome="judge_failed"))
+    found = cell_metrics(failures, ["yes", "no"], no_texts)
+    assert found["rambla"] == {}
+    assert found["accuracy"] == {"value": None, "ci95": None, "bounds": [0.0, 1.0]}
+
+
+def test_texts_are_asked_for_only_where_the_readers_differ_and_only_three() -> None:
+    asked: list[int] = []
+
+    def texts(rows: Any) -> list[str]:
+        asked.extend(rows)
+        return [f"text of row {row} {'long ' * 100}" for row in rows]
+
+    rows = [sample(str(number), rambla_answer="" if number % 2 else "yes", row=10 + number) for number in range(9)]
+    readers = cell_metrics(cell(*reversed(rows)), ["yes", "no"], texts)["readers"]
+    assert readers["differ"] == 4
+    assert asked == [11, 13, 15]
+    assert readers["examples"][0] == {
+        "root_id": "1",
+        "text": f"text of row 11 {'long ' * 100}"[:200],
+        "robust": "yes",
+        "rambla": "",
+    }
 
 
 def test_pairs_are_items_scored_in_both() -> None:
-    clean = [sample("1"), sample("2"), sample("3", "no"), sample("4"), sample("5", outcome="failed"), sample("6")]
-    changed = [
+    clean = cell(sample("1"), sample("2"), sample("3", "no"), sample("4"), sample("5", outcome="failed"), sample("6"))
+    changed = cell(
         sample("6", outcome="empty"),
         sample("5"),
         sample("4", "no"),
@@ -179,7 +222,7 @@ def test_pairs_are_items_scored_in_both() -> None:
         sample("2", "no"),
         sample("1"),
         sample("9"),
-    ]
+    )
     paired = paired_metrics(changed, clean)
     low, high = paired.pop("difference")["ci95"]
     assert low <= -0.25 <= high
@@ -193,13 +236,14 @@ def test_pairs_are_items_scored_in_both() -> None:
 
 
 def test_pairs_are_judged_by_their_own_right_answers() -> None:
-    paired = paired_metrics([sample("1", "unknown", "unknown")], [sample("1", "yes", "yes")])
+    paired = paired_metrics(cell(sample("1", "unknown", "unknown")), cell(sample("1", "yes", "yes")))
     assert (paired["right_to_wrong"], paired["wrong_to_right"], paired["consistency"]) == (0, 0, 0.0)
 
 
-def test_without_a_pair_there_is_no_number() -> None:
-    paired = paired_metrics([sample("1")], [sample("2")])
-    assert (paired["n"], paired["consistency"], paired["mcnemar_p"]) == (0, None, None)
+@pytest.mark.parametrize("changed", [sample("2"), sample("1", outcome="failed")], ids=["another item", "not scored"])
+def test_without_a_pair_there_is_no_number(changed: Row) -> None:
+    paired = paired_metrics(cell(changed), cell(sample("1")))
+    assert (paired["n"], paired["consistency"], paired["mcnemar_p"], paired["difference"]) == (0, None, None, None)
 
 
 @pytest.mark.parametrize(

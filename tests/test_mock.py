@@ -65,8 +65,8 @@ def test_a_request_without_choices_gets_the_end_of_its_prompt_back() -> None:
 
 @pytest.mark.parametrize("behaviour", ["oracle", "constant", "flip", "format"])
 def test_answers_belong_to_the_sample_whatever_the_order(behaviour: str) -> None:
-    forwards = ask(mock(behaviour=behaviour, flip=0.5), MANY[:100])
-    backwards = ask(mock(behaviour=behaviour, flip=0.5), MANY[99::-1])
+    forwards = texts(mock(behaviour=behaviour, flip=0.5), MANY[:100])
+    backwards = texts(mock(behaviour=behaviour, flip=0.5), MANY[99::-1])
     assert forwards == backwards[::-1]
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_beyond_the_context_is_too_long() -> None:
 
 def test_latency_is_waited_and_told() -> None:
     (response,) = ask(mock(behaviour="oracle", latency_s=0.01), [A])
-    assert response.latency_s == 0.01
+    assert response.latency_s >= 0.01
 
 
 def same_request(model: MockModel, one: Request, other: Request) -> bool:

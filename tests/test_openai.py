@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from openai_server import Fault, FaultKind, OpenAIServer, default_answer, embedding, prompt_sha
 
-from rambla_ray.actors.base import RetryPolicy, retry_after_s
+from rambla_ray.actors.base import RetryPolicy
+from rambla_ray.actors.http import told_wait_s
 from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
-from rambla_ray.config import Pool
+from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
 
@@ -55,9 +56,16 @@ def params(kind: type[OpenAIModel] = Chat, **given: Any) -> Any:
     return kind.settle(kind.Params(**{"engine": "gpt-4", **text, **given}))
 
 
-def build(where: OpenAIServer | str, kind: type[OpenAIModel] = Chat, *, at_once: int = 64, **given: Any) -> Any:
+def build(
+    where: OpenAIServer | str,
+    kind: type[OpenAIModel] = Chat,
+    *,
+    at_once: int = 64,
+    rate: Rate | None = None,
+    **given: Any,
+) -> Any:
     url = where if isinstance(where, str) else where.azure_base if "api_version" in given else where.base_url
-    return kind(params(kind, base_url=url, **given), Pool(max_concurrency=at_once), None)
+    return kind(params(kind, base_url=url, **given), Pool(max_concurrency=at_once), rate)
 
 
 def ask(model: OpenAIModel, *prompts: str) -> list[Any]:
@@ -261,25 +269,23 @@ def test_an_endpoint_that_is_not_there_is_a_connection_error() -> None:
     assert (failed.kind, failed.attempts) == (ErrorKind.CONNECTION, 5)
 
 
-class Hasty(Chat):
-    deadline_s = 0.3
+class TriesOnce(Chat):
     retry = RetryPolicy(attempts=1)
 
 
-class HastyAgain(Chat):
-    deadline_s = 0.3
-    retry = RetryPolicy(first_pause_s=0.01, longest_pause_s=0.05)
+HASTY = Rate(timeout_s=0.3)
 
 
-def test_no_reply_before_the_deadline_is_a_timeout() -> None:
+def test_no_reply_before_the_deadline_is_a_timeout_that_names_the_endpoint_and_the_deadline() -> None:
     with OpenAIServer(faults=[Fault("hang")]) as server:
-        failed = error(build(server, Hasty))
-    assert (failed.kind, failed.attempts) == (ErrorKind.TIMEOUT, 1)
+        failed = error(build(server, TriesOnce, rate=HASTY))
+        assert (failed.kind, failed.attempts) == (ErrorKind.TIMEOUT, 1)
+        assert failed.message == f"no reply from {server.base_url} within 0.3 s"
 
 
 def test_a_timeout_is_tried_again() -> None:
     with OpenAIServer(answer=str.upper, faults=[Fault("hang")]) as server:
-        response = answer(build(server, HastyAgain), "hello")
+        response = answer(build(server, rate=HASTY), "hello")
     assert response.text == "HELLO"
     assert response.attempts > 1
 
@@ -291,8 +297,7 @@ class TriesTwice(Chat):
     retry = RetryPolicy(attempts=2, first_pause_s=0.01, longest_pause_s=0.05)
 
 
-class Impatient(Chat):
-    retry = RetryPolicy(rate_limited_for_s=1)
+IMPATIENT = Rate(give_up_after_s=1)
 
 
 def test_retry_after_is_waited_for_and_counted() -> None:
@@ -311,14 +316,14 @@ def test_rate_limits_do_not_use_up_the_attempts() -> None:
 
 def test_a_rate_limit_that_stays_ends_as_rate_limited() -> None:
     with OpenAIServer(faults=[Fault("429", times=-1, retry_after=0.05)]) as server:
-        failed = error(build(server, Impatient))
+        failed = error(build(server, rate=IMPATIENT))
         assert failed.kind == ErrorKind.RATE_LIMITED
         assert failed.attempts == len(server.requests) > 1
 
 
 def test_a_retry_after_beyond_the_allowed_time_is_not_waited_for() -> None:
     with OpenAIServer(faults=[Fault("429", times=-1, retry_after=60)]) as server:
-        asked = build(server, Impatient).generate(Request("hello"))
+        asked = build(server, rate=IMPATIENT).generate(Request("hello"))
         with pytest.raises(CallError) as caught:
             asyncio.run(asyncio.wait_for(asked, 3))
     assert caught.value.kind == ErrorKind.RATE_LIMITED
@@ -345,16 +350,16 @@ def test_a_pause_between_attempts_holds_no_slot() -> None:
     + [(nonsense, None) for nonsense in ("", "soon", "nan", "inf", "Wed, 99 Oct 2015 07:28:00 GMT")],
 )
 def test_retry_after_is_read_from_seconds_or_a_date_and_nothing_else(value: str, seconds: float | None) -> None:
-    assert retry_after_s({"retry-after": value}) == seconds
+    assert told_wait_s({"retry-after": value}) == seconds
 
 
 def test_retry_after_as_a_date_is_the_time_until_then() -> None:
     then = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    assert retry_after_s({"retry-after": then}) == pytest.approx(3600, abs=60)
+    assert told_wait_s({"retry-after": then}) == pytest.approx(3600, abs=60)
 
 
 def test_a_reply_without_retry_after_asks_for_no_wait() -> None:
-    assert retry_after_s({}) is None
+    assert told_wait_s({}) is None
 
 
 # The key

@@ -73,7 +73,7 @@ def step(role: str, text: str = "", finish_reason: str = "stop", error_kind: str
 
 
 def sample_of(*steps: Step) -> Sample:
-    return Sample("m/t/-/1", "1", "m", "t", "", "yes", {}, list(steps))
+    return Sample("m/t/-/1", "1", "m", "t", "", "yes", "yes", {}, list(steps))
 
 
 REPHRASED, ANSWERED = step("rephraser", "q?"), step("target", "a conclusion")
@@ -147,7 +147,7 @@ def finished(text: str, finish_reason: str, **answer: Any) -> Sample:
         "answer": {"choices": ["yes", "no"], "target": "label", "labels": {"yes": "1", "no": "0"}, **answer},
     }
     step = Step("compare:response", "target", "m", "id", "p", text=text, finish_reason=finish_reason)
-    sample = Sample("s", "r", "m", "t", "", "1", {}, steps=[step])
+    sample = Sample("s", "r", "m", "t", "", "1", "1", {}, steps=[step])
     finish(sample, TaskConfig.model_validate(config))
     return sample
 

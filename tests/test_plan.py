@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rambla_ray.config import ModelConfig, Pool, load
@@ -71,19 +73,41 @@ def test_a_sample_holds_its_right_answer_and_its_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "actors", "sizes"),
+    ("words", "sizes"),
     [
-        pytest.param(["limit=40"], 1, [16, 16, 8], id="blocks of 16"),
-        pytest.param(["limit=40"], 4, [5] * 8, id="two for each actor"),
-        pytest.param(["limit=3"], 8, [1, 1, 1], id="more actors than samples"),
-        pytest.param(["limit=16", "task=mcqabaseline,irrelevant_context"], 1, [16, 16], id="two tasks"),
+        pytest.param(["pool.max_concurrency=8"], [16, 16, 16, 9], id="16 at least"),
+        pytest.param(["pool.max_concurrency=24"], [24, 24, 9], id="as many as are asked at the same time"),
+        pytest.param(["limit=40", "pool.min_size=4"], [5] * 8, id="two for each actor"),
+        pytest.param(["limit=3", "pool.min_size=8"], [1, 1, 1], id="more actors than samples"),
+        pytest.param(["limit=16", "task=mcqabaseline,irrelevant_context"], [16, 16], id="two tasks"),
+        pytest.param(["model=llama_ft", "model.params.model_name=x", "limit=40"], [16, 16, 8], id="a local model"),
     ],
 )
-def test_blocks_hold_every_sample_once_and_in_order(words: list[str], actors: int, sizes: list[int]) -> None:
+def test_blocks_are_places_in_tables_that_hold_every_sample_once(words: list[str], sizes: list[int]) -> None:
     planned = plan(*words)
-    blocks = list(planned.blocks("mock", actors))
-    assert [len(block) for block in blocks] == sizes
-    assert [sample for block in blocks for sample in block] == list(planned.samples("mock"))
+    (target,) = planned.config.targets
+    blocks = planned.blocks(planned.levels(target)[0])
+    assert [block["count"] for block in blocks] == sizes
+    tables = {key: table for keys, table in planned.tables() for key in keys}
+    found = [
+        (block["task"], block["variant"], root_id, json.loads(fields))
+        for block in blocks
+        for root_id, fields in zip(
+            *tables[block["task"], block["variant"]]
+            .slice(block["first"], block["count"])
+            .select(["root_id", "fields"])
+            .to_pydict()
+            .values(),
+            strict=True,
+        )
+    ]
+    assert found == [(s.task, s.variant, s.root_id, s.fields) for s in planned.samples(target)]
+
+
+def test_tasks_that_change_nothing_in_a_dataset_share_its_table() -> None:
+    planned = plan("task=mcqabaseline,paraphrase,irrelevant_context")
+    shared = [sorted(name for name, _ in keys) for keys, _ in planned.tables()]
+    assert sorted(shared) == [["irrelevant_context"], ["mcqabaseline", "paraphrase"]]
 
 
 def test_a_plan_is_strict_json_with_its_counts() -> None:
@@ -209,7 +233,7 @@ def test_pools_fit_together(pools: list[tuple[int, float, float]], cluster: Clus
 
 @pytest.mark.parametrize(
     ("max_concurrency", "rows_per_block", "expected"),
-    [(64, 16, 4), (64, 256, 4), (1, 16, 1), (17, 16, 2), (64, 1, 64), (64, 5, 13)],
+    [(64, 16, 9), (64, 256, 2), (1, 16, 2), (17, 16, 4), (64, 1, 129), (64, 5, 27)],
 )
 def test_an_actor_works_on_so_many_blocks_that_its_concurrency_is_reached(
     max_concurrency: int, rows_per_block: int, expected: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from typing import Any
 
@@ -12,45 +13,66 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.schema import SAMPLE_SCHEMA, STREAM_SCHEMA, Sample, Step, canonical_json, request_id, well_formed
+from rambla_ray.schema import (
+    SAMPLE_SCHEMA,
+    Sample,
+    Step,
+    Try,
+    canonical_json,
+    from_table,
+    request_id,
+    to_table,
+    well_formed,
+)
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON knows such a pair as one character only
 PLAIN = st.text(max_size=8)
+WHOLE = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(lambda text: not PAIR.search(text))
 COUNT = st.integers(0, 2**40)
 SECONDS = st.floats(0, 1e9)
-STEPS = st.builds(
-    Step,
-    stage=TEXT,
-    role=PLAIN,
-    model=PLAIN,
-    request_id=PLAIN,
-    prompt=TEXT,
-    text=TEXT,
-    finish_reason=PLAIN,
-    prompt_tokens=COUNT,
-    completion_tokens=COUNT,
-    latency_s=SECONDS,
-    waited_s=SECONDS,
-    attempts=COUNT,
-    error_kind=PLAIN,
-    error=TEXT,
-)
-SAMPLES = st.builds(
-    Sample,
-    sample_id=PLAIN,
-    root_id=PLAIN,
-    model=PLAIN,
-    task=PLAIN,
-    variant=PLAIN,
-    target=PLAIN,
-    fields=st.dictionaries(TEXT, TEXT, max_size=4),
-    steps=st.lists(STEPS, max_size=3),
-    answer=PLAIN,
-    rambla_answer=PLAIN,
-    outcome=PLAIN,
-)
+TRIES = st.lists(st.builds(Try, at=SECONDS, took_s=SECONDS, reason=WHOLE), max_size=3).map(tuple)
+
+
+def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
+    """Samples whose texts are drawn from `text`; their fields may hold anything, for they are JSON."""
+    step = st.builds(
+        Step,
+        stage=text,
+        role=text,
+        model=text,
+        request_id=text,
+        prompt=text,
+        text=text,
+        finish_reason=text,
+        prompt_tokens=COUNT,
+        completion_tokens=COUNT,
+        latency_s=SECONDS,
+        waited_s=SECONDS,
+        attempts=COUNT,
+        hedged=COUNT,
+        tries=TRIES,
+        error_kind=text,
+        error=text,
+    )
+    return st.builds(
+        Sample,
+        sample_id=text,
+        root_id=text,
+        model=text,
+        task=text,
+        variant=text,
+        target=text,
+        label=text,
+        fields=st.dictionaries(TEXT, TEXT, max_size=4),
+        steps=st.lists(step, max_size=3),
+        answer=text,
+        rambla_answer=text,
+        outcome=text,
+    )
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -59,39 +81,57 @@ JSON = st.recursive(
 IDENTITIES = st.dictionaries(st.text(min_size=1, max_size=5), JSON, max_size=4)
 
 
-@EXAMPLES
-@given(SAMPLES)
-def test_a_sample_survives_its_row(sample: Sample) -> None:
-    assert Sample.from_row(sample.to_row()) == sample
-
-
-@EXAMPLES
-@given(SAMPLES)
-def test_a_row_is_strings_that_arrow_holds_unchanged(sample: Sample) -> None:
-    row = sample.to_row()
-    assert {type(value) for value in row.values()} == {str}
-    table = pa.Table.from_pylist([row], schema=STREAM_SCHEMA)
-    table.validate(full=True)
-    assert table.to_pylist() == [row]
-
-
-@EXAMPLES
-@given(SAMPLES)
-def test_a_record_survives_parquet(sample: Sample) -> None:
-    record = sample.to_record()
+def through_parquet(table: pa.Table) -> pa.Table:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([record], schema=SAMPLE_SCHEMA), file)
-    assert pq.read_table(file).to_pylist() == [record]
+    pq.write_table(table, file)
+    return pq.read_table(file)
 
 
-def test_a_record_keeps_what_was_sent_and_got() -> None:
+@EXAMPLES
+@given(st.lists(samples_of(WHOLE), max_size=4))
+def test_samples_survive_the_table_and_the_file(samples: list[Sample]) -> None:
+    table = to_table(samples)
+    table.validate(full=True)
+    assert table.schema.equals(SAMPLE_SCHEMA)
+    assert list(from_table(table)) == samples
+    stored = through_parquet(table)
+    assert stored.schema.equals(SAMPLE_SCHEMA)
+    assert list(from_table(stored)) == samples
+
+
+@EXAMPLES
+@given(st.lists(samples_of(WHOLE), min_size=1, max_size=5), st.data())
+def test_a_slice_of_a_table_holds_its_own_samples(samples: list[Sample], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(samples)))
+    length = data.draw(st.integers(0, len(samples)))
+    part = to_table(samples).slice(start, length)
+    assert list(from_table(part)) == samples[start : start + length]
+    assert [list(from_table(batch)) for batch in part.to_batches()] in ([], [samples[start : start + length]])
+
+
+@EXAMPLES
+@given(samples_of(TEXT))
+def test_lone_surrogates_are_all_that_a_table_changes(sample: Sample) -> None:
+    (stored,) = from_table(to_table([sample]))
+    assert stored.fields == sample.fields
+    assert stored.answer == well_formed(sample.answer)
+    for step, before in zip(stored.steps, sample.steps, strict=True):
+        assert (step.prompt, step.text, step.error) == tuple(
+            map(well_formed, (before.prompt, before.text, before.error))
+        )
+        assert (step.attempts, step.tries) == (before.attempts, before.tries)
+
+
+def test_a_table_has_the_names_and_types_that_files_are_read_by() -> None:
     step = Step("generate:response", "target", "m", "id", "prompt", text="Yes\ud800", prompt_tokens=3, latency_s=0.5)
-    sample = Sample("m/t/-/1", "1", "m", "t", "", "yes", {"question": "q"}, [step], "yes", "yes", "scored")
-    record = sample.to_record()
-    assert record["fields"] == '{"question": "q"}'
+    sample = Sample("m/t/-/1", "1", "m", "t", "", "yes", "no", {"question": "q"}, [step], "yes", "yes", "scored")
+    (record,) = to_table([sample]).to_pylist()
+    assert json.loads(record["fields"]) == {"question": "q"}
+    assert (record["target"], record["label"]) == ("yes", "no")
     (stored,) = record["steps"]
     assert stored["text"] == "Yes\ufffd"
     assert (stored["prompt"], stored["prompt_tokens"], stored["latency_s"]) == ("prompt", 3, 0.5)
+    assert stored["tries"] == []
 
 
 def reversed_keys(value: Any) -> Any:

@@ -1,22 +1,34 @@
-"""What every model is, and what every API model shares: deadline, retries, rate, concurrency."""
+"""What every model is, and what every API model shares: deadline, retries, rate, concurrency, hedging."""
 
 from __future__ import annotations
 
 import asyncio
-import math
+import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-import tenacity
 from pydantic import BaseModel, ConfigDict
 
-from rambla_ray.actors.governor import RateLimit
-from rambla_ray.config import Pool, Rate
+from rambla_ray.actors.gate import Gate, Pass
+from rambla_ray.actors.governor import Link
+from rambla_ray.actors.retry import RetryPolicy
+from rambla_ray.config import Chaos, Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind
-from rambla_ray.schema import Request, Response
+from rambla_ray.schema import Request, Response, Try
+
+REASON_CHARACTERS = 160  # of an attempt's reason
+LONGEST_TEXT = 1_000_000  # characters of an answer; the rest is cut off
+HEDGE_AFTER = 20  # answers from which it is learnt, time and again, what is slow
+HEDGE_QUANTILE = 0.95
+RECENT_CALLS = 200
+DEFAULT_PAUSE_S = 1.0  # of those who share a rate, after a 429 that does not say how long
+OVERLOAD = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
+COSTS_UNKNOWN = frozenset(  # the endpoint may have charged for the call
+    {ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.GARBAGE, ErrorKind.OVERSIZED}
+)
 
 
 class ModelParams(BaseModel):
@@ -41,6 +53,17 @@ class Model(ABC):
     def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
         self.pool = pool
         self.rate = rate
+        self.chaos = Chaos()
+        self.note: Callable[[str], None] = print
+
+    def attach(self, note: Callable[[str], None], chaos: Chaos) -> None:
+        """Join a run.
+
+        Args:
+            note: takes a line that the user should see, once however many actors say it.
+            chaos: faults to inject.
+        """
+        self.note, self.chaos = note, chaos
 
     @classmethod
     def settle(cls, params: Any) -> Any:
@@ -70,73 +93,62 @@ class Model(ABC):
         """Answer one request. Raises CallError when there is no answer."""
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
-    """When a call is tried again.
+class _Story:
+    """What happened to one request. Times are seconds by time.monotonic()."""
 
-    A 429 is repeated for as long as `rate_limited_for_s` of wall clock allow; other retryable errors (connection,
-    timeout, 408, 409, 5xx, garbage) up to `attempts` calls, with exponential back-off and full jitter. A
-    Retry-After from the endpoint goes before our own pause; one that would not end in time is not waited for.
-    Anything else ends the sample at once.
-    """
+    __slots__ = ("began", "calling_s", "first_call", "hedged", "latency_s", "tries")
 
-    attempts: int = 5
-    rate_limited_for_s: float = 900.0
-    first_pause_s: float = 0.5
-    longest_pause_s: float = 30.0
+    def __init__(self) -> None:
+        self.began = self.first_call = time.monotonic()
+        self.tries: list[Try] = []
+        self.calling_s = 0.0  # some call was out
+        self.latency_s = 0.0  # of the call that answered
+        self.hedged = 0
 
-    def retrying(self) -> tenacity.AsyncRetrying:
-        """The policy as tenacity's value; one per request."""
-        jitter = tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=self.longest_pause_s)
-        other_failures = 0
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = _error_of(state)
-            return jitter(state) if error.retry_after_s is None else error.retry_after_s
-
-        def give_up(state: tenacity.RetryCallState) -> bool:
-            nonlocal other_failures
-            if (state.seconds_since_start or 0.0) + state.upcoming_sleep > self.rate_limited_for_s:
-                return True
-            if _error_of(state).kind == ErrorKind.RATE_LIMITED:
-                return False
-            other_failures += 1
-            return other_failures >= self.attempts
-
-        return tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, CallError) and error.kind in RETRYABLE),
-            wait=wait,
-            stop=give_up,
-            reraise=True,
-        )
-
-
-def _error_of(state: tenacity.RetryCallState) -> CallError:
-    error = state.outcome.exception() if state.outcome else None
-    if not isinstance(error, CallError):  # `retry` above lets nothing else through
-        raise TypeError(f"not a CallError: {error!r}")
-    return error
+    @property
+    def waited_s(self) -> float:
+        return max(0.0, time.monotonic() - self.began - self.calling_s)
 
 
 class BaseAPIModel(Model):
     """A model behind an endpoint. A subclass gives `scope`, `identity`, and `call`: one attempt, no retries."""
 
     retry: ClassVar[RetryPolicy] = RetryPolicy()
-    deadline_s: ClassVar[float] = 180.0  # of one attempt
+    adaptive: ClassVar[bool] = True  # without a rate, the number of calls in flight is found out by trying
 
     def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
-        self._slots = asyncio.Semaphore(pool.max_concurrency)
-        self._limit = RateLimit(self.scope(), rate) if rate and rate.is_set else None
-        self._fatal: CallError | None = None
+        self._rate = rate or Rate()
+        self._adapts = self.adaptive and not self._rate.is_set
+        governed = self._adapts or self._rate.is_set
+        self._gate = Gate(
+            pool.max_concurrency,
+            Link(self.scope()) if governed else None,
+            self._rate,
+            self._adapts,
+            lambda line: self.note(line),
+        )
+        self._disturbed = False
+        self._answered = 0
+        self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # seconds that answers took
+        self._slow_s: float | None = None  # what takes longer is asked a second time
+
+    def attach(self, note: Callable[[str], None], chaos: Chaos) -> None:
+        super().attach(note, chaos)
+        self._disturbed = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
 
     @abstractmethod
     def scope(self) -> str:
-        """What shares a rate limit: the endpoint and the *name* of the key."""
+        """What shares the limits: the endpoint, a space, and the *name* of the key."""
 
     @abstractmethod
     async def call(self, request: Request) -> Response:
         """One attempt. Raises CallError; anything else it raises is taken for a fault of its own."""
+
+    async def disturbed_call(self, request: Request, fault: str) -> Response:
+        """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
+        wait = random.uniform(0.05, 0.3) if fault == "http429" else None
+        raise CallError(_KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait)
 
     def estimate_tokens(self, request: Request) -> int:
         """Tokens this request may cost, for the rate budget: about four characters each, and the longest answer."""
@@ -146,61 +158,151 @@ class BaseAPIModel(Model):
         """The longest answer that may come, in tokens."""
         return 0
 
+    def pause(self, seconds: float) -> None:
+        """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""
+        self._gate.pause(seconds)
+
     async def generate(self, request: Request) -> Response:
-        began, calling, attempts = time.monotonic(), 0.0, 0
+        story = _Story()
         try:
-            async for attempt in self.retry.retrying():
-                with attempt:
-                    estimate = self.estimate_tokens(request)
-                    if self._limit:
-                        await self._limit.acquire(estimate)
-                    async with self._slots:
-                        if self._fatal:
-                            raise CallError(self._fatal.kind, self._fatal.message)
-                        attempts += 1
-                        started = time.monotonic()
-                        try:
-                            response = await self._in_time(request)
-                        except CallError as error:
-                            if self._limit and error.kind == ErrorKind.RATE_LIMITED:
-                                self._limit.penalise(error.retry_after_s)
-                            raise
-                        finally:
-                            calling += time.monotonic() - started
-                    if self._limit:
-                        self._limit.settle(estimate, response.prompt_tokens + response.completion_tokens)
+            try:
+                answer = await self._attempt(request, story, again=False)
+            except CallError as error:
+                answer = await self._try_again(request, story, error)
         except CallError as error:
-            error.attempts = attempts
-            if error.kind in FATAL:
-                self._fatal = error
+            error.attempts, error.waited_s, error.tries = len(story.tries), story.waited_s, tuple(story.tries)
             raise
-        return replace(
-            response,
-            attempts=attempts,
-            latency_s=time.monotonic() - started,
-            waited_s=max(0.0, time.monotonic() - began - calling),
+        text, reason = answer.text, answer.finish_reason
+        if len(text) > LONGEST_TEXT:
+            text, reason = text[:LONGEST_TEXT], "length"
+        return Response(
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            latency_s=story.latency_s,
+            waited_s=story.waited_s,
+            attempts=len(story.tries),
+            hedged=story.hedged,
+            tries=tuple(story.tries),
         )
 
-    async def _in_time(self, request: Request) -> Response:
+    async def _try_again(self, request: Request, story: _Story, first: CallError) -> Response:
+        """After a first attempt that failed: what the policy says. Entered only then, since it costs 20 µs."""
+        failed: CallError | None = first
+        async for attempt in self.retry.retrying(story.first_call, self._rate.give_up_after_s):
+            with attempt:
+                if failed:
+                    error, failed = failed, None
+                    raise error
+                return await self._attempt(request, story, again=True)
+        raise first  # never: the policy raises what was raised last
+
+    async def _attempt(self, request: Request, story: _Story, *, again: bool) -> Response:
+        """One call, or two that race each other."""
+        estimate = self.estimate_tokens(request)
+        given = await self._gate.enter(estimate, again=again)
+        began = time.monotonic()
+        if not story.tries:
+            story.first_call = began
         try:
-            return await asyncio.wait_for(self.call(request), self.deadline_s)
+            if self._slow_s is not None:
+                return await self._race(request, story, estimate, given)
+            return await self._call(request, story, given)
+        finally:
+            story.calling_s += time.monotonic() - began
+
+    async def _race(self, request: Request, story: _Story, estimate: int, given: Pass) -> Response:
+        """A call, and if it is slow a second one in a slot of its own: the first answer wins."""
+        calls = [asyncio.create_task(self._call(request, story, given))]
+        try:
+            running: set[asyncio.Task[Response]]
+            done, running = await asyncio.wait(calls, timeout=self._slow_s)
+            if running:
+                calls.append(asyncio.create_task(self._second_call(request, story, estimate)))
+                running = set(calls)
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for call in done:
+                    error = call.exception()
+                    if error is None or not (isinstance(error, CallError) and error.kind in RETRYABLE):
+                        return call.result()
+            return calls[0].result()
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            story.tries.sort()
+
+    async def _second_call(self, request: Request, story: _Story, estimate: int) -> Response:
+        given = await self._gate.enter(estimate)
+        story.hedged += 1
+        return await self._call(request, story, given)
+
+    async def _call(self, request: Request, story: _Story, given: Pass) -> Response:
+        """One call in the slot that it was given, which it leaves."""
+        at, began = time.time(), time.monotonic()
+        response: Response | None = None
+        kind, reason, told_s = "", "cancelled: the answer was not needed any more", None
+        try:
+            async with asyncio.timeout(self._rate.timeout_s):
+                if self._disturbed and (fault := self._fault()):
+                    response = await self.disturbed_call(request, fault)
+                else:
+                    response = await self.call(request)
+            reason = ""
+            return response
         except TimeoutError:
-            raise CallError(ErrorKind.TIMEOUT, f"no reply within {self.deadline_s:g} s") from None
+            where, _, _ = self.scope().partition(" ")
+            error = CallError(ErrorKind.TIMEOUT, f"no reply from {where} within {self._rate.timeout_s:g} s")
+            kind, reason = error.kind, str(error)
+            raise error from None
+        except CallError as error:
+            kind, reason, told_s = error.kind, str(error), error.retry_after_s
+            if kind in FATAL:
+                self._gate.close(error)
+            raise
+        except Exception as error:
+            kind, reason = ErrorKind.INTERNAL, f"{ErrorKind.INTERNAL}: {type(error).__name__}"
+            raise
+        finally:
+            took = time.monotonic() - began
+            story.tries.append(Try(at, took, reason[:REASON_CHARACTERS]))
+            used: int | None = 0
+            if response is not None:
+                story.latency_s = took
+                if self._rate.hedge:
+                    self._learn_what_is_slow(took)
+                used = response.prompt_tokens + response.completion_tokens or None
+            elif kind in COSTS_UNKNOWN or not kind:
+                used = None
+            limited = kind == ErrorKind.RATE_LIMITED
+            if told_s is None and limited and not self._adapts:
+                told_s = DEFAULT_PAUSE_S
+            self._gate.pause(told_s or 0.0)
+            self._gate.leave(
+                given, used=used, answered=response is not None, troubled=kind in OVERLOAD, limited=limited
+            )
 
+    def _learn_what_is_slow(self, took_s: float) -> None:
+        self._answered += 1
+        self._recent.append(took_s)
+        if self._answered % HEDGE_AFTER == 0:
+            self._slow_s = sorted(self._recent)[int(HEDGE_QUANTILE * len(self._recent))]
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How long a reply asks us to wait: `Retry-After` in seconds or as an HTTP date. None if it does not say."""
-    from email.utils import parsedate_to_datetime
-
-    value = headers.get("retry-after")
-    if value is None:
+    def _fault(self) -> str | None:
+        """The fault that chaos has drawn for a call, if any."""
+        draw = random.random()
+        for fault in _KIND_OF_FAULT:
+            draw -= getattr(self.chaos, fault)
+            if draw < 0:
+                return fault
         return None
-    try:
-        seconds = float(value)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+
+
+_KIND_OF_FAULT = {
+    "http429": ErrorKind.RATE_LIMITED,
+    "http500": ErrorKind.SERVER,
+    "reset": ErrorKind.CONNECTION,
+    "garbage": ErrorKind.GARBAGE,
+}

@@ -1,22 +1,30 @@
-"""The governor: one actor per endpoint and key that holds the rate budget for the whole cluster.
+"""The governor: one actor per endpoint and key that holds the rate budget, and the concurrency, for the whole cluster.
 
-It never makes a caller wait inside itself. `Budget.reserve` answers at once with the time at which the caller may
-send (virtual scheduling, GCRA), and the caller sleeps; so nothing piles up in the actor and its death loses little.
+It never makes a caller wait inside itself. `Governor.hear` answers at once with the times at which the caller may
+send (virtual scheduling, GCRA) and with its lease, and the caller sleeps; so nothing piles up in the actor and its
+death loses little.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import time
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from rambla_ray.actors.adaptive import LEASE_S, Concurrency, Usage
 from rambla_ray.config import Rate
 
 NAMESPACE = "rambla_ray"
+PROTOCOL = 2  # of `hear`: actors of another version have a governor of their own
 BURST_S = 0.25  # how far ahead of the steady rate a burst may run, in seconds of budget
 HORIZON_S = 1.0  # how far ahead a slot is promised; beyond it the caller asks again
-DEFAULT_PAUSE_S = 5.0  # after a 429 that does not say how long
+SOONEST_S = 0.05  # after which it may ask
+LONGEST_PAUSE_S = 300.0  # of what one reply can impose on everybody
+REPLY_S = 20.0  # how long a governor may take to answer; its process has to start first
 
 
 class Budget:
@@ -26,14 +34,18 @@ class Budget:
     """
 
     def __init__(self, rate: Rate, now: float) -> None:
-        self._request_s = 60.0 / rate.requests_per_minute if rate.requests_per_minute else 0.0
-        self._token_s = 60.0 / rate.tokens_per_minute if rate.tokens_per_minute else 0.0
-        self._most_tokens = rate.tokens_per_minute or 0
+        self.set_limits(rate.requests_per_minute, rate.tokens_per_minute)
         self._next_request = now + BURST_S
         self._next_token = now + BURST_S
 
-    def reserve(self, tokens: int, now: float) -> tuple[bool, float]:
-        """Ask for one request of about `tokens`.
+    def set_limits(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        """Go on with other limits; None is no limit."""
+        self._request_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._token_s = 60.0 / tokens_per_minute if tokens_per_minute else 0.0
+        self._most_tokens = tokens_per_minute or 0
+
+    def reserve(self, tokens: int, now: float, horizon_s: float = HORIZON_S) -> tuple[bool, float]:
+        """Ask for one request of about `tokens`, to be sent within `horizon_s`.
 
         Returns:
             (granted, wait_s): granted, send after `wait_s`; not granted, ask again after `wait_s`. An estimate above
@@ -41,8 +53,8 @@ class Budget:
         """
         start = max(now, self._next_request - BURST_S, self._next_token - BURST_S)
         wait = start - now
-        if wait > HORIZON_S:
-            return False, wait - HORIZON_S / 2
+        if wait > horizon_s:
+            return False, max(SOONEST_S, wait - HORIZON_S / 2)
         self._next_request = max(self._next_request, start) + self._request_s
         self._next_token = max(self._next_token, start) + self._cost(tokens)
         return True, wait
@@ -59,38 +71,144 @@ class Budget:
         return min(tokens, self._most_tokens) * self._token_s
 
 
+class News(NamedTuple):
+    """What a holder, an actor that calls the endpoint, tells its governor."""
+
+    holder: str
+    most: int  # calls it can have in flight
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    usage: Usage | None  # None: its concurrency does not adapt
+    asks: tuple[int, ...] = ()  # tokens of each request that waits for a permit
+    settled: tuple[tuple[int, int], ...] = ()  # (reserved, used) tokens of those that have ended
+    pause_s: float = 0.0  # the endpoint asked everybody to wait
+    leaving: bool = False  # it has nothing to ask
+
+
+class Orders(NamedTuple):
+    """What the governor answers."""
+
+    allowed: int  # calls in flight
+    epoch: int  # cuts so far
+    metered: bool  # each call needs a permit
+    permits: tuple[float, ...]  # for the first of those asked: seconds until it may be sent
+    again_s: float  # when to ask for the others
+    pause_s: float  # nobody is to send before these are over
+
+
 class Governor:
-    """`Budget` behind a clock, as a Ray actor."""
-
-    def __init__(self, rate: Rate) -> None:
-        self._budget = Budget(rate, time.monotonic())
-
-    def reserve(self, tokens: int) -> tuple[bool, float]:
-        return self._budget.reserve(tokens, time.monotonic())
-
-    def settle(self, estimate: int, used: int) -> None:
-        self._budget.settle(estimate, used)
-
-    def penalise(self, seconds: float) -> None:
-        self._budget.penalise(seconds, time.monotonic())
-
-
-class RateLimit:
-    """A model's access to its governor, which is created on first use and shared by name.
+    """Budget and concurrency of one endpoint and key. Every holder's rate counts: the strictest holds for all.
 
     Args:
-        scope: what shares the limit; never holds a key.
-        rate: requests and tokens per minute.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, scope: str, rate: Rate) -> None:
-        import ray
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._budget = Budget(Rate(), clock())
+        self._concurrency = Concurrency()
+        self._limits: dict[str, tuple[int | None, int | None, float]] = {}
+        self._waiting: dict[str, float] = {}  # who was not given all permits it asked for, and until when that counts
+        self._served = ""  # who was given the last permit
+        self._paused_until = 0.0
 
-        digest = hashlib.sha256(f"{scope} {rate.model_dump_json()}".encode()).hexdigest()[:16]
-        self._governor: Any = (
+    def hear(self, news: News) -> Orders:
+        """Take in a holder's news, and tell it what it may do. Needs no lock: an actor does one thing at a time."""
+        now = self._clock()
+        pause = news.pause_s
+        allowed = news.most
+        if news.leaving:
+            self._concurrency.leave(news.holder, now)
+        elif news.usage is not None:
+            allowed, barren = self._concurrency.report(news.holder, news.most, news.usage, now)
+            pause = pause or barren
+        metered = self._hold_to_limits(news, now)
+        if pause:
+            self._paused_until = max(self._paused_until, now + min(pause, LONGEST_PAUSE_S))
+            self._budget.penalise(self._paused_until - now, now)
+        for reserved, used in news.settled:
+            self._budget.settle(reserved, used)
+        permits, again = self._permits(news.holder, news.asks, now) if metered else ([], 0.0)
+        left = max(0.0, self._paused_until - now)
+        return Orders(allowed, self._concurrency.epoch, metered, tuple(permits), again, left)
+
+    def _permits(self, holder: str, asks: tuple[int, ...], now: float) -> tuple[list[float], float]:
+        """Permits for the first of `asks`, and when to ask for the others.
+
+        While another holder waits for permits, the one that got the last ones is promised less far ahead, so that
+        they take turns.
+        """
+        others_wait = any(until > now for name, until in self._waiting.items() if name != holder)
+        horizon = HORIZON_S / 2 if others_wait and self._served == holder else HORIZON_S
+        permits: list[float] = []
+        for tokens in asks:
+            granted, wait = self._budget.reserve(tokens, now, horizon)
+            if not granted:
+                self._waiting[holder] = now + wait + HORIZON_S
+                return permits, wait
+            permits.append(wait)
+            self._served = holder
+        self._waiting.pop(holder, None)
+        return permits, 0.0
+
+    def _hold_to_limits(self, news: News, now: float) -> bool:
+        """Keep the strictest limits of those present; returns whether there are any."""
+        before = {limits[:2] for limits in self._limits.values()}
+        if news.leaving:
+            self._limits.pop(news.holder, None)
+        elif news.requests_per_minute or news.tokens_per_minute:
+            self._limits[news.holder] = (news.requests_per_minute, news.tokens_per_minute, now + LEASE_S)
+        self._limits = {holder: limits for holder, limits in self._limits.items() if limits[2] > now}
+        present = {limits[:2] for limits in self._limits.values()}
+        if present != before:
+            requests = min((requests for requests, _ in present if requests), default=None)
+            self._budget.set_limits(requests, min((tokens for _, tokens in present if tokens), default=None))
+        return bool(present)
+
+
+class Unreachable(Exception):
+    """The governor's actor does not answer."""
+
+
+_of_this_process: weakref.WeakValueDictionary[str, Governor] = weakref.WeakValueDictionary()
+
+
+class Link:
+    """A model's way to its governor, which is created on first use and shared by name.
+
+    In a Ray cluster it is a detached actor; in a process outside of Ray, an object of that process.
+
+    Args:
+        scope: what shares the limits; never holds a key.
+    """
+
+    def __init__(self, scope: str) -> None:
+        self._name = f"governor-{hashlib.sha256(f'{PROTOCOL} {scope}'.encode()).hexdigest()[:16]}"
+        self._here: Governor | None = None
+        self._actor: Any = None
+
+    async def tell(self, news: News) -> Orders:
+        """What the governor answers. Raises Unreachable."""
+        ray = sys.modules.get("ray")  # not imported where nothing has: it takes a second
+        if ray is None or not ray.is_initialized():
+            if self._here is None:
+                self._here = _of_this_process.setdefault(self._name, Governor())
+            return self._here.hear(news)
+        try:
+            if self._actor is None:
+                self._actor = self._find(ray)
+            async with asyncio.timeout(REPLY_S):
+                orders: Orders = await self._actor.hear.remote(news)
+                return orders
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            self._actor = None
+            raise Unreachable(type(error).__name__) from None
+
+    def _find(self, ray: Any) -> Any:
+        return (
             ray.remote(Governor)
             .options(
-                name=f"governor-{digest}",
+                name=self._name,
                 namespace=NAMESPACE,
                 get_if_exists=True,
                 lifetime="detached",
@@ -98,21 +216,5 @@ class RateLimit:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(rate)
+            .remote()
         )
-
-    async def acquire(self, tokens: int) -> None:
-        """Return when one request of about `tokens` may be sent."""
-        while True:
-            granted, wait = await self._governor.reserve.remote(tokens)
-            await asyncio.sleep(wait)
-            if granted:
-                return
-
-    def settle(self, estimate: int, used: int) -> None:
-        """Tell what a request really cost, in tokens."""
-        self._governor.settle.remote(estimate, used)
-
-    def penalise(self, retry_after_s: float | None) -> None:
-        """Tell everyone who shares the limit that the endpoint said 429."""
-        self._governor.penalise.remote(DEFAULT_PAUSE_S if retry_after_s is None else retry_after_s)

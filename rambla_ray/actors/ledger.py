@@ -2,7 +2,8 @@
 
 One actor beside the driver reads and writes the folder, so that workers need no shared disk. A request is *claimed*
 before it is asked: a second sample with the same request waits for the first one's answer. Calls are grouped, some
-milliseconds' worth at a time, so that the service costs little per request.
+milliseconds' worth at a time, and records travel as the lines they are stored as, so that the service costs little
+per request.
 """
 
 from __future__ import annotations
@@ -12,27 +13,30 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from rambla_ray.errors import Draining, ErrorKind
+from rambla_ray.config import Budget, Price
+from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
 from rambla_ray.ledger import Ledger, Record
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
 
 GROUP_S = 0.005  # how long calls are gathered before they are sent together
-COMMIT_S = 0.05  # how long records are gathered before one fsync
-OWNER_SILENT_S = 10.0  # after which the claims of an owner that said nothing are free again
+PART_S = 0.5  # how long records are gathered before a new part in a bucket
+OWNER_SILENT_S = 10.0  # after which an owner that said nothing is held to be dead
 HEARTBEAT_S = 3.0
 WAIT_S = 1.0  # how long one call waits for another's answer, before it asks again
+DEATHS = 3  # processes that may die asking a request before it is given up
+SUSPECT = 2  # deaths after which a request is asked alone in its process, so that no other shares the blame
 
-# What a claim ends in: a record (stored, or failed earlier in this run), or one of these.
-YOURS, WAIT, DRAINING = "yours", "wait", "draining"
-Claim = Record | str
+# What a claim ends in: a record's line (stored, or failed earlier in this run), or one of these.
+YOURS, ALONE, WAIT, DRAINING = "yours", "alone", "wait", "draining"
+Claim = bytes | str
 
 
 class LedgerService:
@@ -41,100 +45,223 @@ class LedgerService:
     Args:
         location: the ledger's folder.
         run_id: the run it serves.
+        budget: what the run may spend.
+        prices: what models charge, by (model config, role).
     """
 
-    def __init__(self, location: str, run_id: str) -> None:
-        self._ledger = Ledger(Folder(location), run_id)
-        self._failed: dict[str, Record] = {}  # in this invocation: identical requests share their failure
+    def __init__(
+        self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
+    ) -> None:
+        folder = Folder(location)
+        self._ledger = Ledger(folder, run_id)
+        self._run_id = run_id
+        self._budget, self._prices = budget, prices
+        self._gather_s = 0.0 if folder.is_local else PART_S
+        self._failed: dict[str, bytes] = {}  # in this invocation: identical requests share their failure
         self._owner: dict[str, str] = {}  # claimed request_id → who asks it
-        self._waiting: dict[str, asyncio.Future[Record]] = {}
+        self._claims: dict[str, dict[str, tuple[str, str]]] = {}  # owner → what it asks, for which model and role
+        self._alone: dict[str, str] = {}  # owner → the suspect it asks, or will when nothing else is out
+        self._process: dict[str, str] = {}  # Ray's id of a model actor → its latest owner name
         self._heard: dict[str, float] = {}
+        self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
+        self._turn: asyncio.Future[bytes | None] | None = None  # done when a suspect may have its turn, or has had it
         self._commit: asyncio.Task[None] | None = None
+        self._next_commit: asyncio.Task[None] | None = None
         self._models: dict[str, dict[str, Any]] = {}
-        self._asked = 0
-        self._draining = False
+        self._notes: dict[str, None] = {}
+        self._stopped: tuple[str, str] | None = None
+        if self._ledger.damaged:
+            self._notes[f"{self._ledger.damaged} damaged records in the ledger {location} were skipped"] = None
+        self._check_budget()
 
-    async def claim(self, owner: str, request_ids: list[str]) -> list[Claim]:
-        """For each request: its record, `YOURS` (ask it), `WAIT` (somebody else is asking it), or `DRAINING`."""
+    async def hello(self, owner: str, actor_id: str) -> None:
+        """An owner has started. If it is a model actor's second life, what the first one was asking is free again."""
+        before = self._process.get(actor_id)
+        self._process[actor_id] = owner
         self._heard[owner] = time.monotonic()
-        return [self._claim(owner, request_id) for request_id in request_ids]
+        if before not in (None, owner):
+            self._bury(str(before))
 
-    def _claim(self, owner: str, request_id: str) -> Claim:
-        response = self._ledger.get(request_id)
-        if response is not None:
-            return Record(request_id, "", "", "", response)
-        if request_id in self._failed:
-            return self._failed[request_id]
+    async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[Claim]:
+        """For each (request_id, role): its record's line, or `YOURS` (ask it), `ALONE` (ask it; nothing else is being
+        asked in this process), `WAIT` (somebody else is asking it), `DRAINING` (nothing new is asked any more)."""
+        self._heard[owner] = time.monotonic()
+        claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
+        granted = [(*one, claim) for one, claim in zip(wanted, claims, strict=True) if claim in (YOURS, ALONE)]
+        self._ledger.claim((request_id, model, role) for request_id, role, _ in granted)
+        return claims
+
+    def _claim(self, owner: str, model: str, request_id: str, role: str) -> Claim:
+        line = self._ledger.line(request_id) or self._failed.get(request_id)
+        if line is not None:
+            return line
         if request_id in self._owner:
             return WAIT
-        if self._draining:
+        if self._stopped:
             return DRAINING
+        deaths = self._ledger.deaths[request_id]
+        if deaths >= DEATHS:
+            return self._give_up(model, request_id, role)
+        mine = self._claims.setdefault(owner, {})
+        if deaths >= SUSPECT:
+            if self._alone.setdefault(owner, request_id) != request_id or mine:
+                return WAIT
+        elif owner in self._alone:
+            return WAIT
         self._owner[request_id] = owner
-        return YOURS
+        mine[request_id] = (model, role)
+        return ALONE if owner in self._alone else YOURS
 
-    async def wait(self, owner: str, request_id: str) -> Claim:
-        """What a claimed request ends in; `WAIT` after a while, `YOURS` when whoever asked it has died."""
+    def _give_up(self, model: str, request_id: str, role: str) -> bytes:
+        error = f"the process that asked it died, {DEATHS} times"
+        record = Record(request_id, self._run_id, model, role, error_kind=ErrorKind.DIED, error=error, at=time.time())
+        self._failed[request_id] = record.to_line()
+        self._ledger.add([self._failed[request_id]])
+        return self._failed[request_id]
+
+    async def wait(self, owner: str, model: str, request_id: str, role: str) -> Claim:
+        """What a request that was not granted ends in; `WAIT` after a while, a grant when whoever asked it died."""
         self._heard[owner] = time.monotonic()
         holder = self._owner.get(request_id)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes | None]
         if holder is not None:
-            future = self._waiting.setdefault(request_id, asyncio.get_running_loop().create_future())
-            try:
-                return await asyncio.wait_for(asyncio.shield(future), WAIT_S)
-            except TimeoutError:
-                if time.monotonic() - self._heard.get(holder, 0.0) > OWNER_SILENT_S:
-                    self._owner.pop(request_id, None)
-        return self._claim(owner, request_id)
+            future = self._waiting.setdefault(request_id, loop.create_future())
+        else:  # it, or another in its process, is a suspect and waits for its turn
+            self._turn = future = self._turn or loop.create_future()
+        try:
+            ended = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
+        except TimeoutError:
+            if holder and time.monotonic() - self._heard.get(holder, 0.0) > OWNER_SILENT_S:
+                self._bury(holder)
+        else:
+            if ended is not None:
+                return ended
+        (claim,) = await self.claim(owner, model, [(request_id, role)])
+        return claim
 
-    async def store(self, owner: str, records: list[Record]) -> None:
+    async def store(self, owner: str, lines: list[bytes]) -> None:
         """Take records in and return when they are durable."""
         self._heard[owner] = time.monotonic()
-        self._ledger.add(records)
-        self._asked += sum(record.response.attempts if record.response else record.attempts for record in records)
-        if self._commit is None or self._commit.done():
-            self._commit = asyncio.create_task(self._commit_soon())
-        await self._commit
-        for record in records:
-            if record.response is None:
-                self._failed[record.request_id] = record
-            self._owner.pop(record.request_id, None)
-            waiting = self._waiting.pop(record.request_id, None)
+        self._ledger.add(lines)
+        self._check_budget()
+        await self._committed()
+        for line in lines:
+            self._ended(line)
+
+    def _ended(self, line: bytes) -> None:
+        request_id = line[11:75].decode()
+        if line[9:10] == b"f":
+            self._failed[request_id] = line
+        holder = self._owner.pop(request_id, "")
+        self._claims.get(holder, {}).pop(request_id, None)
+        self._next_turn(request_id)
+        waiting = self._waiting.pop(request_id, None)
+        if waiting and not waiting.done():
+            waiting.set_result(line)
+
+    def _next_turn(self, request_id: str = "") -> None:
+        """A request has ended: a suspect has had its turn, or may be the next."""
+        for other in [owner for owner, suspect in self._alone.items() if suspect == request_id]:
+            del self._alone[other]
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+        self._turn = None
+
+    def _bury(self, owner: str) -> None:
+        """An owner is dead: each request it was asking counts one death, and is free again."""
+        claims = self._claims.pop(owner, {})
+        self._alone.pop(owner, None)
+        self._ledger.bury((request_id, model, role) for request_id, (model, role) in claims.items())
+        for request_id in claims:
+            self._owner.pop(request_id, None)
+            waiting = self._waiting.pop(request_id, None)
             if waiting and not waiting.done():
-                waiting.set_result(record)
+                waiting.set_result(None)
+        self._next_turn()
 
-    async def _commit_soon(self) -> None:
-        await asyncio.sleep(COMMIT_S)
-        self._commit = None  # what is added from here on belongs to the next one
-        self._ledger.commit()
+    async def _committed(self) -> None:
+        """Return when all that was added is durable. What comes while one commit is under way shares the next."""
+        if self._commit is not None:
+            if self._next_commit is None:
+                self._next_commit = asyncio.create_task(self._commit_after(self._commit))
+            await self._next_commit
+            return
+        self._commit = asyncio.create_task(self._commit_now())
+        await self._commit
 
-    async def drain(self, timeout_s: float) -> int:
-        """Let nothing new be asked, and wait for what is in flight; returns how many requests are still out."""
-        self._draining = True
-        deadline = time.monotonic() + timeout_s
-        while self._owner and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        self._ledger.commit()
-        return len(self._owner)
+    async def _commit_after(self, running: asyncio.Task[None]) -> None:
+        await asyncio.wait([running])
+        self._commit, self._next_commit = self._next_commit, None
+        await self._commit_now()
+
+    async def _commit_now(self) -> None:
+        try:
+            await asyncio.sleep(self._gather_s)
+            await asyncio.to_thread(self._ledger.commit)
+        finally:
+            if self._commit is asyncio.current_task():
+                self._commit = None
+
+    def _check_budget(self) -> None:
+        if not self._budget.is_set or self._stopped:
+            return
+        tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in self._ledger.spent.values())
+        usd = self._cost()
+        if self._budget.tokens is not None and tokens >= self._budget.tokens:
+            self._stopped = ("budget", f"the budget of {self._budget.tokens} tokens is spent ({tokens})")
+        if self._budget.usd is not None and usd >= self._budget.usd:
+            self._stopped = ("budget", f"the budget of ${self._budget.usd:g} is spent (${usd:.4f})")
+
+    def _cost(self) -> float:
+        """US dollars so far, of the models that have a price."""
+        return sum(
+            price.cost(spent.prompt_tokens, spent.completion_tokens)
+            for who, spent in self._ledger.spent.items()
+            if (price := self._prices.get(who)) is not None
+        )
+
+    async def stop(self, why: str, message: str) -> None:
+        """Let nothing new be asked; the first reason stays.
+
+        Args:
+            why: `interrupted`, `budget`, or the kind of error that no other call would escape.
+            message: one line for the user.
+        """
+        self._stopped = self._stopped or (why, message)
 
     async def alive(self, owner: str) -> None:
         """A sign of life from an owner that is busy with a long call."""
         self._heard[owner] = time.monotonic()
+
+    async def note(self, line: str) -> None:
+        """A line for the user, who sees it once however many actors say it."""
+        self._notes.setdefault(line)
 
     async def describe(self, model: str, identity: dict[str, Any], place: dict[str, Any]) -> None:
         """A model actor has loaded: what it is, and where, for the run directory."""
         self._models.setdefault(model, {"identity": identity, "actors": []})["actors"].append(place)
 
     async def progress(self) -> dict[str, Any]:
-        """Counts so far: calls of this invocation, the run's spending, what the ledger held, what the models are."""
+        """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
+        budget = ""
+        if self._budget.usd is not None:
+            budget = f"${self._cost():.4f} of ${self._budget.usd:g}"
+        elif self._budget.tokens is not None:
+            tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in self._ledger.spent.values())
+            budget = f"{tokens} of {self._budget.tokens} tokens"
         return {
-            "calls": self._asked,
+            "calls": sum(spent.calls for spent in self._ledger.spent.values()),
             "in_flight": len(self._owner),
             "stored": len(self._ledger),
-            "damaged": self._ledger.damaged,
             "spent": [
                 {"model": model, "role": role, **asdict(spent)}
                 for (model, role), spent in sorted(self._ledger.spent.items())
             ],
             "models": self._models,
+            "notes": list(self._notes),
+            "budget": budget,
+            "stopped": self._stopped,
         }
 
 
@@ -143,66 +270,79 @@ class LedgerClient:
 
     Args:
         service: handle of the `LedgerService` actor.
+        run_id: the run.
+        model: the model config's name.
     """
 
-    def __init__(self, service: Any, run_id: str) -> None:
+    def __init__(self, service: Any, run_id: str, model: str) -> None:
         self._service = service
         self._run_id = run_id
+        self._model = model
         self._owner = uuid.uuid4().hex
-        self._claims: list[tuple[str, asyncio.Future[Claim]]] = []
-        self._records: list[tuple[Record, asyncio.Future[None]]] = []
+        self._claims: list[tuple[str, str, asyncio.Future[Claim]]] = []
+        self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
         self._open = 0
         self._beating = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False  # the run is being stopped
+        service.hello.remote(self._owner, ray.get_runtime_context().get_actor_id())
 
-    async def claim(self, request_id: str) -> Record | None:
-        """The record of a request that was asked already, or None: ask it now, and then `store` what comes.
+    async def claim(self, request_id: str, role: str) -> Record | bool:
+        """The record of a request that was asked already, or a grant: ask it now, and then `store` what comes.
+
+        Returns:
+            A record; or whether the request is alone in this process, because others died asking it.
 
         Raises:
             Draining: the run is being stopped.
         """
         self._keep_alive()
         future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
-        self._claims.append((request_id, future))
+        self._claims.append((request_id, role, future))
         if len(self._claims) == 1:
             self._spawn(self._send_claims())
         answer = await future
         while answer == WAIT:
-            answer = await self._service.wait.remote(self._owner, request_id)
-        if isinstance(answer, Record):
-            return answer
+            answer = await self._service.wait.remote(self._owner, self._model, request_id, role)
+        if isinstance(answer, bytes):
+            return Record.from_line(answer)
         if answer == DRAINING:
+            self.draining = True
             raise Draining
         self._open += 1
-        return None
+        return answer == ALONE
 
-    async def store(self, record: Record) -> None:
-        """Return when the record is durable."""
+    async def answered(self, request_id: str, role: str, response: Response) -> Record:
+        """Store an answer; returns its record once it is durable."""
+        return await self._store(Record(request_id, self._run_id, self._model, role, response, at=time.time()))
+
+    async def failed(self, request_id: str, role: str, error: CallError) -> Record:
+        """Store that a request ended without an answer; returns its record once it is durable."""
+        about: dict[str, Any] = {"error_kind": error.kind, "error": error.message, "attempts": error.attempts}
+        about |= {"waited_s": error.waited_s, "tries": error.tries, "at": time.time()}
+        if error.kind in FATAL:
+            self.stop(error, role)
+        return await self._store(Record(request_id, self._run_id, self._model, role, **about))
+
+    async def _store(self, record: Record) -> Record:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._records.append((record, future))
-        if len(self._records) == 1:
-            self._spawn(self._send_records())
+        self._lines.append((record.to_line(), future))
+        if len(self._lines) == 1:
+            self._spawn(self._send_lines())
         await future
         self._open -= 1
+        return record
 
-    def answer(self, request_id: str, model: str, role: str, response: Response) -> Record:
-        """The record of an answer, in this run."""
-        return Record(request_id, self._run_id, model, role, response, at=time.time())
+    def stop(self, error: CallError, role: str) -> None:
+        """Stop the run: no other call would end better."""
+        message = f"model {self._model} ({role}) cannot go on: {error.message}"
+        self._service.stop.remote(str(error.kind), message)
 
-    def failure(self, request_id: str, model: str, role: str, kind: ErrorKind, error: str, attempts: int) -> Record:
-        """The record of a request that ended without an answer, in this run."""
-        return Record(
-            request_id,
-            self._run_id,
-            model,
-            role,
-            error_kind=kind,
-            error=error,
-            attempts=attempts,
-            at=time.time(),
-        )
+    def note(self, line: str) -> None:
+        """Tell the user a line."""
+        self._service.note.remote(f"model {self._model}: {line}")
 
-    def describe(self, model: str, identity: dict[str, Any]) -> None:
+    def describe(self, identity: dict[str, Any]) -> None:
         """Tell the run what a model is, once it has loaded, and where this actor runs."""
         place = {
             "host": socket.gethostname(),
@@ -210,24 +350,25 @@ class LedgerClient:
             "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
-        self._service.describe.remote(model, identity, place)
+        self._service.describe.remote(self._model, identity, place)
 
     async def _send_claims(self) -> None:
         await asyncio.sleep(GROUP_S)
         group, self._claims = self._claims, []
+        wanted = [(request_id, role) for request_id, role, _ in group]
         try:
-            answers = await self._service.claim.remote(self._owner, [request_id for request_id, _ in group])
+            answers = await self._service.claim.remote(self._owner, self._model, wanted)
         except RayError as error:  # the service is gone, or cannot write: every waiting row must hear of it
-            _fail([future for _, future in group], error)
+            _fail([future for *_, future in group], error)
             return
-        for (_, future), answer in zip(group, answers, strict=True):
+        for (*_, future), answer in zip(group, answers, strict=True):
             future.set_result(answer)
 
-    async def _send_records(self) -> None:
+    async def _send_lines(self) -> None:
         await asyncio.sleep(GROUP_S)
-        group, self._records = self._records, []
+        group, self._lines = self._lines, []
         try:
-            await self._service.store.remote(self._owner, [record for record, _ in group])
+            await self._service.store.remote(self._owner, [line for line, _ in group])
         except RayError as error:  # as above
             _fail([future for _, future in group], error)
             return

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.base import Model, ModelParams
+from rambla_ray.actors.base import BaseAPIModel, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
@@ -42,15 +42,18 @@ class MockParams(ModelParams):
     context_tokens: int = Field(32768, gt=0, description="longest prompt, at four characters a token")
 
 
-class MockModel(Model):
+class MockModel(BaseAPIModel):
     """Answers from the request alone, with draws that belong to the sample and to nothing else."""
 
     Params: ClassVar[type[ModelParams]] = MockParams
+    adaptive = False  # there is no endpoint to find out about
 
     def __init__(self, params: MockParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
         self.params = params
-        self._slots = asyncio.Semaphore(pool.max_concurrency)
+
+    def scope(self) -> str:
+        return "mock"
 
     def identity(self) -> dict[str, object]:
         return {"class": "mock", **self.params.model_dump(mode="json", exclude={"latency_s"})}
@@ -65,9 +68,13 @@ class MockModel(Model):
         return {**super().request_identity(request), **hints}
 
     async def generate(self, request: Request) -> Response:
-        async with self._slots:
-            if self.params.latency_s:
-                await asyncio.sleep(self.params.latency_s)
+        if self.params.error_rate and _generator(self.params.seed, request).random() < self.params.error_rate:
+            raise CallError(ErrorKind.SERVER, "an error of the mock for good, as error_rate asks for")
+        return await super().generate(request)
+
+    async def call(self, request: Request) -> Response:
+        if self.params.latency_s:
+            await asyncio.sleep(self.params.latency_s)
         tokens = len(request.prompt) // 4
         if tokens > self.params.context_tokens:
             raise CallError(
@@ -75,15 +82,12 @@ class MockModel(Model):
                 f"prompt of about {tokens} tokens, the model takes {self.params.context_tokens}",
             )
         draw = _generator(self.params.seed, request)
-        if draw.random() < self.params.error_rate:
-            raise CallError(ErrorKind.SERVER, "an error of the mock, as error_rate asks for")
+        draw.random()  # the one that error_rate looked at
         text = self._answer(request, draw)
-        return Response(
-            text=text,
-            prompt_tokens=tokens,
-            completion_tokens=len(text) // 4 + 1,
-            latency_s=self.params.latency_s,
-        )
+        return Response(text=text, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
+
+    def max_answer_tokens(self) -> int:
+        return 16
 
     def _answer(self, request: Request, draw: random.Random) -> str:
         if not request.choices:  # a text for the next stage, not an answer

@@ -1,21 +1,72 @@
-"""The one stage shape: an actor that holds one model and answers, for its roles, the samples that stream past."""
+"""The one stage shape: an actor that holds one model and answers, for its roles, the samples that stream past.
+
+What streams between pools is one row per block of samples, their table packed in Arrow's own format, so that Ray Data
+neither infers types nor cuts blocks anew. The first pool of a stream gets no samples but the places of items, and
+makes the samples where they are asked.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import signal
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow as pa
 
 from rambla_ray import prompts
 from rambla_ray.actors.base import Model
 from rambla_ray.actors.ledger import LedgerClient
-from rambla_ray.config import ModelConfig, TaskConfig
-from rambla_ray.errors import CallError, Draining, ErrorKind
+from rambla_ray.config import Chaos, ModelConfig, TaskConfig
+from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
 from rambla_ray.ledger import Record
-from rambla_ray.outcomes import has_ended
+from rambla_ray.outcomes import finish, has_ended
+from rambla_ray.plan import sample_of
 from rambla_ray.registry import model_class
-from rambla_ray.schema import SCORE, Request, Role, Sample, Step, request_id, well_formed
-from rambla_ray.stages import Compare, Generate, overwrite
+from rambla_ray.schema import (
+    SAMPLE_SCHEMA,
+    SCORE,
+    Request,
+    Role,
+    Sample,
+    Step,
+    from_table,
+    request_id,
+    to_table,
+    well_formed,
+)
+from rambla_ray.stages import Compare, Generate, Item, overwrite
+
+PACKED = "samples"  # the one column that streams from pool to pool
+
+
+def pack(table: pa.Table) -> dict[str, bytes]:
+    """A table as the one row that streams."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {PACKED: sink.getvalue().to_pybytes()}
+
+
+def unpack(data: bytes) -> pa.Table:
+    """The table in a row that streamed."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the first pool of a stream finds the items to make samples of.
+
+    Args:
+        target: the model under test.
+        items: per (task, variant), a Ray object reference of its items' table; see `Plan.tables`.
+    """
+
+    target: str
+    items: Mapping[tuple[str, str], Any]
 
 
 class PoolActor:
@@ -28,6 +79,9 @@ class PoolActor:
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
         ledger: handle of the run's `LedgerService`.
         run_id: the run.
+        source: in the first pool of a stream, where its samples come from.
+        is_last: whether samples end here, and are read and given their outcome.
+        chaos: faults to inject.
     """
 
     def __init__(
@@ -38,25 +92,58 @@ class PoolActor:
         roles: frozenset[Role],
         ledger: Any,
         run_id: str,
+        source: Source | None,
+        is_last: bool,
+        chaos: Chaos,
     ) -> None:
         self._name = name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id)
+        self._ledger = LedgerClient(ledger, run_id, name)
+        self._source = source
+        self._is_last = is_last
+        self._kill_every = chaos.kill_actor_every
+        self._asked = 0
         self._model: Model | None = None
         self._broken: CallError | None = None
         kind = model_class(config.name, name)
         try:
             self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
-            self._ledger.describe(name, self._model.identity())
+            self._model.attach(self._ledger.note, chaos)
+            self._ledger.describe(self._model.identity())
         except CallError as error:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
             self._broken = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
 
-    async def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """One sample through all stages that are its next and this pool's."""
-        sample = Sample.from_row(row)
+    async def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+        """One block of samples through all stages that are their next and this pool's."""
+        samples = await self._samples(row)
+        await asyncio.gather(*map(self._answer, samples))
+        if self._is_last:
+            for sample in samples:
+                task = self._tasks[sample.task]
+                if has_ended(sample) or len(sample.steps) == len(task.generates):
+                    finish(sample, task)
+        return pack(to_table(samples))
+
+    async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
+        """The samples of a row: those it holds, or those to be made of the items it names."""
+        if self._source is None:
+            return list(from_table(unpack(row[PACKED])))
+        if self._ledger.draining:
+            return []
+        name, variant = row["task"], row["variant"]
+        items: pa.Table = await self._source.items[name, variant]
+        return [
+            sample_of(self._source.target, name, self._tasks[name], variant, Item(root_id, json.loads(fields), fault))
+            for root_id, fields, fault in zip(
+                *(column.to_pylist() for column in items.slice(row["first"], row["count"]).columns), strict=True
+            )
+        ]
+
+    async def _answer(self, sample: Sample) -> None:
+        """Ask a sample's stages, as long as they are this pool's and have an answer."""
         task = self._tasks[sample.task]
         for stage in task.generates[len(sample.steps) :]:
             if has_ended(sample) or stage.role not in self._roles:
@@ -68,31 +155,48 @@ class PoolActor:
             sample.steps.append(step)
             if not step.failed:
                 overwrite(sample.fields, stage.output, step.text.strip())
-        return sample.to_row()
 
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
         """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
-        scores = self._model is not None and self._model.produces == SCORE
+        model = self._model
+        scores = model is not None and model.produces == SCORE
         request = self._request(sample, stage, is_last=is_last, scores=scores)
-        step = Step(
-            stage=f"{stage.kind}:{stage.output}",
-            role=stage.role,
-            model=self._name,
-            request_id="",
-            prompt=request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}",
-        )
-        fault = self._broken or _unaskable(stage, sample.fields, step.prompt)
-        if fault or self._model is None:
+        prompt = request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}"
+        about = (f"{stage.kind}:{stage.output}", str(stage.role), self._name)
+        fault = self._broken or _unaskable(stage, sample.fields, prompt)
+        if fault or model is None:
             fault = fault or CallError(ErrorKind.LOAD, "no model")
-            return replace(step, error_kind=fault.kind, error=fault.message)
-        step = replace(step, request_id=request_id(self._model.request_identity(request)))
-        record = await self._answered(self._model, step, request)
-        if record.response is None:
-            return replace(step, error_kind=record.error_kind, error=record.error, attempts=record.attempts)
-        given = asdict(record.response)
-        if scores:
-            given["finish_reason"] = SCORE
-        return replace(step, **given)
+            if fault.kind in FATAL:
+                self._ledger.stop(fault, stage.role)
+            return Step(*about, "", prompt, error_kind=fault.kind, error=fault.message)
+        identity = request_id(model.request_identity(request))
+        record = await self._answered(model, identity, stage.role, request)
+        given = record.response
+        if given is None:
+            return Step(
+                *about,
+                identity,
+                prompt,
+                waited_s=record.waited_s,
+                attempts=record.attempts,
+                tries=record.tries,
+                error_kind=record.error_kind,
+                error=record.error,
+            )
+        return Step(
+            *about,
+            identity,
+            prompt,
+            text=given.text,
+            finish_reason=SCORE if scores else given.finish_reason,
+            prompt_tokens=given.prompt_tokens,
+            completion_tokens=given.completion_tokens,
+            latency_s=given.latency_s,
+            waited_s=given.waited_s,
+            attempts=given.attempts,
+            hedged=given.hedged,
+            tries=given.tries,
+        )
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool, scores: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
@@ -106,22 +210,25 @@ class PoolActor:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
         return Request(prompts.render(stage.template, sample.fields), **hints)
 
-    async def _answered(self, model: Model, step: Step, request: Request) -> Record:
+    async def _answered(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
         """The record of a request: from the ledger, or asked now and stored before anything else sees it."""
-        known = await self._ledger.claim(step.request_id)
-        if known is not None:
+        known = await self._ledger.claim(request_id, role)
+        if isinstance(known, Record):
             return known
-        about = (step.request_id, self._name, step.role)
+        self._asked += 1
+        if self._kill_every and self._asked >= self._kill_every and not known:
+            os.kill(os.getpid(), signal.SIGKILL)  # chaos
         try:
             response = await model.generate(request)
-            record = self._ledger.answer(*about, replace(response, text=well_formed(response.text)))
+            text = well_formed(response.text)
+            return await self._ledger.answered(
+                request_id, role, response if text is response.text else replace(response, text=text)
+            )
         except CallError as error:
-            record = self._ledger.failure(*about, error.kind, error.message, error.attempts)
+            return await self._ledger.failed(request_id, role, error)
         except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
             reason = f"{type(error).__name__}: {str(error)[:200]}"
-            record = self._ledger.failure(*about, ErrorKind.INTERNAL, reason, 1)
-        await self._ledger.store(record)
-        return record
+            return await self._ledger.failed(request_id, role, CallError(ErrorKind.INTERNAL, reason))
 
 
 def _unaskable(stage: Generate, fields: Mapping[str, str], prompt: str) -> CallError | None:

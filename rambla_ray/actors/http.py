@@ -1,0 +1,238 @@
+"""The way to an endpoint: an HTTP session per actor, replies read within bounds, and words that are safe to show."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from itertools import groupby
+from math import isfinite
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from rambla_ray.errors import CallError, ErrorKind
+
+MIB = 1024 * 1024
+SMALL_BYTES = MIB  # replies beyond it are read and parsed one at a time
+LARGEST_BYTES = 64 * MIB
+KEEP_ALIVE_S = 4.0  # less than the 5 s after which many servers close a quiet connection, maybe under a request
+SHOWN_CHARACTERS = 1000  # of an endpoint's words; a message is cut further
+ECHO_CHARACTERS = 40  # a stretch of the prompt this long is blotted out of an endpoint's words
+
+T = TypeVar("T")
+
+
+class Reply(NamedTuple):
+    """What an endpoint sent back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Wire:
+    """One HTTP session, opened in the event loop that first uses it.
+
+    Redirects are not followed, which would take the key elsewhere. Proxies are those of the environment.
+
+    Args:
+        headers: of every request.
+        at_once: requests in flight at most.
+    """
+
+    def __init__(self, headers: Mapping[str, str], at_once: int) -> None:
+        self._headers = dict(headers)
+        self._at_once = at_once
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._large = asyncio.Lock()
+
+    async def post(self, url: URL, body: bytes, read: Callable[[Reply], T]) -> T:
+        """Send a body and return what `read` makes of the reply.
+
+        Raises:
+            CallError: connection, garbage (no HTTP), oversized; and what `read` raises.
+        """
+        session = self._session
+        if session is None or self._loop is not asyncio.get_running_loop():
+            session = self._open(url)
+        try:
+            async with session.post(url, data=body, allow_redirects=False) as response:
+                parts, size = [], 0
+                async for part in response.content.iter_any():
+                    parts.append(part)
+                    size += len(part)
+                    if size > SMALL_BYTES:
+                        break
+                else:
+                    return read(Reply(response.status, response.headers, b"".join(parts)))
+                async with self._large:
+                    return read(await _large_reply(response, parts))
+        except aiohttp.ClientResponseError as error:
+            raise CallError(ErrorKind.GARBAGE, f"the reply is not HTTP ({type(error).__name__})") from None
+        except (aiohttp.ClientError, OSError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            reason = f"connection failed: {type(cause).__name__}: {cause}"
+            raise CallError(ErrorKind.CONNECTION, visible(reason)) from None
+
+    def _open(self, url: URL) -> aiohttp.ClientSession:
+        self.close()
+        proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
+        self._loop, self._large = asyncio.get_running_loop(), asyncio.Lock()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._at_once,
+                keepalive_timeout=KEEP_ALIVE_S,
+                ssl=_trusted() if url.scheme == "https" else True,
+            ),
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(),  # the caller has its own deadline
+            proxy=proxy,  # not trust_env, which looks the proxy up anew for each request, at 300 µs
+        )
+        return self._session
+
+    def close(self) -> None:
+        """Close the connections, from any place: also where the event loop has gone."""
+        session, self._session = self._session, None
+        if session is not None:
+            closing = session.close()
+            with suppress(StopIteration, RuntimeError):
+                closing.send(None)  # closes; what would follow is to wait until the sockets are gone
+            closing.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _trusted() -> ssl.SSLContext:
+    """The system's certificate authorities, or where it has none those of certifi."""
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    if not (paths.cafile or paths.capath):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> Reply:
+    size = sum(map(len, parts))
+    announced = response.content_length or 0
+    if announced <= LARGEST_BYTES:
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > LARGEST_BYTES:
+                break
+        else:
+            return Reply(response.status, response.headers, b"".join(parts))
+    response.close()
+    raise CallError(
+        ErrorKind.OVERSIZED,
+        f"the reply has more than {LARGEST_BYTES // MIB} MiB ({max(size, announced)} bytes or more): not read",
+    )
+
+
+async def made_up(fault: str, read: Callable[[Reply], T]) -> T:
+    """What `post` would do if a fault of `config.Chaos` had struck the call; nothing is sent."""
+    if fault == "reset":
+        raise CallError(ErrorKind.CONNECTION, f"connection failed: {ConnectionResetError.__name__}: made up by chaos")
+    if fault == "garbage":
+        return read(Reply(200, {}, b'{"id": "made-up-by-chaos", "choices": [{"ind'))
+    if fault == "http429":
+        wait = f"{random.uniform(0.05, 0.3):.3f}"
+        body = b'{"error": {"message": "Made up by chaos.", "type": "requests", "code": "rate_limit_exceeded"}}'
+        return read(Reply(429, {"retry-after": wait}, body))
+    body = b'{"error": {"message": "Made up by chaos.", "type": "server_error", "code": null}}'
+    return read(Reply(500, {}, body))
+
+
+def told_wait_s(headers: Mapping[str, str]) -> float | None:
+    """How long a reply asks us to wait, in seconds; None if it does not say.
+
+    Read from `retry-after-ms`, `Retry-After` (seconds or an HTTP date), or the reset of a limit of which nothing
+    remains (`x-ratelimit-remaining-requests` and `-tokens`, `x-ratelimit-reset-*` as `20ms`, `6m0s` or seconds).
+    """
+    if "retry-after-ms" in headers:
+        milliseconds = _number(headers["retry-after-ms"])
+        if milliseconds is not None:
+            return max(0.0, milliseconds / 1000)
+    if "retry-after" in headers:
+        value = headers["retry-after"]
+        seconds = _number(value)
+        if seconds is not None:
+            return max(0.0, seconds)
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        except (ValueError, OverflowError):
+            pass
+    return exhausted_s(headers)
+
+
+def exhausted_s(headers: Mapping[str, str]) -> float | None:
+    """How long until a limit of which nothing remains is there again, in seconds; None if something remains."""
+    waits = []
+    for what in ("requests", "tokens"):
+        remaining = headers.get(f"x-ratelimit-remaining-{what}")
+        if remaining is not None and (_number(remaining) or 0.0) <= 0.0:
+            waits.append(_duration_s(headers.get(f"x-ratelimit-reset-{what}", "")))
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ms|[smhd]))+", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d*)?)(ms|[smhd])", re.ASCII)
+
+
+def _duration_s(value: str) -> float | None:
+    """`20ms`, `1s`, `6m0s` or plain seconds."""
+    value = value.strip()
+    if _DURATION.fullmatch(value):
+        return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
+    seconds = _number(value)
+    return None if seconds is None else max(0.0, seconds)
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def visible(text: str) -> str:
+    """`text` on one line, with what a terminal would act on, or not show, as an escape."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def safe_words(text: str, key: str, prompt: str) -> str:
+    """An endpoint's words, which may echo what it was sent, without the key and without stretches of the prompt."""
+    if key:
+        text = text.replace(key, "***")
+    return visible(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
+
+
+def _without_echo(line: str, prompt: str) -> str:
+    """`line` with the stretches of `ECHO_CHARACTERS` or more that stand in the prompt, spaces apart, blotted out."""
+    prompt = " ".join(prompt.replace("\\n", " ").split())
+    half = ECHO_CHARACTERS // 2
+    echoed = bytearray(len(line))
+    for piece in range(0, len(line) - half + 1, half):  # each stretch holds one of these whole
+        if line[piece : piece + half] in prompt:
+            for first in range(max(0, piece - half), min(piece, len(line) - ECHO_CHARACTERS) + 1):
+                if line[first : first + ECHO_CHARACTERS] in prompt:
+                    echoed[first : first + ECHO_CHARACTERS] = b"\1" * ECHO_CHARACTERS
+    parts = groupby(zip(line, echoed, strict=True), key=itemgetter(1))
+    return "".join("[prompt]" if blot else "".join(character for character, _ in part) for blot, part in parts)

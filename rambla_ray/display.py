@@ -1,0 +1,30 @@
+"""Text of unknown origin (answers, errors, names) made harmless for whoever looks at it."""
+
+from __future__ import annotations
+
+import re
+
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    r"""The beginning of a text, as one line of characters that show as what they are.
+
+    Line breaks, terminal escapes, NUL, C1 controls, marks that turn the direction of writing and everything else that
+    Python calls unprintable become `\n`, `\x1b`, `\u202e`.
+
+    Args:
+        text: anything.
+        longest: characters of it to show; of a longer one, its length is said.
+    """
+    shown = text[:longest]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return shown if len(text) <= longest else f"{shown}… ({len(text)} characters)"
+
+
+def in_markdown(line: str) -> str:
+    """A line as Markdown that shows just it: no HTML, no formatting, no new cell of a table."""
+    escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
+    return "".join(_HTML.get(character, character) for character in escaped)
