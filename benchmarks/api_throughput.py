@@ -285,11 +285,11 @@ def measure(runner: str, job: Job) -> Measured:
     if stats["prompts"] != len(job.items) or stats["checksum"] != expected:
         raise Failed(f"asked {stats['prompts']} prompts, and not the {len(job.items)} that it was given")
     sending_s = stats["last_reply"] - stats["first_request"]
-    written = (job.folder / "runs" / "benchmark" / "metrics.json") if runner == "ours" else None
+    metrics = job.folder / Bench.METRICS
     return Measured(
         per_second=stats["answered"] / sending_s,
         whole_s=done.seconds,
-        results_s=written.stat().st_mtime - done.began_at if written else done.seconds,
+        results_s=metrics.stat().st_mtime - done.began_at if runner == "ours" else done.seconds,
         startup_s=stats["first_request"] - done.began,
         answered=stats["answered"],
         rejected=stats["rejected"],
@@ -354,7 +354,7 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
     """The table: medians over the repeats, and ratios of medians."""
 
     def median(measured: Sequence[Measured], what: str) -> float:
-        return statistics.median(getattr(one, what) for one in measured)
+        return float(statistics.median(getattr(one, what) for one in measured))
 
     for (concurrency, runner), measured in results.items():
         if not measured:

@@ -406,20 +406,21 @@ def run(command: Sequence[str | Path], log: Path, timeout_s: float, environment:
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            _end_group(process, signal.SIGTERM)
+            _end(process, signal.SIGTERM)
         except BaseException:
-            _end_group(process, signal.SIGINT)
+            _end(process, signal.SIGINT)
             raise
     return Finished(status, time.monotonic() - began, began, began_at, log)
 
 
-def _end_group(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
-    """End a process group: with a signal that lets it clean up, then for certain."""
-    for number in (first, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(15)
+def _end(process: subprocess.Popen[bytes], politely: signal.Signals) -> None:
+    """End a process with a signal that lets it clean up; then for certain, with all that is left of its group."""
+    process.send_signal(politely)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Bench:
@@ -432,7 +433,11 @@ class Bench:
         models: model configs by name.
     """
 
-    def __init__(self, folder: Path, items: Sequence[Mapping[str, str]], task: Json, models: Mapping[str, Json]):
+    METRICS = Path("runs/benchmark/metrics.json")  # in its folder, once it is done
+
+    def __init__(
+        self, folder: Path, items: Sequence[Mapping[str, str]], task: Json, models: Mapping[str, Json]
+    ) -> None:
         self.folder = folder
         data = folder / "items.jsonl"
         dataset = {"format": "table", "path": str(data), "demo": "none", "fields": [k for k in items[0] if k != "id"]}
@@ -449,10 +454,6 @@ class Bench:
         own = (f"conf_dir={self.folder / 'conf'}", f"runs_dir={self.folder / 'runs'}", "run_id=benchmark")
         command = (sys.executable, REPOSITORY / "jobs/bench.py", "task=benchmark", "data=full", "address=local")
         return run([*command, *own, *words], self.folder / "log.txt", timeout_s, {})
-
-    def metrics_written(self) -> float:
-        """When metrics.json was written, by time.time(). Raises OSError if it was not."""
-        return (self.folder / "runs" / "benchmark" / "metrics.json").stat().st_mtime
 
 
 def openai_chat(endpoint: Endpoint, engine: str, max_tokens: int, **sections: Json) -> Json:

@@ -145,8 +145,18 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds until the endpoint answers")
     parser.add_argument("--max-tokens", type=int, default=8, help="what each request says its answer may have")
     given = parser.parse_args()
-    columns = ("limit", "used", f"≥ {LEAST_USED:.0%}", "429s", f"< {MOST_REJECTED:.0%}", "requests", "seconds")
-    columns += ("counted from, to s", "first 10 s", "both pools")
+    columns = (
+        "limit",
+        "used",
+        f"≥ {LEAST_USED:.0%}",
+        "429s",
+        f"< {MOST_REJECTED:.0%}",
+        "requests",
+        "seconds",
+        "counted from, to s",
+        f"first {WARM_UP_S} s",
+        "both pools",
+    )
     table = Table(title="of the budget, by the endpoint's counts")
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "limit" else "right")

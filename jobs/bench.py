@@ -34,6 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+LONGEST_REASON = 500  # characters of why a run stopped
 DONE, REFUSED, CELL_FAILED, GATE_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
@@ -71,6 +72,7 @@ def _bench(words: Sequence[str]) -> int:
 
 def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
     from rambla_ray import pipeline
+    from rambla_ray.display import one_line
     from rambla_ray.errors import RunStopped
 
     again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
@@ -81,10 +83,10 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
         scores = run()
     except RunStopped as stopped:
         if run is None or not run.calls:
-            print(f"error: {stopped}", file=sys.stderr)
+            print(f"error: {one_line(str(stopped), LONGEST_REASON)}", file=sys.stderr)
             return REFUSED
         _print_results(directory)
-        print(f"stopped: {stopped}", file=sys.stderr)
+        print(f"stopped: {one_line(str(stopped), LONGEST_REASON)}", file=sys.stderr)
         print(f"{run.calls} calls were made; what was answered is kept. Continue with: {again}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:

@@ -1,11 +1,12 @@
 """The ledger: every response by request_id, append-only. Cache, resume and audit in one.
 
 A folder of segments, each with one writer. A record is one line, `crc32 kind request_id run json`; a line that is torn
-or damaged does not match its checksum, is skipped and counted, and its request is asked again. Four kinds of record:
+or damaged does not match its checksum, is skipped and counted, and its request is asked again. Five kinds of record:
 
     a  an answer: served to whoever asks the same again
     f  a failure: kept for the audit, never served as an answer
     c  a claim: somebody is about to ask; one that nothing follows was in flight when its process died
+    r  a release: whoever claimed it did not ask after all
     d  a death: the process that was asking died
 
 Loading reads every line once, but parses only those of its own run: a million take seconds. What is kept in memory is
@@ -36,7 +37,7 @@ from rambla_ray.storage import Folder
 SUFFIX = ".ledger"
 DOWNLOADS = 16  # segments of a bucket that are read at the same time
 
-Kind = Literal["a", "f", "c", "d"]
+Kind = Literal["a", "f", "c", "r", "d"]
 _HEADER = len(b"cccccccc k ") + 64 + len(b" rrrrrrrr ")  # bytes before the JSON body
 
 
@@ -93,7 +94,7 @@ def _line(kind: Kind, request_id: str, run_id: str, about: dict[str, Any]) -> by
 
 def _run_tag(run_id: str) -> str:
     """Eight hex digits by which most lines of other runs are told without parsing them."""
-    return hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _checked(line: bytes) -> tuple[str, str]:
@@ -112,7 +113,7 @@ def _body(line: bytes) -> dict[str, Any]:
 class Spent:
     """What calls took: counted per model and role, of one run. Times are seconds, summed over calls.
 
-    `calls` are those whose end is recorded. `repeated` are claims that nothing followed: while a run goes on those in
+    `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are claims that nothing followed: while a run goes on those in
     flight, after it the ones whose process died; each may have been a call, and paid, that nobody heard the end of.
     """
 
@@ -138,7 +139,7 @@ class Spent:
         self.calling_s += sum(one.took_s for one in (given.tries if given else record.tries))
         self.waited_s += given.waited_s if given else record.waited_s
         if given is None:
-            self.failed += 1
+            self.failed += attempts > 0
             return
         self.answered += 1
         self.prompt_tokens += given.prompt_tokens * (1 + hedged)
@@ -266,6 +267,8 @@ class Ledger:
             spent.repeated -= 1
         if not self._open[request_id]:
             del self._open[request_id]
+        if kind == "r":
+            return
         spent.add(Record.from_line(line))
         if kind == "f":
             self._failures[request_id] = line
@@ -298,16 +301,12 @@ class Ledger:
                 new.append((kind, request_id, line))
         self._append(new)
 
-    def claim(self, request_ids: Iterable[tuple[str, str, str]]) -> None:
-        """Note that requests, as (request_id, model, role), are about to be asked.
+    def mark(self, kind: Literal["c", "r", "d"], requests: Iterable[tuple[str, str, str]]) -> None:
+        """Note a claim, a release or a death of requests, as (request_id, model, role).
 
         Not made durable by itself: it survives the death of every process, not that of the machine.
         """
-        self._append([self._mark("c", *request) for request in request_ids])
-
-    def bury(self, request_ids: Iterable[tuple[str, str, str]]) -> None:
-        """Note that the process that was asking requests, as (request_id, model, role), has died."""
-        self._append([self._mark("d", *request) for request in request_ids])
+        self._append([self._mark(kind, *request) for request in requests])
 
     def _mark(self, kind: Kind, request_id: str, model: str, role: str) -> tuple[str, str, bytes]:
         about: dict[str, Any] = {"run": self._run_id, "model": model, "role": role}

@@ -214,6 +214,11 @@ class Plan:
         levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
         for level in levels.values():
             kind = model_class(level.config.name, level.name)
+            if self.config.options.budget.usd is not None and kind.is_charged and not level.config.price:
+                raise UserError(
+                    f"budget.usd needs to know what model {level.name} charges: give it a price "
+                    "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
+                )
             try:
                 kind.preflight(kind.Params.model_validate(level.config.params), same_machine=same_machine)
             except UserError as error:

@@ -45,6 +45,9 @@ FaultKind = Literal[
     "no_choices",  # 200, an empty list of choices (embeddings: of data)
     "null_content",  # 200, null content (embeddings: null vectors)
     "filtered_finish",  # 200, empty content, finish_reason content_filter (embeddings: empty vectors)
+    "none",  # no fault: the answer, with the fault's headers
+    "reply",  # the fault's status and body
+    "endless",  # 200, spaces without end
 ]
 # Status, type, code, message.
 ERRORS: dict[FaultKind, tuple[int, str | None, str | None, str]] = {
@@ -64,7 +67,8 @@ class Fault:
 
     It strikes requests whose prompt contains `match`: the first `times` of each such prompt (-1: all) or,
     where `every` is k > 0, those that are the k-th, 2k-th, ... request with a prompt that the server gets. An
-    error reply carries `retry_after` as its Retry-After header.
+    error reply carries `retry_after` as its Retry-After header, and `headers`. In `body`, `{key}` and `{prompt}`
+    become the key and the prompt of the request, as the inside of a JSON string.
     """
 
     kind: FaultKind
@@ -72,6 +76,9 @@ class Fault:
     times: int = 1
     every: int = 0
     retry_after: float | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    status: int = 200
+    body: bytes = b""
 
     def __post_init__(self) -> None:
         """Refuse a misspelt kind where it is written: struck, it would pass for an answer."""
@@ -155,7 +162,8 @@ class OpenAIServer:
     """The server, its script and its counters.
 
     `answer` replaces `default_answer`; `models` names the models that exist (None: any name does); `latency`
-    is the seconds before a reply with status 200, errors being immediate. Setting `faults` arms all of them.
+    is the seconds before a reply with status 200, errors being immediate. Beyond `at_once` requests in flight there
+    is a 429. Setting `faults` arms all of them.
     """
 
     def __init__(
@@ -166,13 +174,16 @@ class OpenAIServer:
         latency: float = 0.0,
         key: str = "sk-test",
         models: Collection[str] | None = None,
+        at_once: int | None = None,
     ) -> None:
         self.answer = answer
         self.faults = faults
         self.latency = latency
         self.key = key
         self.models = models
+        self.at_once = at_once
         self.in_flight = 0
+        self.sent_bytes = 0  # of endless replies
         self.reset()
 
     @property
@@ -270,7 +281,7 @@ class OpenAIServer:
         data = [{"id": name, "object": "model", "created": CREATED, "owned_by": "tests"} for name in names]
         return web.json_response({"object": "list", "data": data})
 
-    async def _complete(self, request: web.Request) -> web.Response:
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
         """A chat, or a completion, which has a choice per prompt."""
         chat = request.path.endswith("/chat/completions")
         body = await self._body(request)
@@ -283,7 +294,8 @@ class OpenAIServer:
             raise bad_request("'temperature' must be a number from 0 to 2.")
         if body.get("stream") or body.get("n") not in (None, 1):
             raise bad_request("This server neither streams nor gives several choices.")
-        model, kind = self._admit(request, body, prompts)
+        model, fault = self._admit(request, body, prompts)
+        kind = fault.kind if fault else None
         choices: list[Json] = []
         written = 0
         for index, prompt in enumerate(prompts if kind != "no_choices" else ()):
@@ -309,15 +321,16 @@ class OpenAIServer:
             "choices": choices,
             "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
         }
-        return await self._reply(request, kind, payload)
+        return await self._reply(request, fault, payload, "\n".join(prompts))
 
-    async def _embed(self, request: web.Request) -> web.Response:
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
         texts = input_texts(body.get("input"))
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise bad_request("'encoding_format' must be 'float' or 'base64'.")
-        model, kind = self._admit(request, body, texts)
+        model, fault = self._admit(request, body, texts)
+        kind = fault.kind if fault else None
         data: list[Json] = []
         for index, text in enumerate(texts if kind != "no_choices" else ()):
             packed = embedding(text)
@@ -330,7 +343,7 @@ class OpenAIServer:
         read = sum(len(text.split()) for text in texts)
         usage = {"prompt_tokens": read, "total_tokens": read}
         payload = {"object": "list", "data": data, "model": model, "usage": usage}
-        return await self._reply(request, kind, payload)
+        return await self._reply(request, fault, payload, "\n".join(texts))
 
     async def _body(self, request: web.Request) -> Json:
         if "engine" in request.match_info and "api-version" not in request.query:
@@ -343,7 +356,7 @@ class OpenAIServer:
             raise bad_request("The body of the request must be a JSON object.")
         return body
 
-    def _admit(self, request: web.Request, body: Json, prompts: list[str]) -> tuple[str, FaultKind | None]:
+    def _admit(self, request: web.Request, body: Json, prompts: list[str]) -> tuple[str, Fault | None]:
         """Count the prompt; raise the error that is due, or return the model and the fault to act out."""
         model = request.match_info.get("engine") or body.get("model")
         if not isinstance(model, str):
@@ -355,12 +368,15 @@ class OpenAIServer:
         self._prompted += 1
         if self.models is not None and model not in self.models:
             raise bad_request(f"The model '{model}' does not exist.", 404, "model_not_found")
+        if self.at_once is not None and self.in_flight > self.at_once:
+            raise APIError(*ERRORS["429"])
         fault = self._strike(prompt, record.prompt_sha)
         if fault is None or fault.kind not in ERRORS:
-            return model, fault.kind if fault else None
+            return model, fault
         error = APIError(*ERRORS[fault.kind])
         if fault.kind == "content_filter":
             error.error |= {"param": "prompt", "innererror": {"code": "ResponsibleAIPolicyViolation"}}
+        error.headers |= dict(fault.headers)
         if fault.retry_after is not None:
             error.headers["Retry-After"] = f"{fault.retry_after:g}"
         raise error
@@ -376,17 +392,35 @@ class OpenAIServer:
                 return fault
         return None
 
-    async def _reply(self, request: web.Request, kind: FaultKind | None, payload: Json) -> web.Response:
+    async def _reply(
+        self, request: web.Request, fault: Fault | None, payload: Json, prompt: str
+    ) -> web.StreamResponse:
         """Send the payload after the latency, unless the fault is about how a reply travels."""
+        kind = fault.kind if fault else "none"
+        headers = dict(fault.headers) if fault else {}
         if kind == "reset" and request.transport is not None:
             request.transport.abort()  # and wait below to be cancelled, which is what aiohttp then does
         if kind in ("reset", "hang"):
             await asyncio.Event().wait()
         await asyncio.sleep(self.latency)
+        if kind == "endless":
+            return await self._endless(request)
         if kind == "garbage":
             return web.Response(text=json.dumps(payload)[:20], content_type="application/json")
-        self.answered += kind is None
-        return web.json_response(payload)
+        if fault and kind == "reply":
+            body = fault.body
+            for name, value in (("{key}", self.key), ("{prompt}", prompt)):
+                body = body.replace(name.encode(), json.dumps(value)[1:-1].encode())
+            return web.Response(body=body, status=fault.status, headers=headers, content_type="application/json")
+        self.answered += kind == "none"
+        return web.json_response(payload, headers=headers)
+
+    async def _endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while True:  # until the client has gone, which cancels this or fails the write
+            await response.write(b" " * 2**20)
+            self.sent_bytes += 2**20
 
 
 async def serve(port: int, latency: float) -> None:

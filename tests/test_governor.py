@@ -1,17 +1,39 @@
-"""The rate budget, on a simulated clock: as much as is allowed, never more, and everyone waits when told to."""
+"""The governor, on a simulated clock: as much as is allowed, never more, in turns, and everyone waits when told to.
+
+Its death is a real one, in a real cluster.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai_server import OpenAIServer
 
-from rambla_ray.actors.governor import BURST_S, HORIZON_S, Budget
-from rambla_ray.config import Rate
+from rambla_ray.actors.adaptive import CUT, FORGET_S, GROWTH, LEASE_S, START, Concurrency, Usage
+from rambla_ray.actors.governor import (
+    BURST_S,
+    HORIZON_S,
+    LONGEST_PAUSE_S,
+    NAMESPACE,
+    Budget,
+    Governor,
+    News,
+    Orders,
+    governor_name,
+)
+from rambla_ray.actors.openai import OpenAIChat
+from rambla_ray.config import Pool, Rate
+from rambla_ray.schema import Request
 
 BEGAN = 1000.0  # a monotonic clock starts anywhere
 
@@ -168,3 +190,302 @@ def test_no_pattern_of_calls_and_penalties_exceeds_the_rate(
             sent.append(now + wait)
     for window in (1.0, 10.0, 60.0):
         assert most_in(sorted(sent), window) <= per_minute / 60 * (window + BURST_S) + 1 + 1e-6
+
+
+# The governor: several holders, one budget
+
+
+@dataclass
+class Clock:
+    """A clock that is set."""
+
+    now: float = BEGAN
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Office:
+    """A governor, and holders that tell it news."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.governor = Governor(self.clock)
+
+    def hear(self, holder: str = "a", rate: Rate | None = None, *, most: int = 64, **news: Any) -> Orders:
+        """What the governor answers to a holder; one without a rate and usage does not adapt."""
+        limits = (rate.requests_per_minute, rate.tokens_per_minute) if rate else (None, None)
+        return self.governor.hear(News(holder, most, *limits, **{"usage": None, **news}))
+
+
+def permits_in(office: Office, holders: dict[str, Rate], seconds: float) -> Counter[str]:
+    """Permits that each holder gets that always wants more, and asks when it is told to, each with its own delay."""
+    given: Counter[str] = Counter()
+    end = office.clock.now + seconds
+    asking = [(office.clock.now + place / 1000, holder) for place, holder in enumerate(holders)]
+    while asking[0][0] < end:
+        office.clock.now, holder = heapq.heappop(asking)
+        orders = office.hear(holder, holders[holder], asks=(100,) * 20)
+        given[holder] += len(orders.permits)
+        heapq.heappush(asking, (office.clock.now + max(0.003, min(0.5, orders.again_s)), holder))
+    return given
+
+
+def test_holders_of_one_key_take_turns_and_use_the_budget_together() -> None:
+    rate = Rate(requests_per_minute=600)
+    given = permits_in(Office(), {"a": rate, "b": rate, "c": rate}, 60.0)
+    assert sum(given.values()) == pytest.approx(600, rel=0.03)
+    assert all(count == pytest.approx(200, rel=0.25) for count in given.values())
+
+
+def test_the_strictest_rate_of_those_present_holds_for_all() -> None:
+    loose, strict = Rate(requests_per_minute=6000), Rate(requests_per_minute=600, tokens_per_minute=10**9)
+    office = Office()
+    assert sum(permits_in(office, {"a": loose}, 10.0).values()) == pytest.approx(1000, rel=0.15)
+    assert sum(permits_in(office, {"a": loose, "b": strict}, 20.0).values()) == pytest.approx(200, rel=0.15)
+    office.hear("b", strict, leaving=True)
+    assert sum(permits_in(office, {"a": loose}, 10.0).values()) == pytest.approx(1000, rel=0.15)
+
+
+def test_the_rate_of_a_holder_that_falls_silent_ends_with_its_lease() -> None:
+    loose, strict = Rate(requests_per_minute=6000), Rate(requests_per_minute=60)
+    office = Office()
+    office.hear("b", strict)
+    assert sum(permits_in(office, {"a": loose}, LEASE_S - 0.1).values()) < 10
+    assert sum(permits_in(office, {"a": loose}, 10.0).values()) > 500
+
+
+def test_a_holder_without_a_rate_needs_permits_where_another_has_one() -> None:
+    office = Office()
+    assert not office.hear("a", asks=(1,)).metered
+    office.hear("b", Rate(requests_per_minute=60))
+    asked = office.hear("a", asks=(1, 1, 1))
+    assert (asked.metered, len(asked.permits)) == (True, 2)
+    office.clock.now += LEASE_S
+    assert not office.hear("a").metered
+
+
+def test_what_a_failed_call_reserved_is_given_back() -> None:
+    office, rate = Office(), Rate(tokens_per_minute=600)
+    assert office.hear("a", rate, asks=(600,)).permits == (0.0,)
+    assert office.hear("b", rate, asks=(1,)).permits == ()
+    assert len(office.hear("b", rate, asks=(1,), settled=((600, 0),)).permits) == 1
+
+
+def test_a_pause_is_told_to_every_holder_until_it_is_over() -> None:
+    office, rate = Office(), Rate(requests_per_minute=6000)
+    office.hear("a", pause_s=3.0)
+    for passed in (0.0, 1.0, 2.5):
+        office.clock.now = BEGAN + passed
+        assert office.hear("b").pause_s == pytest.approx(3.0 - passed)
+    assert min(office.hear("b", rate, asks=(1, 1)).permits) >= 0.5
+    office.clock.now = BEGAN + 3.0
+    assert office.hear("c").pause_s == 0.0
+
+
+def test_no_endpoint_can_stop_everybody_for_days() -> None:
+    assert Office().hear("a", pause_s=1e9).pause_s == LONGEST_PAUSE_S
+
+
+# Concurrency
+
+
+@dataclass
+class Endpoint:
+    """An endpoint that answers `takes` calls at once and says 429 to all others, and the actors that call it."""
+
+    takes: int
+    actors: dict[str, int]  # how many calls each can have in flight
+    wants: int = 10**6
+    now: float = BEGAN
+    answered: int = 0
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        self.concurrency = Concurrency()
+        self.lease = dict.fromkeys(self.actors, 0)
+        self.told = dict.fromkeys(self.actors, Usage())
+
+    def rounds(self, count: int, **troubles: Any) -> list[int]:
+        """Rounds of calls of 50 ms, every actor's calls at once; returns what was in flight in each."""
+        in_flight = []
+        for _ in range(count):
+            for name, most in self.actors.items():
+                usage = self.told[name]._replace(want=self.wants, **troubles)
+                self.lease[name], _ = self.concurrency.report(name, most, usage, self.now)
+            room = self.takes
+            for name, lease in self.lease.items():
+                sent = min(lease, self.wants)
+                done = min(sent, room)
+                room -= done
+                self.answered, self.refused = self.answered + done, self.refused + sent - done
+                self.told[name] = Usage(done, sent, limited=done < sent, epoch=self.concurrency.epoch)
+            in_flight.append(sum(min(lease, self.wants) for lease in self.lease.values()))
+            self.now += 0.05
+        return in_flight
+
+
+def test_calls_in_flight_double_with_each_round_until_the_pool_is_full() -> None:
+    assert Endpoint(10**6, {"a": 512}).rounds(6) == [START, 64, 128, 256, 512, 512]
+
+
+def test_actors_together_double_what_they_have_together() -> None:
+    together = Endpoint(10**6, {"a": 512, "b": 512}).rounds(8)
+    assert together[-1] == 1024
+    assert all(later <= 2 * before + 2 for before, later in pairwise(together))
+
+
+@pytest.mark.parametrize("actors", [1, 2, 5])
+@pytest.mark.parametrize("takes", [10, 100, 700])
+def test_calls_in_flight_find_what_the_endpoint_takes(actors: int, takes: int) -> None:
+    endpoint = Endpoint(takes, {f"actor {number}": 1000 for number in range(actors)})
+    endpoint.rounds(100)
+    endpoint.answered = endpoint.refused = 0
+    endpoint.rounds(400)
+    assert endpoint.answered >= 0.85 * 400 * takes
+    assert endpoint.refused <= 0.05 * endpoint.answered
+    assert max(endpoint.lease.values()) <= 2 * min(endpoint.lease.values()) + 2
+
+
+def test_an_episode_of_429s_cuts_once_and_ends_the_slow_start() -> None:
+    concurrency = Concurrency()
+    concurrency.report("a", 1000, Usage(want=1000), BEGAN)
+    concurrency.report("a", 1000, Usage(68, 32, 1000), BEGAN)
+    assert concurrency.limit == 100
+    for _ in range(5):  # calls that began before the cut was known
+        concurrency.report("a", 1000, Usage(want=1000, limited=True, epoch=0), BEGAN)
+    assert concurrency.limit == pytest.approx(100 * CUT)
+    concurrency.report("a", 1000, Usage(80, 80, 1000, epoch=1), BEGAN)
+    assert concurrency.limit == pytest.approx(100 * CUT * (1 + GROWTH))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [Usage(done=32, peak=20, want=20), Usage(done=32, peak=32, want=99, troubled=True), Usage(peak=32, want=99)],
+    ids=["not in use", "5xx or timeouts", "nothing answered"],
+)
+def test_what_does_not_let_the_limit_grow(usage: Usage) -> None:
+    concurrency = Concurrency()
+    concurrency.report("a", 1000, Usage(want=99), BEGAN)
+    concurrency.report("a", 1000, usage, BEGAN)
+    assert concurrency.limit == START
+
+
+def test_trouble_does_not_shrink_the_limit() -> None:
+    endpoint = Endpoint(10**6, {"a": 512})
+    endpoint.rounds(3)
+    before = endpoint.concurrency.limit
+    endpoint.rounds(10, troubled=True, done=0)
+    assert endpoint.concurrency.limit == before
+
+
+def test_an_endpoint_that_only_refuses_is_left_alone_for_longer_and_longer() -> None:
+    concurrency = Concurrency()
+    concurrency.report("a", 64, Usage(want=64), BEGAN)
+    pauses = [concurrency.report("a", 64, Usage(want=64, limited=True, epoch=cut), BEGAN)[1] for cut in range(12)]
+    assert pauses[:5] == [0.0, 0.25, 0.5, 1.0, 2.0]
+    assert pauses[-1] == 30.0
+    assert concurrency.limit >= 1
+    concurrency.report("a", 64, Usage(1, 1, 64, epoch=12), BEGAN)
+    assert concurrency.report("a", 64, Usage(want=64, limited=True, epoch=12), BEGAN)[1] == 0.0
+
+
+def test_an_actor_that_wants_little_leaves_the_rest_to_the_others() -> None:
+    concurrency = Concurrency()
+    for _ in range(3):
+        quiet, _ = concurrency.report("quiet", 64, Usage(want=2), BEGAN)
+        busy, _ = concurrency.report("busy", 64, Usage(want=64), BEGAN)
+    assert (quiet, busy) == (3, START - 3)
+
+
+def test_the_lease_of_an_actor_that_died_is_free_after_a_while() -> None:
+    endpoint = Endpoint(10**6, {"a": 64, "b": 64})
+    endpoint.rounds(2)
+    concurrency = endpoint.concurrency
+    shared = concurrency.report("a", 64, Usage(want=64), endpoint.now)[0]
+    alone = concurrency.report("a", 64, Usage(want=64), endpoint.now + LEASE_S)[0]
+    assert shared < alone == 64
+
+
+def test_without_any_actor_for_a_minute_all_begins_anew() -> None:
+    endpoint = Endpoint(10**6, {"a": 512})
+    endpoint.rounds(6)
+    concurrency, left = endpoint.concurrency, endpoint.now
+    concurrency.leave("a", left)
+    assert concurrency.report("a", 512, Usage(want=512), left + FORGET_S - 1)[0] == 512
+    concurrency.leave("a", left)
+    assert concurrency.report("a", 512, Usage(want=512), left + FORGET_S)[0] == START
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcd"),
+            st.builds(Usage, *[st.integers(0, 200)] * 3, st.booleans(), st.booleans(), st.integers(0, 3)),
+            st.floats(0, 6),
+        ),
+        max_size=60,
+    )
+)
+def test_leases_never_exceed_the_limit_by_more_than_one_each(reports: list[tuple[str, Usage, float]]) -> None:
+    concurrency, now = Concurrency(), BEGAN
+    leases: dict[str, tuple[int, float]] = {}
+    for name, usage, pause in reports:
+        now += pause
+        before = concurrency.limit
+        lease, _ = concurrency.report(name, 100, usage, now)
+        leases[name] = (lease, now + LEASE_S)
+        leases = {name: (lease, until) for name, (lease, until) in leases.items() if until > now}
+        assert 1 <= lease <= 100
+        assert lease == 1 or sum(lease for lease, _ in leases.values()) <= concurrency.limit
+        assert concurrency.limit <= max(before, 100 * len(leases))
+
+
+# In a cluster
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    """An actor with a model."""
+
+    def __init__(self, url: str, rate: Rate) -> None:
+        params = OpenAIChat.Params(engine="gpt-4", temperature=0, base_url=url)
+        self._model = OpenAIChat(OpenAIChat.settle(params), Pool(max_concurrency=64), rate)
+
+    async def ask(self, prompts: list[str]) -> list[str]:
+        answers = await asyncio.gather(*(self._model.generate(Request(prompt)) for prompt in prompts))
+        return [answer.text for answer in answers]
+
+
+def governor_of(server: OpenAIServer) -> Any:
+    return ray.get_actor(governor_name(f"{server.base_url} OPENAI_API_KEY"), namespace=NAMESPACE)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_of_a_cluster_share_one_governor_whatever_their_rate() -> None:
+    rates = [Rate(requests_per_minute=600), Rate(requests_per_minute=6000)]
+    with OpenAIServer(answer=str.upper) as server:
+        callers = [Caller.remote(server.base_url, rate) for rate in rates]
+        asked = [[f"{number} {letter}" for number in range(15)] for letter in "ab"]
+        answers = ray.get([caller.ask.remote(prompts) for caller, prompts in zip(callers, asked, strict=True)])
+        times = sorted(record.time for record in server.requests)
+    assert answers == [[prompt.upper() for prompt in prompts] for prompts in asked]
+    assert times[-1] - times[0] > 2.0  # of the 2.9 s that the stricter rate takes
+    ray.kill(governor_of(server))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("rate", [Rate(), Rate(requests_per_minute=60_000)], ids=["adaptive", "rate"])
+@pytest.mark.parametrize("for_good", [False, True], ids=["restarts", "gone"])
+def test_callers_carry_on_when_their_governor_dies(rate: Rate, for_good: bool) -> None:
+    prompts = [f"prompt {number}" for number in range(300)]
+    with OpenAIServer(answer=str.upper, latency=0.05) as server:
+        caller = Caller.remote(server.base_url, rate)
+        assert ray.get(caller.ask.remote(["first"])) == ["FIRST"]
+        asking = caller.ask.remote(prompts)
+        ray.kill(governor_of(server), no_restart=for_good)
+        assert ray.get(asking, timeout=120) == [prompt.upper() for prompt in prompts]
+        assert ray.get(caller.ask.remote(["last"]), timeout=120) == ["LAST"]
+        ray.kill(governor_of(server))

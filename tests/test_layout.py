@@ -16,14 +16,17 @@ PACKAGE = REPO / "rambla_ray"
 # Each module may import only from those on lines above its own.
 ORDER = [
     [
-        *("rambla_ray.errors", "rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats", "rambla_ray.parsing"),
-        *("rambla_ray.mutation", "rambla_ray.rambla", "rambla_ray.similarity"),
+        *("rambla_ray.prompts", "rambla_ray.schema", "rambla_ray.stats", "rambla_ray.parsing"),
+        *("rambla_ray.mutation", "rambla_ray.rambla", "rambla_ray.similarity", "rambla_ray.display"),
     ],
+    ["rambla_ray.errors"],
     ["rambla_ray.storage", "rambla_ray.stages", "rambla_ray.metrics"],
-    ["rambla_ray.ledger", "rambla_ray.datasets", "rambla_ray.registry"],
-    ["rambla_ray.config"],
-    ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.governor"],
-    ["rambla_ray.report", "rambla_ray.plan", "rambla_ray.actors.base", "rambla_ray.actors.ledger"],
+    ["rambla_ray.ledger", "rambla_ray.samples", "rambla_ray.datasets", "rambla_ray.registry"],
+    ["rambla_ray.config", "rambla_ray.scoring"],
+    ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.adaptive", "rambla_ray.actors.http"],
+    ["rambla_ray.report", "rambla_ray.audit", "rambla_ray.plan", "rambla_ray.actors.governor"],
+    ["rambla_ray.actors.gate", "rambla_ray.actors.retry", "rambla_ray.actors.ledger"],
+    ["rambla_ray.actors.base"],
     [
         "rambla_ray.actors.mock",
         "rambla_ray.actors.overlap",

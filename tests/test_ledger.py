@@ -229,7 +229,7 @@ def test_what_was_spent_is_counted_by_model_and_role(tmp_path: Path) -> None:
 
 
 def claim(ledger: Ledger, *request_ids: str) -> None:
-    ledger.claim((rid(request_id), "m", "target") for request_id in request_ids)
+    ledger.mark("c", ((rid(request_id), "m", "target") for request_id in request_ids))
 
 
 def test_a_claim_that_nothing_follows_is_a_call_that_may_have_been_paid(tmp_path: Path) -> None:
@@ -244,6 +244,13 @@ def test_a_claim_that_nothing_follows_is_a_call_that_may_have_been_paid(tmp_path
     assert opened(tmp_path).spent["m", "target"].answered == 3
 
 
+def test_a_claim_that_was_released_cost_nothing(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    claim(ledger, "a")
+    ledger.mark("r", [(rid("a"), "m", "target")])
+    assert opened(tmp_path).spent["m", "target"].repeated == ledger.spent["m", "target"].repeated == 0
+
+
 def test_a_record_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     for _ in range(2):  # as when the service dies between writing and saying so
@@ -256,7 +263,7 @@ def test_a_record_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
 def test_deaths_are_remembered_by_the_run_and_by_no_other(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     for _ in range(2):
-        ledger.bury([(rid("a"), "m", "target")])
+        ledger.mark("d", [(rid("a"), "m", "target")])
     assert opened(tmp_path).deaths == {rid("a"): 2}
     assert opened(tmp_path, "another").deaths == {}
 

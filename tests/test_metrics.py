@@ -20,6 +20,7 @@ from rambla_ray.metrics import (
     cell_metrics,
     paired_metrics,
     rambla_metrics,
+    variant_effects,
     without_nan,
 )
 from rambla_ray.schema import Outcome
@@ -244,6 +245,42 @@ def test_pairs_are_judged_by_their_own_right_answers() -> None:
 def test_without_a_pair_there_is_no_number(changed: Row) -> None:
     paired = paired_metrics(cell(changed), cell(sample("1")))
     assert (paired["n"], paired["consistency"], paired["mcnemar_p"], paired["difference"]) == (0, None, None, None)
+
+
+def right_or_wrong(answers: list[bool]) -> Cell:
+    return cell(*(sample(str(number), "yes" if right else "no") for number, right in enumerate(answers)))
+
+
+def test_effects_of_variants_are_differences_from_the_first_on_the_same_items() -> None:
+    clean, worse = right_or_wrong([True] * 100), right_or_wrong([number >= 20 for number in range(100)])
+    effects = variant_effects({"n=0": clean, "n=10": worse})
+    first, second = effects["variants"]
+    assert (first["accuracy"], first["difference"]) == (1.0, None)
+    assert (second["scored"], second["pairs"]) == (100, 100)
+    assert second["difference"]["value"] == pytest.approx(-0.2)
+    low, high = second["difference"]["ci95"]
+    assert low < -0.2 < high < 0
+    assert effects["slope"]["value"] == pytest.approx(-0.02)
+    assert effects["compared_with"] == "n=0"
+
+
+def test_the_slope_takes_the_variants_of_an_item_together() -> None:
+    """Items that are right or wrong in all variants alike leave no doubt that nothing changes."""
+    same = [number % 2 == 0 for number in range(100)]
+    effects = variant_effects({name: right_or_wrong(same) for name in ("n=0", "n=10", "n=50")})
+    assert effects["slope"] == {"value": pytest.approx(0, abs=1e-12), "ci95": pytest.approx([0, 0], abs=1e-12)}
+
+
+def test_variants_that_are_no_numbers_have_no_slope() -> None:
+    same = right_or_wrong([True] * 10)
+    assert "slope" not in variant_effects({"order=yes-no": same, "order=no-yes": same})
+
+
+def test_variants_without_a_scored_sample_have_no_numbers() -> None:
+    failed = cell(sample("1", outcome="failed"))
+    effects = variant_effects({"n=0": failed, "n=1": failed})
+    assert effects["slope"] is None
+    assert [row["accuracy"] for row in effects["variants"]] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rambla_ray.actors.mock import MockModel, MockParams
-from rambla_ray.config import Pool
-from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.actors.retry import RetryPolicy
+from rambla_ray.config import Chaos, Pool, Rate
+from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.schema import Request, Response, request_id
 
 CHOICES = ("yes", "no", "unknown")
@@ -25,11 +27,12 @@ def mock(**params: Any) -> MockModel:
     return MockModel(MockParams(**params), Pool(), None)
 
 
-def ask(model: MockModel, requests: list[Request]) -> list[Any]:
-    async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
+async def gathered(model: MockModel, requests: list[Request]) -> list[Any]:
+    return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
 
-    return asyncio.run(all_at_once())
+
+def ask(model: MockModel, requests: list[Request]) -> list[Any]:
+    return asyncio.run(gathered(model, requests))
 
 
 def texts(model: MockModel, requests: list[Request]) -> list[str]:
@@ -129,3 +132,111 @@ def test_identity_holds_what_changes_answers_and_not_the_latency() -> None:
     assert mock().identity() == mock(latency_s=1).identity()
     for change in ({"seed": 1}, {"flip": 0.9}, {"answer": "no"}, {"error_rate": 0.5}, {"behaviour": "oracle"}):
         assert mock().identity() != mock(**change).identity(), change
+
+
+# What it shares with the models behind endpoints
+
+
+class QuickMock(MockModel):
+    retry = RetryPolicy(attempts=30, first_pause_s=0.001, longest_pause_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("http429", ErrorKind.RATE_LIMITED),
+        ("http500", ErrorKind.SERVER),
+        ("reset", ErrorKind.CONNECTION),
+        ("garbage", ErrorKind.GARBAGE),
+    ],
+)
+def test_chaos_that_stays_ends_as_what_it_is(fault: str, kind: ErrorKind) -> None:
+    model = QuickMock(MockParams(), Pool(), Rate(give_up_after_s=0.5))
+    model.attach(print, Chaos(**{fault: 1.0}))
+    (failed,) = ask(model, [A])
+    assert failed.kind == kind
+    assert failed.attempts == len(failed.tries) > 1
+    assert all(attempt.reason == f"{kind}: made up by chaos.{fault}" for attempt in failed.tries)
+
+
+def test_answers_are_the_same_through_chaos() -> None:
+    model = QuickMock(MockParams(), Pool(), None)
+    model.attach(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1))
+    through_chaos = ask(model, MANY[:300])
+    assert [response.text for response in through_chaos] == texts(mock(), MANY[:300])
+    assert sum(response.attempts for response in through_chaos) > 350
+
+
+def test_chaos_that_is_no_fault_of_a_call_leaves_calls_alone() -> None:
+    model = mock()
+    model.attach(print, Chaos(kill_actor_every=2))
+    assert {response.attempts for response in ask(model, MANY[:100])} == {1}
+
+
+def test_the_deadline_holds() -> None:
+    class Once(MockModel):
+        retry = RetryPolicy(attempts=1)
+
+    (failed,) = ask(Once(MockParams(latency_s=60), Pool(), Rate(timeout_s=0.05)), [A])
+    assert (failed.kind, failed.message) == (ErrorKind.TIMEOUT, "no reply from mock within 0.05 s")
+
+
+def test_a_rate_holds() -> None:
+    began = time.monotonic()
+    model = MockModel(MockParams(), Pool(), Rate(requests_per_minute=1200))
+    assert [response.text for response in ask(model, MANY[:40])] == texts(mock(), MANY[:40])
+    assert time.monotonic() - began > 1.5  # 39 intervals of 50 ms, less the burst
+
+
+def test_no_more_requests_are_in_flight_than_the_pool_allows() -> None:
+    class Watched(MockModel):
+        now = most = 0
+
+        async def call(self, request: Request) -> Response:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            response = await super().call(request)
+            self.now -= 1
+            return response
+
+    model = Watched(MockParams(latency_s=0.001), Pool(max_concurrency=5), None)
+    ask(model, MANY[:50])
+    assert model.most == 5
+
+
+def test_a_cancelled_request_gives_its_slot_back() -> None:
+    async def cancelled_then_asked() -> Response:
+        model = MockModel(MockParams(latency_s=0.01), Pool(max_concurrency=1), None)
+        waiting = [asyncio.create_task(model.generate(request)) for request in MANY[:3]]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return await asyncio.wait_for(model.generate(A), 5)
+
+    assert asyncio.run(cancelled_then_asked()).attempts == 1
+
+
+class Drained(MockModel):
+    """One whose run is stopped while its first call is out."""
+
+    async def call(self, request: Request) -> Response:
+        asyncio.get_running_loop().call_soon(self.drain)
+        return await super().call(request)
+
+
+def test_when_the_run_is_stopped_what_is_out_is_answered_and_nothing_else_is_asked() -> None:
+    model = Drained(MockParams(behaviour="oracle", latency_s=0.01), Pool(max_concurrency=1), None)
+    answered, *others = ask(model, MANY[:3])
+    assert answered.text == MANY[0].target
+    assert [type(other) for other in [*others, *ask(model, [A])]] == [Draining] * 3
+
+
+def test_when_the_run_is_stopped_nothing_waits_to_be_asked_again() -> None:
+    class Limited(Drained):
+        async def call(self, request: Request) -> Response:
+            await super().call(request)
+            raise CallError(ErrorKind.RATE_LIMITED, "not now", retry_after_s=600)
+
+    (drained,) = asyncio.run(asyncio.wait_for(gathered(Limited(MockParams(), Pool(), None), [A]), 10))
+    assert isinstance(drained, Draining)

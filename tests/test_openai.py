@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import gzip
 import json
 import struct
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,10 +20,11 @@ from typing import Any
 import pytest
 from openai_server import Fault, FaultKind, OpenAIServer, default_answer, embedding, prompt_sha
 
-from rambla_ray.actors.base import RetryPolicy
+from rambla_ray.actors.base import HEDGE_AFTER
 from rambla_ray.actors.http import told_wait_s
 from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
-from rambla_ray.config import Pool, Rate
+from rambla_ray.actors.retry import RetryPolicy
+from rambla_ray.config import Chaos, Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
 
@@ -39,6 +43,10 @@ class Completion(OpenAICompletion):
 
 class Embeddings(OpenAIEmbeddings):
     retry = QUICK
+
+
+class Stubborn(Chat):
+    retry = RetryPolicy(attempts=30, first_pause_s=0.001, longest_pause_s=0.01)
 
 
 KINDS = [Chat, Completion, Embeddings]
@@ -77,13 +85,12 @@ def ask(model: OpenAIModel, *prompts: str) -> list[Any]:
     return asyncio.run(all_at_once())
 
 
-def ask_in_turn(model: OpenAIModel, *prompts: str) -> list[Any]:
-    async def one_by_one() -> list[Any]:
-        return [
-            (await asyncio.gather(model.generate(Request(prompt)), return_exceptions=True))[0] for prompt in prompts
-        ]
+async def in_turn(model: OpenAIModel, *prompts: str) -> list[Any]:
+    return [(await asyncio.gather(model.generate(Request(prompt)), return_exceptions=True))[0] for prompt in prompts]
 
-    return asyncio.run(one_by_one())
+
+def ask_in_turn(model: OpenAIModel, *prompts: str) -> list[Any]:
+    return asyncio.run(in_turn(model, *prompts))
 
 
 def answer(model: OpenAIModel, prompt: str) -> Response:
@@ -344,6 +351,328 @@ def test_a_pause_between_attempts_holds_no_slot() -> None:
     assert done == ["free", "limited"]
 
 
+def test_a_limit_used_up_is_waited_for_before_anything_else_is_sent() -> None:
+    used_up = (("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "400ms"))
+    with OpenAIServer(faults=[Fault("none", match="one", headers=used_up)]) as server:
+        ask_in_turn(build(server), "one", "two")
+        first, second = server.requests
+    assert second.time - first.time >= 0.4
+
+
+def test_calls_stay_within_the_rate_of_all_models_that_share_a_key() -> None:
+    prompts = [f"prompt {number}" for number in range(15)]
+
+    async def both(models: list[OpenAIModel]) -> None:
+        await asyncio.gather(*(model.generate(Request(prompt)) for model in models for prompt in prompts))
+
+    with OpenAIServer() as server:
+        rate = Rate(requests_per_minute=600)
+        asyncio.run(both([build(server, rate=rate), build(server, Completion, rate=Rate(requests_per_minute=6000))]))
+        times = [record.time for record in server.requests]
+    assert len(times) == 30
+    assert times[-1] - times[0] > 2.0  # of the 2.9 s that the stricter rate takes; the burst, and delays, come off
+
+
+def test_an_estimate_above_the_budget_is_told_once_and_sent() -> None:
+    notes: list[str] = []
+    with OpenAIServer(answer=str.upper) as server:
+        model = build(server, rate=Rate(tokens_per_minute=1000))
+        model.attach(notes.append, Chaos())
+        first, second = asyncio.run(asyncio.wait_for(in_turn(model, "a" * 4000, "b" * 8000), 30))
+    assert (first.text, second.text) == ("A" * 4000, "B" * 8000)
+    assert len(notes) == 1
+    assert "tokens_per_minute=1000" in notes[0]
+
+
+# How many calls are in flight
+
+
+def test_without_a_rate_calls_in_flight_grow_to_what_the_pool_allows() -> None:
+    with OpenAIServer(latency=0.02) as server:
+        responses = ask(build(server, at_once=512), *(f"prompt {number}" for number in range(2000)))
+        assert {response.attempts for response in responses} == {1}
+        assert server.max_in_flight >= 256
+
+
+def test_calls_in_flight_settle_at_what_the_endpoint_takes() -> None:
+    prompts = [f"prompt {number}" for number in range(600)]
+    with OpenAIServer(answer=str.upper, latency=0.02, at_once=10) as server:
+        responses = ask(build(server, at_once=512), *prompts)
+        assert [response.text for response in responses] == [prompt.upper() for prompt in prompts]
+        refused = sum(record.status == 429 for record in server.requests)
+        late = server.requests[-300:]
+    assert refused < 150
+    assert sum(record.status == 429 for record in late) < 60
+
+
+# Hedging
+
+
+def warm_up(model: OpenAIModel) -> Coroutine[Any, Any, list[Any]]:
+    """As many quick calls as it takes to know what is slow."""
+    return in_turn(model, *(f"quick {number}" for number in range(HEDGE_AFTER)))
+
+
+def test_a_slow_call_is_asked_a_second_time_and_the_first_answer_wins() -> None:
+    complaints: list[Any] = []
+
+    async def hedged(model: OpenAIModel) -> Response:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        await warm_up(model)
+        response = await model.generate(Request("hello"))
+        gc.collect()
+        return response
+
+    with OpenAIServer(answer=str.upper, faults=[Fault("hang", match="hello")]) as server:
+        response = asyncio.run(hedged(build(server, rate=Rate(hedge=True))))
+        assert (response.text, response.attempts, response.hedged) == ("HELLO", 2, 1)
+        assert [attempt.reason.partition(":")[0] for attempt in response.tries] == ["cancelled", ""]
+        assert len(server.requests) == HEDGE_AFTER + 2
+    assert complaints == []
+
+
+def test_without_hedging_a_slow_call_is_waited_for() -> None:
+    async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
+        await warm_up(model)
+        server.latency = 0.3
+        return await model.generate(Request("hello"))
+
+    with OpenAIServer() as server:
+        assert asyncio.run(slow(build(server), server)).attempts == 1
+
+
+def test_a_second_call_waits_for_a_slot_of_its_own() -> None:
+    async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
+        await warm_up(model)
+        server.latency = 0.3
+        return await model.generate(Request("hello"))
+
+    with OpenAIServer() as server:
+        response = asyncio.run(slow(build(server, rate=Rate(hedge=True), at_once=1), server))
+        assert (response.attempts, response.hedged, server.max_in_flight) == (1, 0, 1)
+
+
+def test_when_both_calls_fail_the_request_is_tried_again() -> None:
+    async def hedged(model: OpenAIModel) -> Response:
+        await warm_up(model)
+        return await model.generate(Request("hello"))
+
+    faults = [Fault("hang", match="hello"), Fault("500", match="hello")]
+    with OpenAIServer(answer=str.upper, faults=faults) as server:
+        response = asyncio.run(hedged(build(server, rate=Rate(hedge=True, timeout_s=1.0))))
+    assert (response.text, response.hedged) == ("HELLO", 1)
+    assert [attempt.reason.partition(":")[0] for attempt in response.tries] == ["timeout", "server", ""]
+
+
+# Chaos
+
+
+CHAOS = [
+    ("http429", ErrorKind.RATE_LIMITED, "HTTP 429 rate_limit_exceeded: Made up by chaos."),
+    ("http500", ErrorKind.SERVER, "HTTP 500 server_error: Made up by chaos."),
+    ("reset", ErrorKind.CONNECTION, "connection failed: ConnectionResetError: made up by chaos"),
+    ("garbage", ErrorKind.GARBAGE, "the reply is not what the API promises (JSONDecodeError)"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "message"), CHAOS)
+def test_chaos_passes_through_the_reading_of_replies(fault: str, kind: ErrorKind, message: str) -> None:
+    with OpenAIServer() as server:
+        model = build(server, rate=IMPATIENT)
+        model.attach(print, Chaos(**{fault: 1.0}))
+        failed = error(model)
+        assert (failed.kind, failed.message, server.requests) == (kind, message, [])
+    assert failed.attempts > 1
+
+
+def test_every_prompt_is_answered_through_chaos() -> None:
+    prompts = [f"prompt {number}" for number in range(100)]
+    with OpenAIServer(answer=str.upper) as server:
+        model = build(server, Stubborn)
+        model.attach(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1))
+        responses = ask(model, *prompts)
+        assert [response.text for response in responses] == [prompt.upper() for prompt in prompts]
+        assert sum(response.attempts for response in responses) > len(server.requests) == 100
+
+
+# Replies that mean harm, or no good
+
+
+SAID = b'{"choices": [%b], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}'
+YES = b'{"message": {"content": "Yes"}, "finish_reason": "stop"}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no JSON", b"null", b"[]", b'"text"', b"{}", b'{"choices": null}', b'{"choices": {}}', b"\xff\xfe"]
+    + [SAID % said for said in (b"null", b"{}", b'{"message": null}', b'{"message": {"content": ["a"]}}')]
+    + [b"[" * 100_000, b'{"choices": ' * 100_000, b'{"choices": [' + b"9" * 5000 + b"]}"],
+)
+def test_a_reply_that_is_not_what_the_api_promises_is_garbage(body: bytes) -> None:
+    with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
+        failed = error(build(server, TriesOnce))
+        assert (failed.kind, failed.attempts) == (ErrorKind.GARBAGE, 1)
+
+
+def replied(body: bytes, kind: type[OpenAIModel] = Chat, **reply: Any) -> Response:
+    with OpenAIServer(faults=[Fault("reply", body=body, times=-1, **reply)]) as server:
+        return answer(build(server, kind), "hello")
+
+
+def test_of_ten_choices_the_first_is_the_answer() -> None:
+    choices = b", ".join([YES, *[YES.replace(b"Yes", b"No")] * 9])
+    assert replied(SAID % choices).text == "Yes"
+
+
+def test_an_answer_may_hold_any_character_but_no_lone_surrogate() -> None:
+    said = replied(SAID % YES.replace(b"Yes", rb"\u0000 \u001b[31m \ud800 \u2028"))
+    assert said.text == "\x00 \x1b[31m \ufffd \u2028"
+
+
+def test_a_model_that_declines_has_refused() -> None:
+    declined = b'{"message": {"content": null, "refusal": "I cannot."}}'
+    with OpenAIServer(faults=[Fault("reply", body=SAID % declined)]) as server:
+        assert error(build(server)).kind == ErrorKind.REFUSED
+
+
+@pytest.mark.parametrize("usage", ["null", "[]", "{}", '{"prompt_tokens": "3", "completion_tokens": -1}', "1e999"])
+def test_a_usage_that_is_none_counts_no_tokens(usage: str) -> None:
+    said = replied(f'{{"choices": [{YES.decode()}], "usage": {usage}}}'.encode())
+    assert (said.text, said.prompt_tokens, said.completion_tokens) == ("Yes", 0, 0)
+
+
+@pytest.mark.parametrize("reason", [b"null", b"7", b'{"a": 1}', b'""'])
+def test_a_finish_reason_that_is_none_is_stop(reason: bytes) -> None:
+    assert replied(SAID % YES.replace(b'"stop"', reason)).finish_reason == "stop"
+
+
+def test_an_answer_of_50_megabytes_is_cut() -> None:
+    body = SAID % YES.replace(b"Yes", b"word " * 10_000_000)
+    said = replied(body)
+    assert (said.text, said.finish_reason) == ("word " * 200_000, "length")
+
+
+@pytest.mark.parametrize("fault", [Fault("endless", "hello"), Fault("reply", "hello", body=b" " * (64 * 2**20 + 1))])
+def test_a_reply_beyond_64_mebibytes_is_dropped_and_not_asked_again(fault: Fault) -> None:
+    with OpenAIServer(answer=str.upper, faults=[fault]) as server:
+        failed, after = ask_in_turn(build(server), "hello", "and after")
+        assert (failed.kind, failed.attempts, after.text) == (ErrorKind.OVERSIZED, 1, "AND AFTER")
+        assert "64 MiB" in failed.message
+        assert server.sent_bytes < 128 * 2**20
+
+
+def test_large_replies_are_all_read() -> None:
+    with OpenAIServer(answer=lambda prompt: prompt * 300_000) as server:
+        responses = ask(build(server), *"abcdefgh")
+    assert [response.text for response in responses] == [letter * 300_000 for letter in "abcdefgh"]
+
+
+def test_a_compressed_reply_is_read() -> None:
+    assert replied(gzip.compress(SAID % YES), headers=(("Content-Encoding", "gzip"),)).text == "Yes"
+
+
+def test_a_prompt_of_a_million_characters_is_answered() -> None:
+    with OpenAIServer(answer=lambda prompt: str(len(prompt))) as server:
+        assert answer(build(server), "\u00b5" * 1_000_000).text == "1000000"
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with OpenAIServer() as other:
+        away = Fault("reply", status=307, headers=(("Location", f"{other.base_url}/chat/completions"),))
+        with OpenAIServer(faults=[away]) as server:
+            failed = error(build(server))
+        assert (failed.kind, other.requests) == (ErrorKind.NOT_FOUND, [])
+        assert other.base_url in failed.message
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OpenAIServer(answer=str.upper) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.azure_base)
+        monkeypatch.setenv("no_proxy", "")
+        assert answer(build("http://elsewhere.example/v1"), "hello").text == "HELLO"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "attempts"),
+    [(status, ErrorKind.BAD_REQUEST, 1) for status in (400, 402, 418, 422)]
+    + [(401, ErrorKind.AUTH, 1), (403, ErrorKind.AUTH, 1), (404, ErrorKind.NOT_FOUND, 1), (413, ErrorKind.TOO_LONG, 1)]
+    + [(status, ErrorKind.SERVER, 5) for status in (408, 409, 500, 502, 503, 504, 529)],
+)
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error": "no"}', b'{"detail": []}'])
+def test_a_status_decides_whether_a_call_is_tried_again(
+    status: int, kind: ErrorKind, attempts: int, body: bytes
+) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=status, body=body, times=-1)]) as server:
+        failed = error(build(server))
+        assert (failed.kind, failed.attempts, len(server.requests)) == (kind, attempts, attempts)
+    assert failed.message.startswith(f"HTTP {status}")
+
+
+@pytest.mark.parametrize(
+    "error_body",
+    [
+        b'{"error": {"message": "This model\'s maximum context length is 4096 tokens.", "code": 400}}',
+        b'{"error": {"message": "the request exceeds the available context size", "type": "x"}}',
+    ],
+    ids=["vllm", "llama.cpp"],
+)
+def test_other_servers_words_for_too_long_are_understood(error_body: bytes) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=400, body=error_body)]) as server:
+        assert error(build(server)).kind == ErrorKind.TOO_LONG
+
+
+# Every attempt is told
+
+
+def test_every_attempt_of_an_answer_is_told() -> None:
+    began = time.time()
+    with OpenAIServer(faults=[Fault("500"), Fault("429", retry_after=0.01)]) as server:
+        response = answer(build(server), "hello")
+    assert [attempt.reason for attempt in response.tries] == [
+        "server: HTTP 500 server_error: The server had an error while processing your request.",
+        "rate_limited: HTTP 429 rate_limit_exceeded: Rate limit reached for requests.",
+        "",
+    ]
+    starts = [attempt.at for attempt in response.tries]
+    assert began - 1 < starts[0] < starts[1] < starts[2] < time.time() + 1
+    assert all(attempt.took_s > 0 for attempt in response.tries)
+    assert response.latency_s == response.tries[-1].took_s
+
+
+def test_every_attempt_of_a_failure_is_told() -> None:
+    with OpenAIServer(faults=[Fault("500", times=-1)]) as server:
+        failed = error(build(server))
+    assert len(failed.tries) == failed.attempts == 5
+    assert failed.waited_s > 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20ms"}, 0.02),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"}, 1.0),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        ({"x-ratelimit-remaining-tokens": "-1", "x-ratelimit-reset-tokens": "1h1m1.5s"}, 3661.5),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2.5"}, 2.5),
+        ({"x-ratelimit-remaining-tokens": "1", "x-ratelimit-reset-tokens": "6m0s"}, None),
+        ({"x-ratelimit-remaining-tokens": "0"}, None),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "soon"}, None),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s",
+            },
+            3.0,
+        ),
+        ({"retry-after": "2", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}, 2.0),
+    ],
+)
+def test_other_headers_say_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    assert told_wait_s(headers) == seconds
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [("2", 2.0), ("0.5", 0.5), ("-3", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)]
@@ -374,6 +703,56 @@ def test_an_endpoint_that_echoes_the_key_does_not_put_it_into_the_error(
         failed = error(build(url))
     assert failed.message.startswith("HTTP 401 invalid: ")
     assert "sk-secret" not in "".join([repr(failed), *traceback.format_exception(failed)])
+
+
+PROMPT = "Is it so that the quick brown fox jumps\nover  the lazy dog, and if it is, why does it do so at all?"
+
+
+@pytest.mark.parametrize("around", ["{prompt}", "{prompt}{prompt}", "x{prompt}", "{key}{prompt}{key}"])
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 10_000, "a" * 1000])
+def test_an_endpoint_that_echoes_the_prompt_does_not_put_it_into_the_error(
+    monkeypatch: pytest.MonkeyPatch, around: str, prompt: str
+) -> None:
+    body = json.dumps({"error": {"message": f"Not: {around} !", "code": "bad"}}).encode()
+    with OpenAIServer(key="sk-secret-0123456789", faults=[Fault("reply", status=400, body=body)]) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", server.key)
+        failed = error(build(server), prompt)
+    shown = failed.message
+    assert shown.startswith("HTTP 400 bad: Not: ")
+    assert "sk-secret" not in shown
+    line = " ".join(prompt.split())
+    assert not [start for start in range(len(shown) - 39) if shown[start : start + 40] in line]
+
+
+def test_what_follows_an_echo_is_shown() -> None:
+    body = json.dumps({"error": {"message": "The prompt '{prompt}' is not allowed.", "code": "bad"}}).encode()
+    with OpenAIServer(faults=[Fault("reply", status=400, body=body)]) as server:
+        failed = error(build(server), PROMPT)
+    assert failed.message == "HTTP 400 bad: The prompt '[prompt]' is not allowed."
+
+
+def test_control_characters_of_an_endpoint_s_words_are_shown_as_escapes() -> None:
+    body = rb'{"error": {"message": "a\u001b[31mred\u0000\u202e\n\ud800", "code": "\u0007"}}'
+    with OpenAIServer(faults=[Fault("reply", status=400, body=body)]) as server:
+        failed = error(build(server))
+    assert failed.message == r"HTTP 400 \x07: a\x1b[31mred\x00\u202e \ud800"
+
+
+@pytest.mark.parametrize("key", ["sk\n-test", "sk-t\u00e9st"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(CallError, match="OPENAI_API_KEY") as caught:
+        build("http://127.0.0.1:1/v1")
+    assert caught.value.kind == ErrorKind.AUTH
+    assert "sk" not in str(caught.value)
+
+
+def test_a_key_with_spaces_around_it_is_used_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    with OpenAIServer(answer=str.upper) as server:
+        assert answer(build(server), "hello").text == "HELLO"
 
 
 def test_no_text_about_a_model_holds_the_key() -> None:

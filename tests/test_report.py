@@ -172,6 +172,23 @@ def test_hostile_content_is_harmless_in_errors(hostile: RunDirectory) -> None:
         assert all(value.isprintable() for value in json.loads(line).values())
 
 
+def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    """No config lets such a name through; a table of them would be harmless all the same."""
+    variant = "[bold red]v[/bold red] :warning: <b>|"
+    how = spec({"t": task_spec({variant: 2}, "u"), "u": task_spec({"": 2})})
+    samples = [sample(root, task="t", variant=variant) for root in "12"] + [sample(root, task="u") for root in "12"]
+    directory = no_calls(store(tmp_path, how, samples))
+    directory.write_metrics()
+    report.write_summary(directory)
+    assert printed(directory, width=250).count(variant) == 2  # among the scores and among the pairs
+    assert (
+        MarkdownIt("commonmark")
+        .enable("table")
+        .render(directory.folder.read("summary.md").decode())
+        .count("<td>t [bold red]v[/bold red] :warning: &lt;b&gt;|</td>")
+    )
+
+
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +427,20 @@ def test_samples_that_are_not_in_the_plan_fail_the_audit(audited: tuple[config.R
     assert finish_run(audited, samples)[0] == (
         "✗ samples: expected 10, stored 10, duplicate 0, lost 1, not in the plan 1"
     )
+
+
+def test_one_too_many_in_a_variant_does_not_hide_one_lost_in_another(tmp_path: Path) -> None:
+    loaded = config.load(["model=mock", "task=spelling_robustness", f"runs_dir={tmp_path}"])
+    directory = RunDirectory.create(loaded)
+    directory.begin(loaded, {}, [])
+    expected = {("spelling_robustness", "n=0"): 2, ("spelling_robustness", "n=1"): 2}
+    samples = [
+        sample(root, model="mock", task="spelling_robustness", variant=variant)
+        for root, variant in (("1", "n=0"), ("2", "n=0"), ("3", "n=0"), ("1", "n=1"))
+    ]
+    store(directory.folder.location, scoring_spec(loaded, expected), samples, model="mock")
+    directory.write_calls(loaded, [], {}, invocation(0.0, 0, finished=True))
+    assert str(audit(directory)[0]) == ("✗ samples: expected 4, stored 4, duplicate 0, lost 1, not in the plan 1")
 
 
 def test_what_a_stopped_run_has_not_asked_is_not_lost(audited: tuple[config.RunConfig, RunDirectory]) -> None:

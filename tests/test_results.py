@@ -228,6 +228,17 @@ def test_examples_of_differing_readers_have_the_samples_own_texts(
         ]
 
 
+def test_tokens_are_those_of_the_model_under_test(tmp_path: Path) -> None:
+    judged = sample("1", tokens=(10, 3))
+    judged.steps.append(
+        Step("generate:verdict", "judge", "m", "1", "?", "Yes", prompt_tokens=500, completion_tokens=70)
+    )
+    bare = sample("2", tokens=(1, 0))
+    (cell,) = store(tmp_path, spec({"t": task_spec({"": 2})}), [bare, judged]).score()["cells"]
+    assert cell["tokens"] == {"prompt": 11, "completion": 3}
+    assert cell["lengths"] == {"mean": 3.0, "median": 3.0, "std": 0.0}
+
+
 def test_metrics_are_the_same_bytes_in_whatever_order_samples_end(tmp_path: Path) -> None:
     samples = many(TASKS, 300)
     samples += [sample("item-1", "no", task="clean", tokens=(3, 9))]  # twice there, and not the same
@@ -304,6 +315,18 @@ def test_a_run_without_a_sample_has_no_cells(tmp_path: Path) -> None:
     assert (scores["cells"], scores["effects"], scores["partial"]) == ([], [], {"samples": 0, "expected": 50})
     directory.write_errors()
     assert (tmp_path / "errors.jsonl").read_bytes() == b""
+
+
+def test_a_run_may_be_kept_where_there_is_no_local_disk(tmp_path: Path) -> None:
+    samples, how = many(TASKS, 40), planned(40)
+    here = store(tmp_path / "here", how, samples)
+    (tmp_path / "there").mkdir()
+    there = store(f"file://{tmp_path}/there", how, samples)
+    for directory in (here, there):
+        directory.write_metrics()
+        directory.write_errors()
+    for name in ("metrics.json", "errors.jsonl"):
+        assert there.folder.read(name) == here.folder.read(name)
 
 
 # --- errors.jsonl ----------------------------------------------------------------------------------------------------

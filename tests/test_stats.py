@@ -88,21 +88,47 @@ def test_holm_refuses_what_is_no_p_value(p: float) -> None:
 # --- the bootstrap ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("clusters", "draws"), [(7, 2000), (2, 1), (3000, 2000)])
-def test_the_bootstrap_draws_as_many_clusters_as_there_are(clusters: int, draws: int) -> None:
+def drawn(sizes: list[int], draws: int) -> np.ndarray:
+    """The counts of each kind that the bootstrap hands to its statistic."""
     seen = []
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        seen.append(counts)
+        seen.append(counts.copy())
         return counts[:, 0]
 
-    bootstrap(statistic, clusters, seed=1, draws=draws)
-    counts = np.concatenate(seen)
-    assert counts.shape == (draws, clusters)
+    bootstrap(statistic, sizes, seed=1, draws=draws)
+    return np.concatenate(seen)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "draws"),
+    [
+        ([1] * 7, 2000),
+        ([1] * 2, 1),
+        ([1] * 3000, 2000),
+        ([5, 1, 3], 2000),
+        ([4000, 1, 999], 2000),  # few kinds of many clusters: a multinomial draw
+        ([700], 3),
+    ],
+)
+def test_the_bootstrap_draws_as_many_clusters_as_there_are(sizes: list[int], draws: int) -> None:
+    counts, clusters = drawn(sizes, draws), sum(sizes)
+    assert counts.shape == (draws, len(sizes))
     assert (counts.sum(axis=1) == clusters).all()
-    if draws == 2000:  # each count is binomial(n, 1/n)
-        assert counts.mean(axis=0) == pytest.approx(np.ones(clusters), abs=6 / math.sqrt(draws))
-        assert counts.var() == pytest.approx(1 - 1 / clusters, rel=0.05)
+    if draws == 2000:  # each count is binomial(n, size/n)
+        p = np.array(sizes) / clusters
+        deviation = np.sqrt(clusters * p * (1 - p))
+        assert (abs(counts.mean(axis=0) - sizes) <= 6 * deviation / math.sqrt(draws)).all()
+        assert counts.std(axis=0).mean() == pytest.approx(deviation.mean(), rel=0.05)
+
+
+def test_clusters_that_are_alike_may_be_counted_instead_of_drawn() -> None:
+    """Both ways of drawing give the distribution of the number of ones in n draws: binomial(n, p)."""
+    few, many = drawn([300, 100], 20_000)[:, 1], drawn([100] + [1] * 300, 20_000)[:, 0]
+    for found in (few, many):
+        quantiles = [0.025, 0.25, 0.5, 0.75, 0.975]
+        expected = scipy_stats.binom.ppf(quantiles, 400, 0.25)
+        assert abs(np.quantile(found, quantiles) - expected).max() <= 1
 
 
 def test_the_bootstrap_of_many_independent_rows_is_the_normal_interval() -> None:
@@ -126,9 +152,9 @@ def test_undefined_draws_are_left_out() -> None:
     def statistic(counts: np.ndarray) -> np.ndarray:
         return np.where(counts[:, 0] > 0, 1.0, np.nan)
 
-    assert bootstrap(statistic, 3, seed=1) == (1.0, 1.0)
-    assert bootstrap(lambda counts: np.full(len(counts), np.nan), 3, seed=1) is None
-    assert bootstrap(lambda counts: counts[:, 0], 1, seed=1) is None
+    assert bootstrap(statistic, [1, 1, 1], seed=1) == (1.0, 1.0)
+    assert bootstrap(lambda counts: np.full(len(counts), np.nan), [1, 1, 1], seed=1) is None
+    assert bootstrap(lambda counts: counts[:, 0], [1], seed=1) is None
 
 
 TABLES: list[tuple[str, Callable[[np.ndarray, np.ndarray, list[str], int], Estimate | None]]] = [
@@ -224,15 +250,38 @@ def test_the_area_is_that_of_scikit_learn(rows: list[tuple[int, int]]) -> None:
         assert estimate.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
-def test_the_area_of_a_draw_is_that_of_its_rows() -> None:
+@pytest.mark.parametrize("rows_each", [1, 3])
+def test_the_interval_of_the_area_is_that_of_drawing_items_and_asking_scikit_learn(rows_each: int) -> None:
     generator = np.random.default_rng(2)
-    labels, scores = generator.integers(2, size=30), generator.integers(5, size=30)
-    estimate = roc_auc(labels, scores, own_ids(30), seed=9, draws=100)
-    drawn = np.random.default_rng(9).integers(30, size=(100, 30))
-    order = np.lexsort([labels, scores, np.argsort(np.argsort(own_ids(30)))])  # items are numbered as sorted text
-    areas = [roc_auc_score(labels[order][rows], scores[order][rows]) for rows in drawn]
+    items = 60
+    labels = generator.integers(2, size=(items, rows_each))
+    scores = generator.integers(7, size=(items, rows_each)) + labels
+    groups = np.repeat(own_ids(items), rows_each).tolist()
+    estimate = roc_auc(labels.ravel(), scores.ravel(), groups, seed=9, draws=4000)
+    areas = []
+    for _ in range(4000):
+        rows = generator.integers(items, size=items)
+        areas.append(roc_auc_score(labels[rows].ravel(), scores[rows].ravel()))
     assert estimate is not None
-    assert estimate.ci95 == pytest.approx(np.percentile(areas, [2.5, 97.5]), abs=1e-12)
+    spread = float(np.std(areas))
+    assert estimate.ci95 == pytest.approx(np.percentile(areas, [2.5, 97.5]), abs=0.15 * spread)
+
+
+@pytest.mark.parametrize("rows_each", [1, 2])
+def test_the_interval_of_a_mean_is_that_of_drawing_items(rows_each: int) -> None:
+    generator = np.random.default_rng(4)
+    values = generator.choice([-1.0, 0.0, 1.0], p=[0.2, 0.7, 0.1], size=(500, rows_each))
+    groups = np.repeat(own_ids(500), rows_each).tolist()
+    estimate = bootstrap_mean(values.ravel(), groups, seed=9, draws=4000)
+    means = values[generator.integers(500, size=(4000, 500))].mean(axis=(1, 2))
+    assert estimate is not None
+    assert estimate.ci95 == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.15 * float(np.std(means)))
+
+
+def test_clusters_may_be_names_or_numbers() -> None:
+    generator = np.random.default_rng(8)
+    items, right = generator.integers(40, size=200), generator.random(200) < 0.7
+    assert bootstrap_mean(right, items, seed=1) == bootstrap_mean(right, [f"item {item}" for item in items], seed=1)
 
 
 # --- the intervals hold the truth ------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.metrics import Scored, variant_effects
-from rambla_ray.schema import Outcome
 from rambla_ray.stages import FewShot, Item, Mutate
 
 ORDERS = (("yes", "yes"), ("no", "no"), ("yes", "no"), ("no", "yes"))
@@ -77,25 +75,3 @@ def test_a_mutation_depends_on_the_item_and_not_on_the_others():
 def test_an_item_with_too_few_words_carries_its_fault():
     (item,) = Mutate().apply([Item("1", {"context": "only three words"})], 1234, "n=10")
     assert item.fault == "context: 3 words can be changed, 10 were asked for"
-
-
-def scored(root_id: str, right: bool) -> Scored:
-    return Scored(root_id, "yes", "yes", "yes" if right else "no", "yes", Outcome.SCORED)
-
-
-def test_effects_of_variants_are_differences_from_the_first_on_the_same_items():
-    clean = [scored(str(row), True) for row in range(100)]
-    worse = [scored(str(row), row >= 20) for row in range(100)]
-    effects = variant_effects({"n=0": clean, "n=10": worse})
-    first, second = effects["variants"]
-    assert (first["accuracy"], first["difference"]) == (1.0, None)
-    assert second["difference"]["value"] == pytest.approx(-0.2)
-    low, high = second["difference"]["ci95"]
-    assert low < -0.2 < high < 0
-    assert effects["slope"]["value"] == pytest.approx(-0.02)
-    assert effects["compared_with"] == "n=0"
-
-
-def test_variants_that_are_no_numbers_have_no_slope():
-    same = [scored(str(row), True) for row in range(10)]
-    assert "slope" not in variant_effects({"order=yes-no": same, "order=no-yes": same})

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 START = 32  # calls in flight to begin with
 CUT = 0.8  # what is left of the limit after a 429
-GROWTH = 0.05  # per round of calls, when the first 429 has been seen; at least one call
+GROWTH = 0.05  # per round of calls, when the first 429 has been seen
 FULL = 0.8  # the share of a lease that must have been in use for the limit to grow
 LEASE_S = 5.0  # without a report, a lease is free again
 FORGET_S = 60.0  # without any holder, what was found out no longer holds
-LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0  # after cuts without an answer between them
 
 
 class Usage(NamedTuple):
@@ -50,6 +50,7 @@ class Concurrency:
         self.limit = float(START)
         self.epoch = 0  # how often it has been cut
         self._slow_start = True
+        self._answered = True  # a call, since the last cut
         self._barren = 0  # cuts in a row without an answer between them
 
     def report(self, name: str, most: int, usage: Usage, now: float) -> tuple[int, float]:
@@ -85,21 +86,22 @@ class Concurrency:
             self._reset()
 
     def _adapt(self, holder: _Holder, usage: Usage) -> float:
-        if usage.limited:
-            if usage.epoch != self.epoch:  # its call began before the last cut, which it is the reason for
-                return 0.0
-            self.limit = max(1.0, self.limit * CUT)
-            self.epoch += 1
-            self._slow_start = False
-            self._barren = 0 if usage.done else self._barren + 1
-            return min(LONGEST_PAUSE_S, 0.25 * 2 ** (self._barren - 1)) if self._barren else 0.0
         if usage.done:
-            self._barren = 0
+            self._answered = True
+        if usage.limited:
+            return self._cut() if usage.epoch == self.epoch else 0.0  # else the last cut was for this one, too
         if usage.peak >= FULL * holder.lease and not usage.troubled:
-            each = 1.0 if self._slow_start else max(GROWTH, 1 / self.limit)
             most = sum(other.most for other in self._holders.values())
-            self.limit = max(self.limit, min(most, self.limit + each * usage.done))
+            grown = self.limit + usage.done * (1.0 if self._slow_start else GROWTH)
+            self.limit = max(self.limit, min(most, grown))
         return 0.0
+
+    def _cut(self) -> float:
+        self.limit = max(1.0, self.limit * CUT)
+        self.epoch += 1
+        self._barren = 0 if self._answered else self._barren + 1
+        self._answered = self._slow_start = False
+        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._barren - 1)) if self._barren else 0.0
 
     def _share(self, holder: _Holder) -> int:
         """A holder's fair part: those who want less than an equal part leave the rest to the others."""

@@ -16,7 +16,7 @@ from rambla_ray.actors.gate import Gate, Pass
 from rambla_ray.actors.governor import Link
 from rambla_ray.actors.retry import RetryPolicy
 from rambla_ray.config import Chaos, Pool, Rate
-from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind
+from rambla_ray.errors import FATAL, RETRYABLE, CallError, Draining, ErrorKind, RamblaError
 from rambla_ray.schema import Request, Response, Try
 
 REASON_CHARACTERS = 160  # of an attempt's reason
@@ -49,6 +49,7 @@ class Model(ABC):
     Params: ClassVar[type[ModelParams]]
     produces: ClassVar[Literal["text", "score"]] = "text"  # a score compares a request's two texts
     is_local: ClassVar[bool] = False  # runs on the cluster's own CPUs and GPUs
+    is_charged: ClassVar[bool] = False  # somebody asks money for its tokens
 
     def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
         self.pool = pool
@@ -88,9 +89,13 @@ class Model(ABC):
         texts = {"prompt": request.prompt}
         return {**self.identity(), **texts, **({"pair": request.pair} if request.pair is not None else {})}
 
+    def drain(self) -> None:
+        """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
+        return None
+
     @abstractmethod
     async def generate(self, request: Request) -> Response:
-        """Answer one request. Raises CallError when there is no answer."""
+        """Answer one request. Raises CallError when there is no answer, and Draining when it is not asked any more."""
 
 
 class _Story:
@@ -113,6 +118,7 @@ class _Story:
 class BaseAPIModel(Model):
     """A model behind an endpoint. A subclass gives `scope`, `identity`, and `call`: one attempt, no retries."""
 
+    is_charged = True
     retry: ClassVar[RetryPolicy] = RetryPolicy()
     adaptive: ClassVar[bool] = True  # without a rate, the number of calls in flight is found out by trying
 
@@ -158,6 +164,9 @@ class BaseAPIModel(Model):
         """The longest answer that may come, in tokens."""
         return 0
 
+    def drain(self) -> None:
+        self._gate.close(Draining)
+
     def pause(self, seconds: float) -> None:
         """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""
         self._gate.pause(seconds)
@@ -190,7 +199,7 @@ class BaseAPIModel(Model):
     async def _try_again(self, request: Request, story: _Story, first: CallError) -> Response:
         """After a first attempt that failed: what the policy says. Entered only then, since it costs 20 µs."""
         failed: CallError | None = first
-        async for attempt in self.retry.retrying(story.first_call, self._rate.give_up_after_s):
+        async for attempt in self.retry.retrying(story.first_call, self._rate.give_up_after_s, self._gate.rest):
             with attempt:
                 if failed:
                     error, failed = failed, None
@@ -219,7 +228,7 @@ class BaseAPIModel(Model):
             running: set[asyncio.Task[Response]]
             done, running = await asyncio.wait(calls, timeout=self._slow_s)
             if running:
-                calls.append(asyncio.create_task(self._second_call(request, story, estimate)))
+                calls.append(asyncio.create_task(self._second_call(calls[0], request, story, estimate)))
                 running = set(calls)
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -234,8 +243,17 @@ class BaseAPIModel(Model):
             await asyncio.gather(*calls, return_exceptions=True)
             story.tries.sort()
 
-    async def _second_call(self, request: Request, story: _Story, estimate: int) -> Response:
-        given = await self._gate.enter(estimate)
+    async def _second_call(
+        self, first: asyncio.Task[Response], request: Request, story: _Story, estimate: int
+    ) -> Response:
+        try:
+            given = await self._gate.enter(estimate)
+        except RamblaError:  # nobody is let in any more, but the first call goes on
+            await asyncio.wait([first])
+            return first.result()
+        if first.done():  # maybe it is its slot that was waited for
+            self._gate.leave(given, used=0)
+            return first.result()
         story.hedged += 1
         return await self._call(request, story, given)
 
@@ -259,8 +277,8 @@ class BaseAPIModel(Model):
             raise error from None
         except CallError as error:
             kind, reason, told_s = error.kind, str(error), error.retry_after_s
-            if kind in FATAL:
-                self._gate.close(error)
+            if error.kind in FATAL:
+                self._close(error)
             raise
         except Exception as error:
             kind, reason = ErrorKind.INTERNAL, f"{ErrorKind.INTERNAL}: {type(error).__name__}"
@@ -283,6 +301,11 @@ class BaseAPIModel(Model):
             self._gate.leave(
                 given, used=used, answered=response is not None, troubled=kind in OVERLOAD, limited=limited
             )
+
+    def _close(self, fatal: CallError) -> None:
+        """After an error that stops the run, every request ends in it."""
+        kind, message = fatal.kind, fatal.message
+        self._gate.close(lambda: CallError(kind, message))
 
     def _learn_what_is_slow(self, took_s: float) -> None:
         self._answered += 1

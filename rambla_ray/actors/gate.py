@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rambla_ray.actors.adaptive import CUT, START, Usage
 from rambla_ray.actors.governor import Link, News, Orders, Unreachable
 from rambla_ray.config import Rate
-from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.errors import CallError, ErrorKind, RamblaError
 
 TICK_S = 0.5  # how often an active gate talks to its governor at least
 GROUP_S = 0.003  # what there is to say is gathered for so long
@@ -84,7 +84,8 @@ class Gate:
         self._promised: set[_Waiter] = set()  # with a permit for a moment to come, and a slot
         self._paused_until = 0.0
         self._ask_at = 0.0
-        self._closed: CallError | None = None
+        self._refusal: Callable[[], RamblaError] | None = None  # once the gate is closed
+        self._resting: set[asyncio.Future[None]] = set()
         self._talk: asyncio.Task[None] | None = None
         self._due = asyncio.Event()
         self._done = 0
@@ -96,14 +97,14 @@ class Gate:
         self._noted: set[str] = set()
 
     async def enter(self, tokens: int, *, again: bool = False) -> Pass:
-        """Return when a call of about `tokens` may be made. Raises CallError once the gate is closed.
+        """Return when a call of about `tokens` may be made. Raises what `close` was given once the gate is closed.
 
         Args:
             tokens: an estimate, which what calls really cost corrects.
             again: this is not the request's first call.
         """
-        if self._closed:
-            raise CallError(self._closed.kind, self._closed.message)
+        if self._refusal is not None:
+            raise self._refusal()
         if self._link is not None and (self._talk is None or self._talk.done()):
             self._start_talking()
         if (
@@ -124,6 +125,8 @@ class Gate:
         except asyncio.CancelledError:
             if waiter in self._promised:
                 self._take_back(waiter)
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
             elif waiter.future.done() and not waiter.future.cancelled() and not waiter.future.exception():
                 self.leave(waiter.future.result(), used=0)
             self._consider()
@@ -173,9 +176,21 @@ class Gate:
             self._hold(seconds)
             self._due.set()
 
-    def close(self, error: CallError) -> None:
-        """Let nobody in any more: those who wait, and who come, get `error`."""
-        self._closed = error
+    async def rest(self, seconds: float) -> None:
+        """Wait, outside of any slot; the end of the wait is the closing of the gate, if that comes first."""
+        closed = asyncio.get_running_loop().create_future()
+        self._resting.add(closed)
+        try:
+            async with asyncio.timeout(0 if self._refusal else seconds):
+                await closed
+        except TimeoutError:
+            pass
+        finally:
+            self._resting.discard(closed)
+
+    def close(self, refusal: Callable[[], RamblaError]) -> None:
+        """Let nobody in any more: those who wait, and who come, get an error of `refusal`."""
+        self._refusal = refusal
         for waiter in self._promised:
             self._disarm(waiter)
         waiting = [*self._promised, *self._waiting]
@@ -183,7 +198,10 @@ class Gate:
         self._waiting.clear()
         for waiter in waiting:
             if not waiter.future.done():
-                waiter.future.set_exception(CallError(error.kind, error.message))
+                waiter.future.set_exception(refusal())
+        for resting in self._resting:
+            if not resting.done():
+                resting.set_result(None)
 
     # Who is let in, and when
 
@@ -269,7 +287,8 @@ class Gate:
 
     def _stopped_talking(self, talk: asyncio.Task[None]) -> None:
         if not talk.cancelled() and (error := talk.exception()) is not None:  # a fault of ours: nobody must wait on
-            self.close(CallError(ErrorKind.INTERNAL, f"the gate broke: {type(error).__name__}: {error}"))
+            reason = f"the gate broke: {type(error).__name__}: {error}"
+            self.close(lambda: CallError(ErrorKind.INTERNAL, reason))
 
     async def _keep_in_touch(self) -> None:
         """Tell and hear for as long as there are calls, and say goodbye when there were none for a while."""

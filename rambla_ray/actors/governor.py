@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rambla_ray.actors.adaptive import LEASE_S, Concurrency, Usage
+from rambla_ray.actors.adaptive import FORGET_S, LEASE_S, Concurrency, Usage
 from rambla_ray.config import Rate
 
 NAMESPACE = "rambla_ray"
@@ -109,7 +109,7 @@ class Governor:
         self._concurrency = Concurrency()
         self._limits: dict[str, tuple[int | None, int | None, float]] = {}
         self._waiting: dict[str, float] = {}  # who was not given all permits it asked for, and until when that counts
-        self._served = ""  # who was given the last permit
+        self._served: dict[str, float] = {}  # when each was last given a permit
         self._paused_until = 0.0
 
     def hear(self, news: News) -> Orders:
@@ -135,11 +135,13 @@ class Governor:
     def _permits(self, holder: str, asks: tuple[int, ...], now: float) -> tuple[list[float], float]:
         """Permits for the first of `asks`, and when to ask for the others.
 
-        While another holder waits for permits, the one that got the last ones is promised less far ahead, so that
-        they take turns.
+        Of several that wait, the one that was served the longest ago is promised the furthest ahead, so that they
+        take turns.
         """
-        others_wait = any(until > now for name, until in self._waiting.items() if name != holder)
-        horizon = HORIZON_S / 2 if others_wait and self._served == holder else HORIZON_S
+        self._waiting = {name: until for name, until in self._waiting.items() if until > now}
+        self._served = {name: at for name, at in self._served.items() if at + FORGET_S > now}
+        turn = min({holder, *self._waiting}, key=lambda name: self._served.get(name, 0.0))
+        horizon = HORIZON_S if turn == holder else HORIZON_S / 2
         permits: list[float] = []
         for tokens in asks:
             granted, wait = self._budget.reserve(tokens, now, horizon)
@@ -147,7 +149,7 @@ class Governor:
                 self._waiting[holder] = now + wait + HORIZON_S
                 return permits, wait
             permits.append(wait)
-            self._served = holder
+            self._served[holder] = now
         self._waiting.pop(holder, None)
         return permits, 0.0
 
@@ -156,6 +158,7 @@ class Governor:
         before = {limits[:2] for limits in self._limits.values()}
         if news.leaving:
             self._limits.pop(news.holder, None)
+            self._served.pop(news.holder, None)
         elif news.requests_per_minute or news.tokens_per_minute:
             self._limits[news.holder] = (news.requests_per_minute, news.tokens_per_minute, now + LEASE_S)
         self._limits = {holder: limits for holder, limits in self._limits.items() if limits[2] > now}
@@ -173,6 +176,11 @@ class Unreachable(Exception):
 _of_this_process: weakref.WeakValueDictionary[str, Governor] = weakref.WeakValueDictionary()
 
 
+def governor_name(scope: str) -> str:
+    """The name of the actor that governs a scope, in `NAMESPACE`."""
+    return f"governor-{hashlib.sha256(f'{PROTOCOL} {scope}'.encode()).hexdigest()[:16]}"
+
+
 class Link:
     """A model's way to its governor, which is created on first use and shared by name.
 
@@ -183,7 +191,7 @@ class Link:
     """
 
     def __init__(self, scope: str) -> None:
-        self._name = f"governor-{hashlib.sha256(f'{PROTOCOL} {scope}'.encode()).hexdigest()[:16]}"
+        self._name = governor_name(scope)
         self._here: Governor | None = None
         self._actor: Any = None
 

@@ -20,8 +20,8 @@ from pydantic import Field, field_validator, model_validator
 from rambla_ray import prompts, similarity
 from rambla_ray.actors.base import Model, ModelParams
 from rambla_ray.config import Pool, Rate
-from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
-from rambla_ray.schema import Request, Response
+from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
+from rambla_ray.schema import Request, Response, Try
 
 GATHER_S = 0.02  # how long the first request of a batch waits for company
 BATCH_SIZE = {"cpu": 8, "cuda": 32}
@@ -169,6 +169,7 @@ class BaseHuggingFaceModel(Model):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._waiting: list[Job] = []
         self._runner: asyncio.Task[None] | None = None
+        self._draining = False
         self.load()
 
     @abstractmethod
@@ -273,15 +274,25 @@ class BaseHuggingFaceModel(Model):
         if same_machine and params.is_path and gguf and not (Path(params.model_name) / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {params.model_name}")
 
+    def drain(self) -> None:
+        self._draining = True
+        waiting, self._waiting = self._waiting, []
+        for job in waiting:
+            if not job.done.done():
+                job.done.set_exception(Draining())
+
     async def generate(self, request: Request) -> Response:
-        began = time.monotonic()
+        at, began = time.time(), time.monotonic()
+        if self._draining:
+            raise Draining
         job = self.prepare(request)
         job.done = asyncio.get_running_loop().create_future()
         self._waiting.append(job)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run_waiting())
         response = await job.done
-        return replace(response, latency_s=time.monotonic() - began)
+        took = time.monotonic() - began
+        return replace(response, latency_s=took, tries=(Try(at, took),))
 
     async def _run_waiting(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,11 +9,12 @@ per request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,9 +30,10 @@ from rambla_ray.storage import Folder
 GROUP_S = 0.005  # how long calls are gathered before they are sent together
 PART_S = 0.5  # how long records are gathered before a new part in a bucket
 OWNER_SILENT_S = 10.0  # after which an owner that said nothing is held to be dead
-HEARTBEAT_S = 3.0
+HEARTBEAT_S = 1.0
 WAIT_S = 1.0  # how long one call waits for another's answer, before it asks again
 DEATHS = 3  # processes that may die asking a request before it is given up
+FIRST_CALLS = 8  # that a budget bears at the same time before it is known what a call costs
 SUSPECT = 2  # deaths after which a request is asked alone in its process, so that no other shares the blame
 
 # What a claim ends in: a record's line (stored, or failed earlier in this run), or one of these.
@@ -88,7 +90,7 @@ class LedgerService:
         self._heard[owner] = time.monotonic()
         claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
         granted = [(*one, claim) for one, claim in zip(wanted, claims, strict=True) if claim in (YOURS, ALONE)]
-        self._ledger.claim((request_id, model, role) for request_id, role, _ in granted)
+        self._ledger.mark("c", ((request_id, model, role) for request_id, role, _ in granted))
         return claims
 
     def _claim(self, owner: str, model: str, request_id: str, role: str) -> Claim:
@@ -99,6 +101,8 @@ class LedgerService:
             return WAIT
         if self._stopped:
             return DRAINING
+        if not self._affordable():
+            return WAIT
         deaths = self._ledger.deaths[request_id]
         if deaths >= DEATHS:
             return self._give_up(model, request_id, role)
@@ -140,21 +144,35 @@ class LedgerService:
         (claim,) = await self.claim(owner, model, [(request_id, role)])
         return claim
 
-    async def store(self, owner: str, lines: list[bytes]) -> None:
-        """Take records in and return when they are durable."""
+    async def release(self, owner: str, request_ids: list[str]) -> None:
+        """What was granted was not asked after all, and is free again."""
+        self._heard[owner] = time.monotonic()
+        claims = self._claims.get(owner, {})
+        mine = [(request_id, *claims.pop(request_id)) for request_id in request_ids if request_id in claims]
+        self._ledger.mark("r", mine)
+        for request_id, _, _ in mine:
+            self._free(request_id)
+
+    async def store(self, owner: str, lines: list[bytes]) -> bool:
+        """Take records in and return when they are durable: whether the run is being stopped."""
         self._heard[owner] = time.monotonic()
         self._ledger.add(lines)
         self._check_budget()
         await self._committed()
         for line in lines:
             self._ended(line)
+        return self._stopped is not None
 
     def _ended(self, line: bytes) -> None:
         request_id = line[11:75].decode()
         if line[9:10] == b"f":
             self._failed[request_id] = line
-        holder = self._owner.pop(request_id, "")
-        self._claims.get(holder, {}).pop(request_id, None)
+        self._claims.get(self._owner.get(request_id, ""), {}).pop(request_id, None)
+        self._free(request_id, line)
+
+    def _free(self, request_id: str, line: bytes | None = None) -> None:
+        """Nobody asks a request any more; whoever waits for it gets its record, or may claim it."""
+        self._owner.pop(request_id, None)
         self._next_turn(request_id)
         waiting = self._waiting.pop(request_id, None)
         if waiting and not waiting.done():
@@ -172,12 +190,11 @@ class LedgerService:
         """An owner is dead: each request it was asking counts one death, and is free again."""
         claims = self._claims.pop(owner, {})
         self._alone.pop(owner, None)
-        self._ledger.bury((request_id, model, role) for request_id, (model, role) in claims.items())
+        self._ledger.mark("d", ((request_id, model, role) for request_id, (model, role) in claims.items()))
+        for name in {model for model, _ in claims.values()}:
+            self._notes.setdefault(f"model {name}: an actor died; what it was asking is asked again")
         for request_id in claims:
-            self._owner.pop(request_id, None)
-            waiting = self._waiting.pop(request_id, None)
-            if waiting and not waiting.done():
-                waiting.set_result(None)
+            self._free(request_id)
         self._next_turn()
 
     async def _committed(self) -> None:
@@ -203,23 +220,39 @@ class LedgerService:
             if self._commit is asyncio.current_task():
                 self._commit = None
 
+    def _used(self) -> tuple[int, float]:
+        """Tokens and US dollars so far; the latter of models that have a price."""
+        spent = self._ledger.spent
+        usd = sum(
+            price.cost(one.prompt_tokens, one.completion_tokens)
+            for who, one in spent.items()
+            if (price := self._prices.get(who)) is not None
+        )
+        return sum(one.prompt_tokens + one.completion_tokens for one in spent.values()), usd
+
     def _check_budget(self) -> None:
         if not self._budget.is_set or self._stopped:
             return
-        tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in self._ledger.spent.values())
-        usd = self._cost()
+        tokens, usd = self._used()
         if self._budget.tokens is not None and tokens >= self._budget.tokens:
             self._stopped = ("budget", f"the budget of {self._budget.tokens} tokens is spent ({tokens})")
         if self._budget.usd is not None and usd >= self._budget.usd:
             self._stopped = ("budget", f"the budget of ${self._budget.usd:g} is spent (${usd:.4f})")
 
-    def _cost(self) -> float:
-        """US dollars so far, of the models that have a price."""
-        return sum(
-            price.cost(spent.prompt_tokens, spent.completion_tokens)
-            for who, spent in self._ledger.spent.items()
-            if (price := self._prices.get(who)) is not None
-        )
+    def _affordable(self) -> bool:
+        """Whether the budget bears one more call beside those that are out, if they cost what calls have cost so far.
+
+        One alone is always made: that the budget is spent is known only when it is.
+        """
+        out = len(self._owner)
+        if not self._budget.is_set or not out:
+            return True
+        answered = sum(spent.answered for spent in self._ledger.spent.values())
+        if not answered:
+            return out < FIRST_CALLS
+        tokens, usd = self._used()
+        shares = ((tokens, self._budget.tokens), (usd, self._budget.usd))
+        return all(used * (1 + (out + 1) / answered) <= whole for used, whole in shares if whole is not None)
 
     async def stop(self, why: str, message: str) -> None:
         """Let nothing new be asked; the first reason stays.
@@ -230,9 +263,10 @@ class LedgerService:
         """
         self._stopped = self._stopped or (why, message)
 
-    async def alive(self, owner: str) -> None:
-        """A sign of life from an owner that is busy with a long call."""
+    async def alive(self, owner: str) -> bool:
+        """A sign of life from an owner that is busy with a long call; whether the run is being stopped."""
         self._heard[owner] = time.monotonic()
+        return self._stopped is not None
 
     async def note(self, line: str) -> None:
         """A line for the user, who sees it once however many actors say it."""
@@ -244,12 +278,10 @@ class LedgerService:
 
     async def progress(self) -> dict[str, Any]:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
-        budget = ""
+        tokens, usd = self._used()
+        budget = f"{tokens} of {self._budget.tokens} tokens" if self._budget.tokens is not None else ""
         if self._budget.usd is not None:
-            budget = f"${self._cost():.4f} of ${self._budget.usd:g}"
-        elif self._budget.tokens is not None:
-            tokens = sum(spent.prompt_tokens + spent.completion_tokens for spent in self._ledger.spent.values())
-            budget = f"{tokens} of {self._budget.tokens} tokens"
+            budget = f"${usd:.4f} of ${self._budget.usd:g}"
         return {
             "calls": sum(spent.calls for spent in self._ledger.spent.values()),
             "in_flight": len(self._owner),
@@ -262,6 +294,7 @@ class LedgerService:
             "notes": list(self._notes),
             "budget": budget,
             "stopped": self._stopped,
+            "pid": os.getpid(),
         }
 
 
@@ -272,9 +305,10 @@ class LedgerClient:
         service: handle of the `LedgerService` actor.
         run_id: the run.
         model: the model config's name.
+        on_stop: called once, when this actor hears that the run is being stopped.
     """
 
-    def __init__(self, service: Any, run_id: str, model: str) -> None:
+    def __init__(self, service: Any, run_id: str, model: str, on_stop: Callable[[], None]) -> None:
         self._service = service
         self._run_id = run_id
         self._model = model
@@ -284,6 +318,7 @@ class LedgerClient:
         self._open = 0
         self._beating = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._on_stop = on_stop
         self.draining = False  # the run is being stopped
         service.hello.remote(self._owner, ray.get_runtime_context().get_actor_id())
 
@@ -307,10 +342,15 @@ class LedgerClient:
         if isinstance(answer, bytes):
             return Record.from_line(answer)
         if answer == DRAINING:
-            self.draining = True
+            self._hear(True)
             raise Draining
         self._open += 1
         return answer == ALONE
+
+    async def release(self, request_id: str) -> None:
+        """What was granted will not be asked."""
+        self._open -= 1
+        await self._service.release.remote(self._owner, [request_id])
 
     async def answered(self, request_id: str, role: str, response: Response) -> Record:
         """Store an answer; returns its record once it is durable."""
@@ -368,7 +408,7 @@ class LedgerClient:
         await asyncio.sleep(GROUP_S)
         group, self._lines = self._lines, []
         try:
-            await self._service.store.remote(self._owner, [line for line, _ in group])
+            self._hear(await self._service.store.remote(self._owner, [line for line, _ in group]))
         except RayError as error:  # as above
             _fail([future for _, future in group], error)
             return
@@ -384,7 +424,13 @@ class LedgerClient:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if self._open:
-                self._service.alive.remote(self._owner)
+                with contextlib.suppress(RayError):
+                    self._hear(await self._service.alive.remote(self._owner))
+
+    def _hear(self, stopped: bool) -> None:
+        if stopped and not self.draining:
+            self.draining = True
+            self._on_stop()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

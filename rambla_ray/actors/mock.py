@@ -47,6 +47,7 @@ class MockModel(BaseAPIModel):
 
     Params: ClassVar[type[ModelParams]] = MockParams
     adaptive = False  # there is no endpoint to find out about
+    is_charged = False
 
     def __init__(self, params: MockParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)

@@ -27,7 +27,6 @@ from rambla_ray.outcomes import finish, has_ended
 from rambla_ray.plan import sample_of
 from rambla_ray.registry import model_class
 from rambla_ray.schema import (
-    SAMPLE_SCHEMA,
     SCORE,
     Request,
     Role,
@@ -99,7 +98,7 @@ class PoolActor:
         self._name = name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name)
+        self._ledger = LedgerClient(ledger, run_id, name, self._stop_asking)
         self._source = source
         self._is_last = is_last
         self._kill_every = chaos.kill_actor_every
@@ -126,6 +125,11 @@ class PoolActor:
                 if has_ended(sample) or len(sample.steps) == len(task.generates):
                     finish(sample, task)
         return pack(to_table(samples))
+
+    def _stop_asking(self) -> None:
+        """The run is being stopped: what waits in the model for its turn is not asked any more."""
+        if self._model is not None:
+            self._model.drain()
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
         """The samples of a row: those it holds, or those to be made of the items it names."""
@@ -226,6 +230,9 @@ class PoolActor:
             )
         except CallError as error:
             return await self._ledger.failed(request_id, role, error)
+        except Draining:
+            await self._ledger.release(request_id)
+            raise
         except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             return await self._ledger.failed(request_id, role, CallError(ErrorKind.INTERNAL, reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import tenacity
@@ -29,12 +30,15 @@ class RetryPolicy:
     first_pause_s: float = 0.5
     longest_pause_s: float = 30.0
 
-    def retrying(self, began: float, give_up_after_s: float) -> tenacity.AsyncRetrying:
+    def retrying(
+        self, began: float, give_up_after_s: float, sleep: Callable[[float], Awaitable[None]]
+    ) -> tenacity.AsyncRetrying:
         """The policy as tenacity's value, for one request.
 
         Args:
             began: when its first call began, by time.monotonic().
             give_up_after_s: how long after that a call may still begin, in seconds.
+            sleep: waits so many seconds.
         """
         jitter = tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=self.longest_pause_s)
         other_failures = 0
@@ -53,6 +57,7 @@ class RetryPolicy:
             return other_failures >= self.attempts
 
         return tenacity.AsyncRetrying(
+            sleep=sleep,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, CallError) and error.kind in RETRYABLE),
             wait=wait,
             stop=give_up,

@@ -1,0 +1,84 @@
+"""Under faults and under a budget: nothing is lost, the numbers are those of a quiet run, and the audit says so."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import report
+from openai_server import OpenAIServer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+CHAOS = "chaos={http429: 0.05, http500: 0.05, reset: 0.05, garbage: 0.05, kill_actor_every: 30}"
+PRICED = "{input_per_million: 1000000, output_per_million: 0}"  # a dollar a token
+
+
+def openai_words(server: OpenAIServer) -> list[str]:
+    return ["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"]
+
+
+def spent(done) -> dict[str, int]:
+    (entry,) = json.loads(done.read("calls.json"))["models"]
+    return entry
+
+
+def audit(done, capsys) -> str:
+    assert report.main([str(done.run), "--audit"]) == 0
+    printed = capsys.readouterr().out
+    assert "✗" not in printed
+    return printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mock", "openai_chat"])
+def test_chaos_loses_nothing_and_changes_no_number(bench, tmp_path, capsys, model):
+    with OpenAIServer() as server:
+        words = openai_words(server) if model == "openai_chat" else ["model=mock"]
+        words += ["pool.max_concurrency=8", "task=mcqabaseline,irrelevant_context"]
+        quiet = bench([*words, f"runs_dir={tmp_path / 'quiet'}"])
+        server.reset()
+        stormy = bench([*words, f"runs_dir={tmp_path / 'stormy'}", CHAOS])
+        asked = len(server.requests)
+    assert (quiet.status, stormy.status) == (0, 0), stormy.err
+    assert stormy.read("metrics.json") == quiet.read("metrics.json")
+    took = spent(stormy)
+    assert (took["answered"], took["failed"]) == (spent(quiet)["answered"], 0)
+    assert took["retried"] > 0
+    assert took["repeated"] > 0
+    assert "an actor died" in stormy.err
+    made, repeated = re.search(r"calls made (\d+) = .* at most (\d+)", audit(stormy, capsys)).groups()
+    if model == "openai_chat":  # faults are injected before a request leaves
+        assert took["answered"] <= asked <= int(made) + int(repeated)
+
+
+def test_a_budget_stops_new_calls_and_a_larger_one_goes_on(bench, capsys):
+    with OpenAIServer() as server:
+        words = [*openai_words(server), "pool.max_concurrency=4", "run_id=r", f"model.price={PRICED}"]
+        unasked = bench([*words, "budget.usd=0"])
+        assert (unasked.status, len(server.requests)) == (1, 0)
+        first = bench([*words, "budget.usd=2000"])
+        assert first.status == 4
+        assert "stopped: the budget of $2000 is spent" in first.err
+        assert "Continue with: python jobs/bench.py model=openai_chat" in first.err
+        assert "PARTIAL" in first.out
+        took = spent(first)
+        per_call = took["cost_usd"] / took["calls"]
+        assert 2000 <= took["cost_usd"] <= 2000 + 4 * per_call  # what was in flight
+        again = bench([*words, "budget.usd=2000"])
+        assert (again.status, spent(again)["calls"]) == (1, took["calls"])
+        larger = bench([*words, "budget.usd=1000000"])
+        assert larger.status == 0
+        assert len(server.requests) == len(server.snapshot()["per_prompt"]) == spent(larger)["calls"] == 57
+    assert json.loads(larger.read("metrics.json"))["partial"] is None
+
+
+def test_a_budget_in_dollars_needs_prices(bench):
+    with OpenAIServer() as server:
+        done = bench([*openai_words(server), "budget.usd=5"])
+    assert done.status == 1
+    assert done.err.splitlines() == [
+        "error: budget.usd needs to know what model openai_chat charges: give it a price "
+        "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
+    ]

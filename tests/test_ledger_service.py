@@ -1,0 +1,276 @@
+"""The ledger as a service: one asks and the others wait, the dead are known, a budget ends what it must."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rambla_ray.actors.ledger import ALONE, DRAINING, WAIT, YOURS, LedgerClient, LedgerService
+from rambla_ray.config import Budget, Price
+from rambla_ray.errors import CallError, Draining, ErrorKind
+from rambla_ray.ledger import Record
+from rambla_ray.schema import Response
+
+RUN = "run"
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+
+def rid(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def line(name: str, text: str = "yes", tokens: int = 10) -> bytes:
+    return Record(
+        rid(name), RUN, "m", "target", Response(text, prompt_tokens=tokens, completion_tokens=tokens)
+    ).to_line()
+
+
+def run(body: Callable[[LedgerService], Awaitable[None]], folder: Path, budget: Budget | None = None) -> None:
+    """A scenario with a service of its own, in this process."""
+
+    async def whole() -> None:
+        prices = {("m", "target"): Price(input_per_million=1e6, output_per_million=0)}  # a dollar a token
+        await body(LedgerService(str(folder), RUN, budget or Budget(), prices))
+
+    asyncio.run(whole())
+
+
+async def claim(service: LedgerService, owner: str, *names: str) -> list[Any]:
+    return list(await service.claim(owner, "m", [(rid(name), "target") for name in names]))
+
+
+async def grant(service: LedgerService, owner: str, name: str) -> Any:
+    """Wait as a client does."""
+    while (granted := await service.wait(owner, "m", rid(name), "target")) == WAIT:
+        pass
+    return granted
+
+
+def test_a_request_is_granted_once_and_its_answer_serves_everybody(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        assert await claim(service, "one", "a", "b") == [YOURS, YOURS]
+        assert await claim(service, "other", "a", "c") == [WAIT, YOURS]
+        waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
+        await service.store("one", [line("a")])
+        assert await waiting == line("a")
+        assert await claim(service, "third", "a") == [line("a")]
+
+    run(body, tmp_path)
+
+
+def test_what_is_released_goes_to_whoever_waits_for_it(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        assert await claim(service, "one", "a") == [YOURS]
+        waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
+        await asyncio.sleep(0)
+        await service.release("one", [rid("a")])
+        assert await waiting == YOURS
+        progress = await service.progress()
+        assert (progress["in_flight"], progress["spent"][0]["repeated"]) == (1, 1)
+
+    run(body, tmp_path)
+
+
+def test_what_is_stored_is_on_the_disk_before_store_returns(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        names = [f"a{number}" for number in range(200)]
+        await claim(service, "one", *names)
+        await asyncio.gather(*(service.store("one", [line(name)]) for name in names))
+        (segment,) = tmp_path.iterdir()
+        kept = segment.read_bytes()
+        assert all(line(name) in kept for name in names)
+
+    run(body, tmp_path)
+
+
+def test_a_second_life_frees_what_the_first_was_asking(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        await service.hello("first life", "actor")
+        assert await claim(service, "first life", "a") == [YOURS]
+        waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
+        await asyncio.sleep(0)
+        await service.hello("second life", "actor")
+        assert await waiting == YOURS
+        assert (await service.progress())["spent"][0]["repeated"] == 2  # the lost claim, and the one in flight
+
+    run(body, tmp_path)
+
+
+def test_a_request_that_killed_two_processes_is_asked_alone_and_a_third_death_ends_it(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        for life in range(2):
+            await service.hello(f"life {life}", "actor")
+            assert await claim(service, f"life {life}", "poison", "innocent") == [YOURS, YOURS]
+        await service.hello("life 2", "actor")
+        assert await claim(service, "life 2", "fresh", "poison", "innocent") == [YOURS, WAIT, WAIT]
+        await service.store("life 2", [line("fresh")])
+        assert await claim(service, "life 2", "innocent", "poison", "fresher") == [WAIT, ALONE, WAIT]
+        await service.hello("life 3", "actor")
+        (given_up,) = await claim(service, "life 3", "poison")
+        record = Record.from_line(given_up)
+        assert (record.error_kind, "died, 3 times" in record.error) == (ErrorKind.DIED, True)
+        assert await claim(service, "life 3", "innocent") == [ALONE]
+        assert await claim(service, "life 3", "fresher") == [WAIT]
+        await service.store("life 3", [line("innocent")])
+        assert await claim(service, "life 3", "fresher", "poison") == [YOURS, given_up]
+
+    async def next_invocation(service: LedgerService) -> None:
+        (given_up,) = await claim(service, "new", "poison")
+        assert Record.from_line(given_up).error_kind == ErrorKind.DIED
+
+    run(body, tmp_path)
+    run(next_invocation, tmp_path)
+
+
+def test_a_suspect_that_waits_for_its_turn_gets_it_when_the_others_have_ended(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        for life in range(2):
+            await service.hello(f"life {life}", "actor")
+            await claim(service, f"life {life}", "suspect")
+        await service.hello("life 2", "actor")
+        assert await claim(service, "life 2", "other", "suspect", "later") == [YOURS, WAIT, WAIT]
+        suspect = asyncio.create_task(service.wait("life 2", "m", rid("suspect"), "target"))
+        await asyncio.sleep(0)
+        await service.store("life 2", [line("other")])
+        assert await suspect == ALONE
+        later = asyncio.create_task(service.wait("life 2", "m", rid("later"), "target"))
+        await asyncio.sleep(0)
+        await service.store("life 2", [line("suspect")])
+        assert await later == YOURS
+
+    run(body, tmp_path)
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=60), Budget(usd=30)], ids=["tokens", "usd"])
+def test_a_budget_lets_no_call_beyond_it_be_made_and_goes_on_when_it_grows(tmp_path: Path, budget: Budget) -> None:
+    async def spend(service: LedgerService) -> None:
+        assert await claim(service, "one", "a", "b") == [YOURS, YOURS]
+        await service.store("one", [line("a")])  # a third of the budget
+        assert await claim(service, "one", "c", "d") == [YOURS, WAIT]  # b and c will be the rest
+        waiting = asyncio.create_task(grant(service, "one", "d"))
+        await asyncio.sleep(0)
+        await service.store("one", [line("b", tokens=5)])  # it was cheaper
+        await service.store("one", [line("c")])
+        assert await waiting == YOURS  # something is left, and nothing is out
+        await service.store("one", [line("d")])
+        assert await claim(service, "one", "e", "a") == [DRAINING, line("a")]
+        stopped = (await service.progress())["stopped"]
+        assert (stopped[0], "is spent" in stopped[1]) == ("budget", True)
+
+    async def same_again(service: LedgerService) -> None:
+        assert await claim(service, "one", "e") == [DRAINING]
+
+    async def larger(service: LedgerService) -> None:
+        assert await claim(service, "one", "e") == [YOURS]
+
+    run(spend, tmp_path, budget)
+    run(same_again, tmp_path, budget)
+    run(larger, tmp_path, Budget(tokens=91, usd=46))
+
+
+def test_before_a_price_is_known_a_budget_bears_few_calls_at_once(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        claims = await claim(service, "one", *(f"a{number}" for number in range(100)))
+        assert claims == [YOURS] * 8 + [WAIT] * 92
+
+    run(body, tmp_path, Budget(tokens=10**9))
+
+
+def test_a_failure_is_shared_in_one_invocation_and_asked_again_in_the_next(tmp_path: Path) -> None:
+    failed = Record(rid("a"), RUN, "m", "target", error_kind="server", error="HTTP 500", attempts=5).to_line()
+
+    async def body(service: LedgerService) -> None:
+        await claim(service, "one", "a")
+        await service.store("one", [failed])
+        assert await claim(service, "other", "a") == [failed]
+
+    async def again(service: LedgerService) -> None:
+        assert await claim(service, "one", "a") == [YOURS]
+
+    run(body, tmp_path)
+    run(again, tmp_path)
+
+
+def test_damage_is_told_to_the_user(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        (note,) = (await service.progress())["notes"]
+        assert note.startswith("2 damaged records in the ledger")
+
+    (tmp_path / "x.ledger").write_bytes(line("a")[:-20] + b"\n" + line("b") + b"torn")
+    run(body, tmp_path)
+
+
+class Asker:
+    """A model actor of this test: it asks what it is told to, and dies of poison."""
+
+    def __init__(self, service: Any) -> None:
+        self._client = LedgerClient(service, RUN, "m", lambda: None)
+
+    async def ask(self, names: list[str]) -> list[str]:
+        return list(await asyncio.gather(*map(self._ask, names)))
+
+    async def _ask(self, name: str) -> str:
+        try:
+            granted = await self._client.claim(rid(name), "target")
+        except Draining:
+            return "draining"
+        if not isinstance(granted, Record):
+            if name == "poison":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if name == "fatal":
+                error = CallError(ErrorKind.AUTH, "the key was rejected")
+                return str((await self._client.failed(rid(name), "target", error)).error)
+            granted = await self._client.answered(rid(name), "target", Response(f"answer to {name}"))
+        return granted.response.text if granted.response else granted.error
+
+
+@pytest.fixture
+def service(ray_cluster: None, tmp_path: Path) -> Iterator[Any]:
+    actor = (
+        ray.remote(LedgerService)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
+        .remote(str(tmp_path), RUN, Budget(), {})
+    )
+    yield actor
+    ray.kill(actor)
+
+
+def asker(service: Any) -> Any:
+    return ray.remote(Asker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(service)
+
+
+def test_a_request_that_takes_its_process_down_fails_and_its_neighbours_are_answered(service: Any) -> None:
+    """Ray restarts the actor and runs the block again, as in a run; after three deaths it goes through."""
+    names = [f"a{number}" for number in range(20)]
+    texts = ray.get(asker(service).ask.remote([*names[:10], "poison", *names[10:]]), timeout=120)
+    assert "died, 3 times" in texts.pop(10)
+    assert texts == [f"answer to {name}" for name in names]
+
+
+def test_the_service_goes_on_after_its_own_death(service: Any) -> None:
+    one = asker(service)
+    assert ray.get(one.ask.remote(["a"])) == ["answer to a"]
+    pid = ray.get(service.progress.remote())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert ray.get(one.ask.remote(["a", "b"]), timeout=60) == ["answer to a", "answer to b"]
+    (spent,) = ray.get(service.progress.remote())["spent"]
+    assert (spent["answered"], spent["repeated"]) == (2, 0)
+
+
+def test_a_failure_that_no_call_would_escape_stops_the_run(service: Any) -> None:
+    one, deadline = asker(service), time.monotonic() + 30
+    assert ray.get(one.ask.remote(["fatal"])) == ["the key was rejected"]
+    while not (stopped := ray.get(service.progress.remote())["stopped"]):
+        assert time.monotonic() < deadline
+    assert stopped == ("auth", "model m (target) cannot go on: the key was rejected")
+    assert ray.get(one.ask.remote(["b"])) == ["draining"]
