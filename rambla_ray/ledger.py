@@ -28,8 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from rambla_ray.schema import Response, Try
 from rambla_ray.storage import Folder
@@ -113,8 +112,9 @@ def _body(line: bytes) -> dict[str, Any]:
 class Spent:
     """What calls took: counted per model and role, of one run. Times are seconds, summed over calls.
 
-    `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are claims that nothing followed: while a run goes on those in
-    flight, after it the ones whose process died; each may have been a call, and paid, that nobody heard the end of.
+    `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are
+    claims that nothing followed: while a run goes on those in flight, after it the ones whose process died; each may
+    have been a call, and paid, that nobody heard the end of.
     """
 
     calls: int = 0
@@ -153,8 +153,9 @@ class _Segment:
     data: mmap.mmap
 
     @classmethod
-    def open(cls, path: str | Path) -> _Segment | None:
-        with open(path, "rb") as file:
+    def of(cls, file: BinaryIO) -> _Segment | None:
+        """A file's content; None when it is empty."""
+        with file:
             if not os.fstat(file.fileno()).st_size:
                 return None
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -175,7 +176,7 @@ class _Segment:
 class _OwnSegment:
     """What this process writes: the segment itself, or, for a bucket, a copy to read from."""
 
-    file: int
+    file: BinaryIO
     size: int = 0
     unsent: list[bytes] = field(default_factory=list)  # for the next part of a bucket
 
@@ -183,12 +184,12 @@ class _OwnSegment:
         """Write at the end; returns the offset."""
         offset, view = self.size, memoryview(data)
         while view:
-            view = view[os.write(self.file, view) :]
+            view = view[os.write(self.file.fileno(), view) :]
         self.size += len(data)
         return offset
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.file, length, offset)
+        return os.pread(self.file.fileno(), length, offset)
 
 
 class Ledger:
@@ -206,7 +207,6 @@ class Ledger:
         self._where: dict[bytes, int] = {}  # request_id → segment, offset and length of its answer
         self._failures: dict[str, bytes] = {}  # of this run: request_id → its last line
         self._open: Counter[str] = Counter()  # of this run: request_id → claims that nothing has followed
-        self._spool = tempfile.TemporaryDirectory(prefix="rambla_ray-")
         self._segments: list[_Segment | _OwnSegment] = []
         self._own: _OwnSegment | None = None
         self._lock = threading.Lock()  # of what the own segment has not sent
@@ -218,8 +218,8 @@ class Ledger:
         self._load()
 
     def _load(self) -> None:
-        for path in self._local_paths():
-            segment = _Segment.open(path)
+        for file in self._files():
+            segment = _Segment.of(file)
             if segment is None:
                 continue
             self._segments.append(segment)
@@ -231,17 +231,18 @@ class Ledger:
                 except (ValueError, KeyError, TypeError):
                     self.damaged += 1
 
-    def _local_paths(self) -> Iterator[str]:
-        """The segments as local files; those of a bucket are copied here first."""
+    def _files(self) -> Iterator[BinaryIO]:
+        """The segments as local files; those of a bucket are copied here first, without a name."""
         names = self._folder.names(SUFFIX)
         if self._folder.is_local:
-            yield from (self._folder.path(name) for name in names)
+            yield from (open(self._folder.path(name), "rb") for name in names)  # noqa: SIM115
             return
 
-        def fetch(name: str) -> str:
-            copy = Path(self._spool.name, name)
-            copy.write_bytes(self._folder.read(name))
-            return str(copy)
+        def fetch(name: str) -> BinaryIO:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115
+            copy.write(self._folder.read(name))
+            copy.flush()
+            return cast(BinaryIO, copy)
 
         with ThreadPoolExecutor(DOWNLOADS) as pool:
             yield from pool.map(fetch, names)
@@ -327,9 +328,11 @@ class Ledger:
 
     def _own_segment(self) -> _OwnSegment:
         if self._own is None:
-            name = self._name + SUFFIX
-            path = self._folder.path(name) if self._folder.is_local else str(Path(self._spool.name, "own-" + name))
-            self._own = _OwnSegment(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644))
+            if self._folder.is_local:
+                file: Any = open(self._folder.path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
+            else:
+                file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._own = _OwnSegment(file)
             self._segments.append(self._own)
         return self._own
 
@@ -341,7 +344,7 @@ class Ledger:
         if self._own is None:
             return
         if self._folder.is_local:
-            os.fsync(self._own.file)
+            os.fsync(self._own.file.fileno())
             return
         with self._lock:
             unsent, self._own.unsent = self._own.unsent, []
