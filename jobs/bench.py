@@ -25,9 +25,11 @@ Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,20 @@ def _bench(words: Sequence[str]) -> int:
 
 
 def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
-    from rambla_ray import pipeline
+    from rambla_ray.cluster import connect
     from rambla_ray.display import one_line
     from rambla_ray.errors import RunStopped
+
+    importing = threading.Thread(target=importlib.import_module, args=("rambla_ray.pipeline",))
+    importing.start()  # a second's work, while the cluster starts
 
     again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
     run = None
     try:
-        pipeline.connect(plan.config.options.address, verbose=plan.config.options.verbose)
+        connect(plan.config.options.address, verbose=plan.config.options.verbose)
+        importing.join()
+        from rambla_ray import pipeline
+
         run = pipeline.Run(plan, directory, words)
         scores = run()
     except RunStopped as stopped:

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -48,7 +49,7 @@ class Callers:
     estimate: int = 0
     used: int = 0
 
-    def send_for(self, seconds: float, since: float = BEGAN) -> list[float]:
+    def send_for(self, seconds: float, since: float = BEGAN, used: Iterator[int] | None = None) -> list[float]:
         """When requests were sent, in order, by asking from `since` on for `seconds`."""
         order = itertools.count()
         events = [(since, next(order), False) for _ in range(self.count)]
@@ -56,7 +57,7 @@ class Callers:
         while events and events[0][0] < since + seconds:
             now, _, replied = heapq.heappop(events)
             if replied:
-                self.budget.settle(self.estimate, self.used)
+                self.budget.settle(self.estimate, next(used) if used else self.used)
             granted, wait = self.budget.reserve(self.estimate, now)
             assert wait >= 0
             if granted:
@@ -97,6 +98,25 @@ def test_settled_tokens_reach_the_rate_and_do_not_exceed_it(estimate: int, used:
     sent = callers.send_for(60.0, since=BEGAN + 60.0)
     allowed = min(3000.0, 60_000 / used) if used else 3000.0
     assert len(sent) == pytest.approx(allowed, rel=0.05)
+
+
+@pytest.mark.parametrize("latency_s", [0.05, 2.0, 10.0])
+def test_estimates_that_are_right_on_the_whole_use_the_budget(latency_s: float) -> None:
+    budget = Budget(Rate(tokens_per_minute=60_000), BEGAN)
+    callers = Callers(budget, 200, latency_s, estimate=500)
+    used = itertools.cycle([100, 900, 500, 200, 800])
+    sent = callers.send_for(300.0, used=used)
+    assert len(sent) == pytest.approx(600, rel=0.05)
+
+
+def test_what_guesses_reserved_too_much_comes_back_without_a_burst() -> None:
+    budget = Budget(Rate(tokens_per_minute=60_000), BEGAN)
+    guesses = [budget.reserve(800, BEGAN)[1] for _ in range(2)]
+    assert guesses == [0.0, pytest.approx(0.8)]
+    for _ in guesses:
+        budget.settle(800, 100)
+    waits = [budget.reserve(100, BEGAN + 0.5)[1] for _ in range(3)]
+    assert waits == pytest.approx([0.4, 0.5, 0.6])  # after the second guess, 0.1 s for each call
 
 
 @pytest.mark.parametrize(
@@ -271,6 +291,13 @@ def test_what_a_failed_call_reserved_is_given_back() -> None:
     assert office.hear("a", rate, asks=(600,)).permits == (0.0,)
     assert office.hear("b", rate, asks=(1,)).permits == ()
     assert len(office.hear("b", rate, asks=(1,), settled=((600, 0),)).permits) == 1
+
+
+def test_a_new_holder_learns_what_estimates_are_worth() -> None:
+    office = Office()
+    assert office.hear("a").ratio == 1.0
+    office.hear("a", ratio=0.3)
+    assert office.hear("b").ratio == 0.3
 
 
 def test_a_pause_is_told_to_every_holder_until_it_is_over() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,14 @@ ORDER = [
         "rambla_ray.actors.huggingface",
         "rambla_ray.actors.pool",
     ],
+    ["rambla_ray.cluster"],
     ["rambla_ray.pipeline"],
 ]
 LEVEL = {module: level for level, modules in enumerate(ORDER) for module in modules}
 
 # A heavy library and the modules that may import it (anywhere in the file).
 ROOMS = {
-    "ray": ("rambla_ray.actors.", "rambla_ray.pipeline"),
+    "ray": ("rambla_ray.actors.", "rambla_ray.cluster", "rambla_ray.pipeline"),
     "torch": ("rambla_ray.actors.huggingface",),
     "transformers": ("rambla_ray.actors.huggingface",),
     "openai": ("rambla_ray.actors.openai",),
@@ -141,7 +143,7 @@ def test_the_readmes_commands_run(tmp_path):
     commands = quickstart()
     assert commands
     for command in commands:
-        words = [sys.executable, *command.split()[1:], f"runs_dir={tmp_path}", "address=local"]
+        words = [sys.executable, *shlex.split(command)[1:], f"runs_dir={tmp_path}", "address=local"]
         done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "accuracy" in done.stdout or "samples" in done.stdout

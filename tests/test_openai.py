@@ -6,6 +6,7 @@ import asyncio
 import gc
 import gzip
 import json
+import re
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from rambla_ray.actors.http import told_wait_s
 from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
 from rambla_ray.actors.retry import RetryPolicy
 from rambla_ray.config import Chaos, Pool, Rate
-from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
 
 KEY = "sk-test"
@@ -621,6 +623,15 @@ def test_other_servers_words_for_too_long_are_understood(error_body: bytes) -> N
         assert error(build(server)).kind == ErrorKind.TOO_LONG
 
 
+def test_the_table_of_the_docs_says_what_is_tried_again_and_what_stops_a_run() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api_calls.md").read_text()
+    rows = re.findall(r"^\| .* \| `(\w+)` \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert {kind for kind, again, _ in rows if again != "no"} == RETRYABLE
+    assert {kind for kind, _, end in rows if end == "the run stops"} == FATAL - {ErrorKind.LOAD}
+    assert {again for _, again, _ in rows if "calls" in again} == {f"up to {RetryPolicy().attempts} calls"}
+    assert all(str(int(Rate().model_dump()[key])) in page for key in ("timeout_s", "give_up_after_s"))
+
+
 # Every attempt is told
 
 
@@ -661,8 +672,10 @@ def test_every_attempt_of_a_failure_is_told() -> None:
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "soon"}, None),
         (
             {
-                "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s",
-                "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "3s",
             },
             3.0,
         ),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer
 
-from rambla_ray import config, pipeline
+from rambla_ray import cluster, config, pipeline
 from rambla_ray.plan import Level, Plan
 from rambla_ray.results import RunDirectory
 
@@ -120,7 +120,7 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
         loaded = config.load([*words, f"pool.min_size={actors}", f"runs_dir={runs_dir}", "limit=24"])
         plan = Rearranged(loaded)
         plan.rows, plan.shuffle = rows, shuffle
-        pipeline.connect(None, verbose=False)
+        cluster.connect(None, verbose=False)
         directory = RunDirectory.create(loaded)
         Path(loaded.ledger).mkdir(parents=True)
         pipeline.Run(plan, directory, words)()

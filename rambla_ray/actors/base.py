@@ -26,8 +26,9 @@ HEDGE_QUANTILE = 0.95
 RECENT_CALLS = 200
 DEFAULT_PAUSE_S = 1.0  # of those who share a rate, after a 429 that does not say how long
 OVERLOAD = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
-COSTS_UNKNOWN = frozenset(  # the endpoint may have charged for the call
-    {ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.GARBAGE, ErrorKind.OVERSIZED}
+KEPT = frozenset(  # what was reserved for such a call is not given back: the endpoint may have charged for it, or
+    # with a 429, it counts otherwise than we do, and what is kept puts us behind it again
+    {ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.GARBAGE, ErrorKind.OVERSIZED, ErrorKind.RATE_LIMITED}
 )
 
 
@@ -210,7 +211,7 @@ class BaseAPIModel(Model):
     async def _attempt(self, request: Request, story: _Story, *, again: bool) -> Response:
         """One call, or two that race each other."""
         estimate = self.estimate_tokens(request)
-        given = await self._gate.enter(estimate, again=again)
+        given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(), again=again)
         began = time.monotonic()
         if not story.tries:
             story.first_call = began
@@ -247,7 +248,7 @@ class BaseAPIModel(Model):
         self, first: asyncio.Task[Response], request: Request, story: _Story, estimate: int
     ) -> Response:
         try:
-            given = await self._gate.enter(estimate)
+            given = await self._gate.enter(estimate, estimate - self.max_answer_tokens())
         except RamblaError:  # nobody is let in any more, but the first call goes on
             await asyncio.wait([first])
             return first.result()
@@ -292,7 +293,7 @@ class BaseAPIModel(Model):
                 if self._rate.hedge:
                     self._learn_what_is_slow(took)
                 used = response.prompt_tokens + response.completion_tokens or None
-            elif kind in COSTS_UNKNOWN or not kind:
+            elif kind in KEPT or not kind:
                 used = None
             limited = kind == ErrorKind.RATE_LIMITED
             if told_s is None and limited and not self._adapts:

@@ -31,22 +31,24 @@ class Pass(NamedTuple):
 
 
 class _Waiter:
-    __slots__ = ("at", "estimate", "future", "reserved", "timer")
+    __slots__ = ("at", "estimate", "future", "least", "reserved", "timer")
 
-    def __init__(self, estimate: int) -> None:
+    def __init__(self, estimate: int, least: int) -> None:
         self.future: asyncio.Future[Pass] = asyncio.get_running_loop().create_future()
         self.estimate = estimate
+        self.least = least
         self.reserved = 0
         self.at = 0.0  # when its permit is good, by the loop's clock
         self.timer: asyncio.TimerHandle | None = None
 
 
 class _Ratio:
-    """What calls cost, by what they were estimated to: 1 at first, then that of the recent ones."""
+    """What recent calls cost, by what they were estimated to; until there are any, as others found it, or 1."""
 
     def __init__(self) -> None:
         self._used = self._estimated = 0.0
         self._count = 0
+        self.of_others = 1.0
 
     def learn(self, estimate: int, used: int) -> None:
         self._count += 1
@@ -54,8 +56,12 @@ class _Ratio:
         self._used += weight * (used - self._used)
         self._estimated += weight * (estimate - self._estimated)
 
-    def of(self, estimate: int) -> int:
-        return math.ceil(estimate * self._used / self._estimated) if self._count else estimate
+    @property
+    def own(self) -> float | None:
+        return self._used / self._estimated if self._count else None
+
+    def of(self, estimate: int, least: int) -> int:
+        return max(least, math.ceil(estimate * self.of_others)) if self.own is None else math.ceil(estimate * self.own)
 
 
 class Gate:
@@ -96,11 +102,12 @@ class Gate:
         self._ratio = _Ratio()
         self._noted: set[str] = set()
 
-    async def enter(self, tokens: int, *, again: bool = False) -> Pass:
-        """Return when a call of about `tokens` may be made. Raises what `close` was given once the gate is closed.
+    async def enter(self, estimate: int, least: int = 0, *, again: bool = False) -> Pass:
+        """Return when a call may be made. Raises what `close` was given once the gate is closed.
 
         Args:
-            tokens: an estimate, which what calls really cost corrects.
+            estimate: of its tokens, the answer as long as it may be; what calls really cost corrects that.
+            least: its tokens without an answer.
             again: this is not the request's first call.
         """
         if self._refusal is not None:
@@ -116,7 +123,7 @@ class Gate:
             if self._in_flight > self._peak:
                 self._peak = self._in_flight
             return self._pass
-        waiter = _Waiter(tokens)
+        waiter = _Waiter(estimate, least)
         (self._waiting.appendleft if again else self._waiting.append)(waiter)
         self._wanted = max(self._wanted, self._demand())
         self._consider()
@@ -328,7 +335,7 @@ class Gate:
             if len(asks) >= min(free, MOST_ASKED):
                 break
             if not waiter.future.done():
-                asks.append(self._charge(waiter.estimate))
+                asks.append(self._charge(waiter))
         want = max(self._wanted, self._peak)
         usage = Usage(self._done, self._peak, want, self._troubled, self._limited, self._pass.epoch)
         settled, pause = self._settled, self._pause_to_tell
@@ -345,6 +352,7 @@ class Gate:
                     usage=usage if self._adaptive else None,
                     asks=tuple(asks),
                     settled=tuple(settled),
+                    ratio=self._ratio.own,
                     pause_s=pause,
                     leaving=leaving,
                 )
@@ -358,7 +366,7 @@ class Gate:
         return orders.again_s
 
     def _obey(self, orders: Orders, asks: Sequence[int]) -> None:
-        self._allowed, self._metered = orders.allowed, orders.metered
+        self._allowed, self._metered, self._ratio.of_others = orders.allowed, orders.metered, orders.ratio
         if orders.epoch != self._pass.epoch:
             self._pass = Pass(orders.epoch)
         if orders.pause_s:
@@ -375,9 +383,9 @@ class Gate:
             self._allowed = max(self._allowed, min(START, self._most))
             self._consider()
 
-    def _charge(self, estimate: int) -> int:
-        """Tokens to reserve for a call of that estimate."""
-        tokens, most = self._ratio.of(estimate), self._rate.tokens_per_minute
+    def _charge(self, waiter: _Waiter) -> int:
+        """Tokens to reserve for a call."""
+        tokens, most = self._ratio.of(waiter.estimate, waiter.least), self._rate.tokens_per_minute
         if most is not None and tokens > most:
             self._note_once(
                 "clamped",

@@ -22,6 +22,7 @@ NAMESPACE = "rambla_ray"
 PROTOCOL = 2  # of `hear`: actors of another version have a governor of their own
 BURST_S = 0.25  # how far ahead of the steady rate a burst may run, in seconds of budget
 HORIZON_S = 1.0  # how far ahead a slot is promised; beyond it the caller asks again
+SLACK_S = 0.1  # after a pause, so that the next calls do not come the moment the endpoint has just enough again
 SOONEST_S = 0.05  # after which it may ask
 LONGEST_PAUSE_S = 300.0  # of what one reply can impose on everybody
 REPLY_S = 20.0  # how long a governor may take to answer; its process has to start first
@@ -37,6 +38,8 @@ class Budget:
         self.set_limits(rate.requests_per_minute, rate.tokens_per_minute)
         self._next_request = now + BURST_S
         self._next_token = now + BURST_S
+        self._last = now  # when the last request that was granted is sent
+        self._floor = now  # nothing given back goes beyond it
 
     def set_limits(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         """Go on with other limits; None is no limit."""
@@ -57,15 +60,24 @@ class Budget:
             return False, max(SOONEST_S, wait - HORIZON_S / 2)
         self._next_request = max(self._next_request, start) + self._request_s
         self._next_token = max(self._next_token, start) + self._cost(tokens)
+        self._last = max(self._last, start)
         return True, wait
 
     def settle(self, estimate: int, used: int) -> None:
-        """Correct a reservation once the reply says what it really cost."""
-        self._next_token += self._cost(used) - self._cost(estimate)
+        """Correct a reservation once the reply says what it really cost.
+
+        What comes back brings the next request forward to its place after the last one that was granted, as if that
+        cost as much, and no further: budget that nobody used in its time is lost at the endpoint, too.
+        """
+        settled = self._next_token + self._cost(used) - self._cost(estimate)
+        floor = max(self._floor, self._last + self._cost(used) + BURST_S)
+        self._next_token = max(settled, min(self._next_token, floor))
 
     def penalise(self, seconds: float, now: float) -> None:
-        """Promise no slot before `seconds` have passed: the endpoint said so."""
-        self._next_request = max(self._next_request, now + seconds + BURST_S)
+        """Promise no slot before `seconds` have passed, and no burst then: the endpoint said that nothing is left."""
+        self._floor = max(self._floor, now + seconds + BURST_S)
+        self._next_request = max(self._next_request, self._floor)
+        self._next_token = max(self._next_token, self._floor)
 
     def _cost(self, tokens: int) -> float:
         return min(tokens, self._most_tokens) * self._token_s
@@ -81,6 +93,7 @@ class News(NamedTuple):
     usage: Usage | None  # None: its concurrency does not adapt
     asks: tuple[int, ...] = ()  # tokens of each request that waits for a permit
     settled: tuple[tuple[int, int], ...] = ()  # (reserved, used) tokens of those that have ended
+    ratio: float | None = None  # of the tokens that its calls use to those that they are estimated to
     pause_s: float = 0.0  # the endpoint asked everybody to wait
     leaving: bool = False  # it has nothing to ask
 
@@ -94,6 +107,7 @@ class Orders(NamedTuple):
     permits: tuple[float, ...]  # for the first of those asked: seconds until it may be sent
     again_s: float  # when to ask for the others
     pause_s: float  # nobody is to send before these are over
+    ratio: float  # what a holder found that told its own: a first guess for one that has none
 
 
 class Governor:
@@ -111,10 +125,13 @@ class Governor:
         self._waiting: dict[str, float] = {}  # who was not given all permits it asked for, and until when that counts
         self._served: dict[str, float] = {}  # when each was last given a permit
         self._paused_until = 0.0
+        self._ratio = 1.0
 
     def hear(self, news: News) -> Orders:
         """Take in a holder's news, and tell it what it may do. Needs no lock: an actor does one thing at a time."""
         now = self._clock()
+        if news.ratio is not None:
+            self._ratio = news.ratio
         pause = news.pause_s
         allowed = news.most
         if news.leaving:
@@ -125,12 +142,12 @@ class Governor:
         metered = self._hold_to_limits(news, now)
         if pause:
             self._paused_until = max(self._paused_until, now + min(pause, LONGEST_PAUSE_S))
-            self._budget.penalise(self._paused_until - now, now)
+            self._budget.penalise(self._paused_until - now + SLACK_S, now)
         for reserved, used in news.settled:
             self._budget.settle(reserved, used)
         permits, again = self._permits(news.holder, news.asks, now) if metered else ([], 0.0)
         left = max(0.0, self._paused_until - now)
-        return Orders(allowed, self._concurrency.epoch, metered, tuple(permits), again, left)
+        return Orders(allowed, self._concurrency.epoch, metered, tuple(permits), again, left, self._ratio)
 
     def _permits(self, holder: str, asks: tuple[int, ...], now: float) -> tuple[list[float], float]:
         """Permits for the first of `asks`, and when to ask for the others.
