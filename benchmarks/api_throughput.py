@@ -31,6 +31,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from endpoint import REPOSITORY, Bench, Endpoint, Finished, checksum, made_up_items, openai_chat, run
@@ -206,13 +207,13 @@ with open(answers_file, "w") as file:
 
 
 def ray_data_llm(job: Job) -> Finished:
-    """ray.data.llm, tuned as far as its settings and those of Ray Data go: its defaults have two requests in flight.
+    """ray.data.llm, tuned as far as its settings and those of Ray Data go: its defaults keep a few requests in flight.
 
     It awaits the requests of a batch one after another, so a batch is one request here, and Ray Data is told to keep
     as many batches of an actor in flight as it may have requests. Sessions share their connections; by itself it
     opens new ones for every batch. Blocks are large, as an actor works on one at a time.
     """
-    actors = 2  # on two cores one is slower at 64 in flight, and four are at 512
+    actors = 2  # on two cores, one was slower at 64 in flight, and more were at 512
     words = (job.prompts, f"{job.endpoint.url}/v1/chat/completions", ENGINE, MAX_TOKENS, actors, job.answers)
     in_flight = {"RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(job.concurrency // actors)}
     return run([sys.executable, "-c", RAY_DATA_LLM, *map(str, words)], job.log, job.timeout_s, in_flight)
@@ -228,14 +229,12 @@ RUNNERS: Mapping[str, Callable[[Job], Finished]] = {
 
 def peers_python(folder: Path) -> Path:
     """The interpreter of the peers' virtual environment, which is made on first use. Raises Failed."""
-    python, installed = (
-        folder / "bin" / "python",
-        folder / f"{hashlib.sha256(' '.join(PEERS).encode()).hexdigest()}.ok",
-    )
+    constraints = REPOSITORY / "constraints.txt"
+    wanted = hashlib.sha256(f"{PEERS} {constraints.read_text()}".encode()).hexdigest()[:16]
+    python, installed = folder / "bin" / "python", folder / f"installed-{wanted}"
     if installed.exists():
         return python
     print(f"installing {', '.join(PEERS)} into {folder}, once", flush=True)
-    constraints = REPOSITORY / "constraints.txt"
     for command in (
         [sys.executable, "-m", "venv", folder],
         [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, *PEERS],
@@ -249,7 +248,7 @@ def peers_python(folder: Path) -> Path:
 
 def default_peers() -> Path:
     """Where the peers are installed unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rambla_ray" / "peers"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "rambla_ray" / "peers"
 
 
 @dataclass(frozen=True)
@@ -271,10 +270,8 @@ def measure(runner: str, job: Job) -> Measured:
     job.endpoint.reset()
     done = RUNNERS[runner](job)
     stats = job.endpoint.stats()
-    if done.status is None:
-        raise Failed(f"gave up after {job.timeout_s:.0f} s, {stats['answered']} prompts answered")
-    if done.status:
-        raise Failed(f"exit status {done.status}: {done.last_words}")
+    if done.fault:
+        raise Failed(done.fault)
     with job.prompts.open() as lines:
         expected = checksum(json.loads(line)["prompt"] for line in lines)
     if stats["prompts"] != len(job.items) or stats["checksum"] != expected:
@@ -377,9 +374,18 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
         )
 
 
+def versions(peers: Path) -> str:
+    """What was compared."""
+    found = {name: metadata.version(name) for name in ("openai", "ray")}
+    for path in peers.glob("lib/python*/site-packages/lm_eval-*.dist-info"):
+        found["lm_eval"] = path.stem.removeprefix("lm_eval-")
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
 def print_table(given: argparse.Namespace, results: Results) -> None:
     """The results, for a terminal or as Markdown."""
-    title = f"{given.prompts:,} prompts, {1000 * given.latency:.0f} ms an answer, median of {given.repeat}"
+    title = f"{given.prompts:,} prompts, {1000 * given.latency:.0f} ms an answer, median of {given.repeat}; "
+    title += f"{versions(given.peers_venv)}, {os.cpu_count()} CPUs"
     lines = list(rows(results))
     if given.markdown:
         print(f"\n{title}\n\n| {' | '.join(HEADINGS)} |\n|{' --- |' * len(HEADINGS)}")
@@ -408,6 +414,9 @@ def arguments() -> argparse.Namespace:
     def numbers(word: str) -> list[int]:
         return [int(number) for number in word.split(",")]
 
+    def folder(word: str) -> Path:
+        return Path(word).expanduser().resolve()
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--prompts", type=int, default=8000)
     parser.add_argument("--concurrency", type=numbers, default=[64, 512], help="requests in flight: 64,512")
@@ -415,8 +424,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="runs of each runner")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds until the endpoint answers")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a run is given up")
-    parser.add_argument("--peers-venv", type=Path, default=default_peers(), help="made on first use: %(default)s")
-    parser.add_argument("--keep", type=Path, help="an empty folder for what the runs write; thrown away if not given")
+    parser.add_argument("--peers-venv", type=folder, default=default_peers(), help="made on first use: %(default)s")
+    parser.add_argument(
+        "--keep", type=folder, help="an empty folder for what the runs write; thrown away if not given"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser.parse_args()
 

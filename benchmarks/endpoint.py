@@ -377,10 +377,13 @@ class Finished:
     log: Path
 
     @property
-    def last_words(self) -> str:
-        """The last line it wrote that is not blank, cut short."""
+    def fault(self) -> str:
+        """What went wrong, in a line with the last that it wrote; empty if nothing did."""
+        if self.status == 0:
+            return ""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:160] if lines else "it said nothing"
+        how = f"not over after {self.seconds:.0f} s" if self.status is None else f"exit status {self.status}"
+        return f"{how}: {lines[-1][:160] if lines else 'it said nothing'}"
 
 
 def run(command: Sequence[str | Path], log: Path, timeout_s: float, environment: Mapping[str, str]) -> Finished:

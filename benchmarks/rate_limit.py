@@ -18,6 +18,7 @@ import argparse
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,8 @@ def use_of(limit: Limit, stats: dict[str, Any]) -> Use:
     """Work out the shares from the endpoint's counts. Raises ValueError for a run that was over too soon."""
     seconds = stats["seconds"]
     done = [second[limit.unit] for second in seconds]
-    left, until = sum(done), 0
-    for until, amount in enumerate(done):  # noqa: B007 - the first second that begins, or ends, with too little left
-        left -= amount
-        if left < limit.per_second:
-            break
+    left = [sum(done) - so_far for so_far in accumulate(done)]
+    until = next(second for second, amount in enumerate(left) if amount < limit.per_second)
     if until <= WARM_UP_S:
         raise ValueError(f"work was left for {until} seconds only; nothing can be said of those after {WARM_UP_S}")
     window = range(WARM_UP_S, until)
@@ -130,8 +128,8 @@ def measure(limit: Limit, seconds: float, latency: float, max_tokens: int, folde
         bench = Bench(folder, items, TASK, models)
         done = bench.run("model=target", "roles.judge=judge", timeout_s=4 * seconds + 120)
         stats = endpoint.stats()
-    if done.status != 0:
-        raise ValueError(f"exit status {done.status}: {done.last_words}")
+    if done.fault:
+        raise ValueError(done.fault)
     if stats["prompts"] != len(ROLES) * len(items):
         raise ValueError(f"asked {stats['prompts']} prompts in place of {len(ROLES) * len(items)}")
     return use_of(limit, stats)

@@ -202,19 +202,35 @@ def _text_array(texts: Sequence[str]) -> pa.Array:
         return pa.array([well_formed(text) for text in texts], pa.string())
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: object) -> str:
     """JSON with one spelling: sorted keys, no spaces, ASCII. Raises ValueError on NaN and infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
-def request_id(identity: Mapping[str, object]) -> str:
-    """sha256 over everything that may change an answer, as 64 hex digits.
+class Identity:
+    """Makes the request_ids of one model: sha256, as 64 hex digits, over everything that may change an answer.
+
+    What is hashed is the canonical JSON of the identity version, the model's identity and the request's own, in one
+    object. Keys, concurrency, timeouts and paths do not belong in it.
 
     Args:
-        identity: the model's own identity (class, weights or engine, endpoint, generation parameters, template)
-            and the rendered text. Keys, concurrency, timeouts and paths do not belong in it.
+        of_model: class, weights or engine, endpoint, generation parameters, template.
     """
-    return hashlib.sha256(canonical_json({"identity_version": IDENTITY_VERSION, **identity}).encode()).hexdigest()
+
+    def __init__(self, of_model: Mapping[str, object]) -> None:
+        self._members = _members({"identity_version": IDENTITY_VERSION, **of_model})  # written once, not per request
+
+    def request_id(self, of_request: Mapping[str, object]) -> str:
+        """The request_id of a request, from what is its own: the rendered text."""
+        members = sorted({**self._members, **_members(of_request)}.items())
+        return hashlib.sha256(f"{{{','.join(member for _, member in members)}}}".encode()).hexdigest()
+
+
+def _members(value: Mapping[str, object]) -> dict[str, str]:
+    return {key: f"{canonical_json(key)}:{canonical_json(inner)}" for key, inner in value.items()}
 
 
 def well_formed(text: str) -> str:

@@ -13,7 +13,7 @@ from rambla_ray.actors.mock import MockModel, MockParams
 from rambla_ray.actors.retry import RetryPolicy
 from rambla_ray.config import Chaos, Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind
-from rambla_ray.schema import Request, Response, request_id
+from rambla_ray.schema import Identity, Request, Response
 
 CHOICES = ("yes", "no", "unknown")
 MANY = [
@@ -99,7 +99,8 @@ def test_latency_is_waited_and_told() -> None:
 
 
 def same_request(model: MockModel, one: Request, other: Request) -> bool:
-    return request_id(model.request_identity(one)) == request_id(model.request_identity(other))
+    ids = Identity(model.identity())
+    return ids.request_id(model.request_identity(one)) == ids.request_id(model.request_identity(other))
 
 
 @pytest.mark.parametrize("params", [{"behaviour": "constant"}, {"behaviour": "oracle"}])

@@ -15,13 +15,16 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.client import parse_headers
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
 from openai_server import Fault, FaultKind, OpenAIServer, default_answer, embedding, prompt_sha
 
+from rambla_ray.actors.adaptive import START
 from rambla_ray.actors.base import HEDGE_AFTER
 from rambla_ray.actors.http import told_wait_s
 from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
@@ -390,10 +393,10 @@ def test_an_estimate_above_the_budget_is_told_once_and_sent() -> None:
 
 
 def test_without_a_rate_calls_in_flight_grow_to_what_the_pool_allows() -> None:
-    with OpenAIServer(latency=0.02) as server:
-        responses = ask(build(server, at_once=512), *(f"prompt {number}" for number in range(2000)))
+    with OpenAIServer(latency=0.2) as server:
+        responses = ask(build(server, at_once=512), *(f"prompt {number}" for number in range(1000)))
         assert {response.attempts for response in responses} == {1}
-        assert server.max_in_flight >= 256
+        assert server.max_in_flight >= 4 * START
 
 
 def test_calls_in_flight_settle_at_what_the_endpoint_takes() -> None:
@@ -561,6 +564,62 @@ def test_a_reply_beyond_64_mebibytes_is_dropped_and_not_asked_again(fault: Fault
         assert (failed.kind, failed.attempts, after.text) == (ErrorKind.OVERSIZED, 1, "AND AFTER")
         assert "64 MiB" in failed.message
         assert server.sent_bytes < 128 * 2**20
+
+
+def test_a_reply_whose_values_would_fill_the_memory_is_not_parsed() -> None:
+    bomb = b'{"choices": [' + b"[]," * 1_500_000 + b"[]]}"
+    with OpenAIServer(faults=[Fault("reply", body=bomb)]) as server:
+        failed = error(build(server))
+    assert (failed.kind, failed.attempts) == (ErrorKind.OVERSIZED, 1)
+
+
+class Raw(StreamRequestHandler):
+    """Reads a request and sends bytes that are no reply, or half of one."""
+
+    says: bytes
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        headers = parse_headers(self.rfile)
+        self.rfile.read(int(headers["Content-Length"]))
+        self.wfile.write(self.says)
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        (b"", ErrorKind.CONNECTION),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", ErrorKind.CONNECTION),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd", ErrorKind.CONNECTION),
+        (b"no HTTP at all\r\n\r\n", ErrorKind.GARBAGE),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", ErrorKind.GARBAGE),
+    ],
+    ids=["nothing", "half a body", "broken compression", "no HTTP", "an endless header"],
+)
+def test_half_a_reply_or_none_is_an_error_of_its_kind(says: bytes, kind: ErrorKind) -> None:
+    handler = type("Handler", (Raw,), {"says": says})
+    with ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        failed = error(build(f"http://127.0.0.1:{server.server_address[1]}/v1", TriesOnce))
+        server.shutdown()
+        thread.join()
+    assert (failed.kind, failed.attempts) == (kind, 1), failed
+
+
+def test_a_model_that_is_dropped_closes_its_connections(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def asked_and_dropped(server: OpenAIServer) -> None:
+        await build(server).generate(Request("hello"))
+        gc.collect()
+
+    with OpenAIServer() as server:
+        asyncio.run(asked_and_dropped(server))
+        answer(build(server), "hello")  # dropped when the loop has gone
+        gc.collect()
+    assert caplog.records == []
+    assert [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)] == []
 
 
 def test_large_replies_are_all_read() -> None:

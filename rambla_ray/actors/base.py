@@ -86,9 +86,8 @@ class Model(ABC):
         """Everything about this model that may change an answer, as JSON values."""
 
     def request_identity(self, request: Request) -> dict[str, object]:
-        """Everything about this request, and this model, that may change the answer."""
-        texts = {"prompt": request.prompt}
-        return {**self.identity(), **texts, **({"pair": request.pair} if request.pair is not None else {})}
+        """Everything about this request that may change the answer, as JSON values."""
+        return {"prompt": request.prompt} | ({} if request.pair is None else {"pair": request.pair})
 
     def drain(self) -> None:
         """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""

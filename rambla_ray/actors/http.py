@@ -24,6 +24,7 @@ from rambla_ray.errors import CallError, ErrorKind
 MIB = 1024 * 1024
 SMALL_BYTES = MIB  # replies beyond it are read and parsed one at a time
 LARGEST_BYTES = 64 * MIB
+MOST_VALUES = 2_000_000  # of a large reply's JSON: each takes some 60 bytes of memory
 KEEP_ALIVE_S = 4.0  # less than the 5 s after which many servers close a quiet connection, maybe under a request
 SHOWN_CHARACTERS = 1000  # of an endpoint's words; a message is cut further
 ECHO_CHARACTERS = 40  # a stretch of the prompt this long is blotted out of an endpoint's words
@@ -47,11 +48,15 @@ class Wire:
     Args:
         headers: of every request.
         at_once: requests in flight at most.
+        trust: gives the certificate authorities for https; the system's where it is None.
     """
 
-    def __init__(self, headers: Mapping[str, str], at_once: int) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], at_once: int, trust: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
         self._headers = dict(headers)
         self._at_once = at_once
+        self._trust = trust
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large = asyncio.Lock()
@@ -92,7 +97,7 @@ class Wire:
             connector=aiohttp.TCPConnector(
                 limit=self._at_once,
                 keepalive_timeout=KEEP_ALIVE_S,
-                ssl=_trusted() if url.scheme == "https" else True,
+                ssl=self._trust() if self._trust and url.scheme == "https" else True,
             ),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -114,17 +119,6 @@ class Wire:
         self.close()
 
 
-def _trusted() -> ssl.SSLContext:
-    """The system's certificate authorities, or where it has none those of certifi."""
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    if not (paths.cafile or paths.capath):
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context
-
-
 async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> Reply:
     size = sum(map(len, parts))
     announced = response.content_length or 0
@@ -135,7 +129,10 @@ async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> 
             if size > LARGEST_BYTES:
                 break
         else:
-            return Reply(response.status, response.headers, b"".join(parts))
+            body = b"".join(parts)
+            if sum(map(body.count, (b"[", b"{", b","))) > MOST_VALUES:
+                raise CallError(ErrorKind.OVERSIZED, f"the reply has more than {MOST_VALUES} values: not read")
+            return Reply(response.status, response.headers, body)
     response.close()
     raise CallError(
         ErrorKind.OVERSIZED,

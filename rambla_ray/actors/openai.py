@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import ssl
 import struct
 import sys
 from collections.abc import Callable
@@ -95,7 +96,7 @@ class OpenAIModel(BaseAPIModel):
         self._before, self._after = before.encode(), after.encode()
         self._url = URL(str(form.url), encoded=True)
         headers = {name: value for name, value in form.headers.items() if not name.startswith(OWN_HEADERS)}
-        self._wire = Wire(headers, pool.max_concurrency)
+        self._wire = Wire(headers, pool.max_concurrency, _trust)
 
     @classmethod
     def settle(cls, params: EndpointParams) -> EndpointParams:
@@ -293,6 +294,13 @@ def _key(params: EndpointParams) -> str:
     if not (key.isascii() and key.isprintable()):
         raise CallError(ErrorKind.AUTH, f"{params.api_key_var} has characters that a header cannot hold")
     return key
+
+
+def _trust() -> ssl.SSLContext:
+    """The certificate authorities that the package trusts."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _form(params: EndpointParams, key: str, write: Callable[[openai.OpenAI], None]) -> httpx2.Request:

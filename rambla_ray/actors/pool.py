@@ -28,12 +28,12 @@ from rambla_ray.plan import sample_of
 from rambla_ray.registry import model_class
 from rambla_ray.schema import (
     SCORE,
+    Identity,
     Request,
     Role,
     Sample,
     Step,
     from_table,
-    request_id,
     to_table,
     well_formed,
 )
@@ -109,7 +109,9 @@ class PoolActor:
         try:
             self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
             self._model.attach(self._ledger.note, chaos)
-            self._ledger.describe(self._model.identity())
+            identity = self._model.identity()
+            self._identity = Identity(identity)
+            self._ledger.describe(identity)
         except CallError as error:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
@@ -173,7 +175,7 @@ class PoolActor:
             if fault.kind in FATAL:
                 self._ledger.stop(fault, stage.role)
             return Step(*about, "", prompt, error_kind=fault.kind, error=fault.message)
-        identity = request_id(model.request_identity(request))
+        identity = self._identity.request_id(model.request_identity(request))
         record = await self._answered(model, identity, stage.role, request)
         given = record.response
         if given is None:
