@@ -342,8 +342,8 @@ LEGEND = (
 )
 
 
-def rows(results: Results) -> Iterator[tuple[str, ...]]:
-    """The table: medians over the repeats, and ratios of medians."""
+def rows(results: Results, repeats: int) -> Iterator[tuple[str, ...]]:
+    """The table: medians over the repeats that did not fail, and ratios of medians."""
 
     def median(measured: Sequence[Measured], what: str) -> float:
         return float(statistics.median(getattr(one, what) for one in measured))
@@ -360,7 +360,7 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
             shorter = f"{whole / median(ours_measured, 'whole_s'):.2f}"
         yield (
             str(concurrency),
-            runner,
+            runner if len(measured) == repeats else f"{runner} ({len(measured)} of {repeats})",
             f"{rate:,.0f}",
             faster,
             f"{whole:.1f}",
@@ -386,7 +386,7 @@ def print_table(given: argparse.Namespace, results: Results) -> None:
     """The results, for a terminal or as Markdown."""
     title = f"{given.prompts:,} prompts, {1000 * given.latency:.0f} ms an answer, median of {given.repeat}; "
     title += f"{versions(given.peers_venv)}, {os.cpu_count()} CPUs"
-    lines = list(rows(results))
+    lines = list(rows(results, given.repeat))
     if given.markdown:
         print(f"\n{title}\n\n| {' | '.join(HEADINGS)} |\n|{' --- |' * len(HEADINGS)}")
         for line in lines:

@@ -286,9 +286,9 @@ def fit_together(pools: Sequence[Pool], cluster: Cluster) -> bool:
 def calls_per_actor(pool: Pool, rows_per_block: int) -> int:
     """How many blocks one actor works on at once, so that `max_concurrency` rows are being asked.
 
-    Rows that wait for the ledger, or for the others of their block, ask nothing: hence twice as many, and one more.
+    Rows that wait for the ledger, or for the others of their block, ask nothing: hence three times as many, and two.
     """
-    return math.ceil(2 * pool.max_concurrency / rows_per_block) + 1
+    return math.ceil(3 * pool.max_concurrency / rows_per_block) + 2
 
 
 def _known(stage: Generate, item: Item) -> dict[str, str]:

@@ -87,7 +87,8 @@ class Model(ABC):
 
     def request_identity(self, request: Request) -> dict[str, object]:
         """Everything about this request that may change the answer, as JSON values."""
-        return {"prompt": request.prompt} | ({} if request.pair is None else {"pair": request.pair})
+        own: dict[str, object] = {"prompt": request.prompt}
+        return own if request.pair is None else {**own, "pair": request.pair}
 
     def drain(self) -> None:
         """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
@@ -132,7 +133,6 @@ class BaseAPIModel(Model):
             Link(self.scope()) if governed else None,
             self._rate,
             self._adapts,
-            lambda line: self.note(line),
         )
         self._disturbed = False
         self._answered = 0
@@ -141,6 +141,7 @@ class BaseAPIModel(Model):
 
     def attach(self, note: Callable[[str], None], chaos: Chaos) -> None:
         super().attach(note, chaos)
+        self._gate.note = note
         self._disturbed = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
 
     @abstractmethod

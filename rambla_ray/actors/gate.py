@@ -65,22 +65,21 @@ class _Ratio:
 
 
 class Gate:
-    """Lets calls in, in order; those that are tried again go first. Nobody holds a slot or a permit for long in vain.
+    """Lets calls in, in order; those that are tried again go first.
 
     Args:
         most: calls in flight at most.
         link: the way to the governor; None for a model that nothing but `most` limits.
         rate: the endpoint's limits, if it has any.
         adaptive: the governor finds out how many calls may be in flight; needs a link.
-        note: takes a line that the user should see.
     """
 
-    def __init__(self, most: int, link: Link | None, rate: Rate, adaptive: bool, note: Callable[[str], None]) -> None:
+    def __init__(self, most: int, link: Link | None, rate: Rate, adaptive: bool) -> None:
+        self.note: Callable[[str], None] = print  # takes a line that the user should see
         self._most = most
         self._link = link
         self._rate = rate
         self._adaptive = adaptive
-        self._note = note
         self._holder = uuid.uuid4().hex
         self._allowed = 0 if adaptive else most
         self._metered = link is not None and rate.is_set
@@ -274,8 +273,8 @@ class Gate:
     def _hold(self, seconds: float) -> None:
         """Begin a pause, or lengthen it: permits for a moment inside it are void."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        if until <= self._paused_until + SAME_PAUSE_S:
+        now, until = loop.time(), loop.time() + seconds
+        if now < self._paused_until and until <= self._paused_until + SAME_PAUSE_S:
             return
         self._paused_until = until
         for waiter in sorted(self._promised, key=lambda waiter: waiter.at, reverse=True):
@@ -397,4 +396,4 @@ class Gate:
     def _note_once(self, about: str, line: str) -> None:
         if about not in self._noted:
             self._noted.add(about)
-            self._note(line)
+            self.note(line)

@@ -201,7 +201,8 @@ def governor_name(scope: str) -> str:
 class Link:
     """A model's way to its governor, which is created on first use and shared by name.
 
-    In a Ray cluster it is a detached actor; in a process outside of Ray, an object of that process.
+    In a Ray cluster it is an actor that ends with the holder that created it: the others then find, or create, the
+    next one, and nothing is left behind. In a process outside of Ray it is an object of that process.
 
     Args:
         scope: what shares the limits; never holds a key.
@@ -236,7 +237,6 @@ class Link:
                 name=self._name,
                 namespace=NAMESPACE,
                 get_if_exists=True,
-                lifetime="detached",
                 num_cpus=0,
                 max_restarts=-1,
                 max_task_retries=-1,
