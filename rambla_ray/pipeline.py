@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -55,7 +57,7 @@ class Run:
         there = cluster()
         self._settled = {target: self._settle(target, there) for target in self.config.targets}
         self._ledger = self._start_ledger()
-        self._calls_before = int(ray.get(self._ledger.progress.remote())["calls"])
+        self._before = self._ledger.progress.remote()
         for target, (levels, together) in self._settled.items():
             if not together:
                 order = ", then ".join(level.name for level in levels)
@@ -127,6 +129,7 @@ class Run:
         writer = self.directory.sample_writer(target, scoring_spec(self.config, self.plan.expected))
         try:
             for table in self._stream(target):
+                self._prepare_scoring()
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # the rest was not asked: the run is stopping
                 writer.add(ended)
                 for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
@@ -134,6 +137,11 @@ class Run:
         finally:
             writer.close()
             self._answered += writer.answered
+
+    @cache  # noqa: B019 - once for a run
+    def _prepare_scoring(self) -> None:
+        """Import what scoring needs, which takes a second, while answers come in."""
+        threading.Thread(target=importlib.import_module, args=("rambla_ray.scoring",), daemon=True).start()
 
     def _stream(self, target: str) -> Iterator[pa.Table]:
         """All samples of a target, as they come out of the last pool, block by block."""
@@ -223,9 +231,10 @@ class Run:
 
     def progress(self) -> dict[str, Any]:
         """The ledger service's counts, `calls` being those of this invocation; see `LedgerService.progress`."""
-        counts: dict[str, Any] = ray.get(self._ledger.progress.remote())
-        counts["calls"] -= self._calls_before
-        return counts
+        before, counts = ray.get([self._before, self._ledger.progress.remote()])
+        counts["calls"] -= before["calls"]
+        found: dict[str, Any] = counts
+        return found
 
     def _write(self, gave_up: str) -> tuple[dict[str, Any], str]:
         """Write what the run has come to; returns metrics.json, and why the run stopped, if it did."""

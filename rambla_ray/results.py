@@ -18,7 +18,6 @@ from rambla_ray.errors import UserError
 from rambla_ray.ledger import Spent
 from rambla_ray.samples import SampleWriter, error_lines, file_name
 from rambla_ray.schema import Role
-from rambla_ray.scoring import score
 from rambla_ray.storage import Folder
 
 COUNTED = tuple(field.name for field in fields(Spent))  # of each model and role, in calls.json
@@ -177,6 +176,8 @@ class RunDirectory:
 
     def score(self) -> dict[str, Any]:
         """What metrics.json holds, from samples/ alone. Raises UserError when there are none."""
+        from rambla_ray.scoring import score  # scipy and scikit-learn take a second to import
+
         return score(self.samples)
 
     def write_metrics(self) -> dict[str, Any]:

@@ -11,19 +11,16 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
-from rambla_ray.metrics import CELL_SCHEMA, Cell
-from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Role
+from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
 from rambla_ray.storage import Folder
 
 SPEC_KEY = b"rambla_ray"  # Parquet metadata: how the samples are scored, so that they can be on their own
@@ -37,10 +34,6 @@ _FEW_VALUES = [
     *(f"steps.list.element.{name}" for name in ("stage", "role", "model", "finish_reason", "error_kind", "error")),
 ]
 
-_SCORED_COLUMNS = [
-    *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
-    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens")),
-]
 _TEXT_COLUMNS = ["steps.list.element.text"]
 _ERROR_STEP = ("stage", "role", "error_kind", "error", "text")
 _ERROR_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _ERROR_STEP)]
@@ -110,11 +103,10 @@ class StoredTask:
     def __init__(self, folder: Folder, target: str, task: str) -> None:
         self._folder, self._name = folder, file_name(target, task)
 
-    @cached_property
-    def cells(self) -> dict[str, Cell]:
-        """What the metrics see of the samples, by variant."""
+    def read(self, columns: Sequence[str]) -> pa.Table | None:
+        """Some columns of all samples; nested ones by their path, `steps.list.element.text`."""
         with self._open() as file:
-            return _cells(file.read(columns=_SCORED_COLUMNS)) if file else {}
+            return file.read(columns=list(columns)) if file else None
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns of all samples, in row groups; nested ones by their path, `steps.list.element.text`."""
@@ -141,23 +133,6 @@ class StoredTask:
             return
         with stream:
             yield pq.ParquetFile(stream, pre_buffer=True)  # one request to a bucket for columns side by side
-
-
-def _cells(table: pa.Table) -> dict[str, Cell]:
-    """What the metrics see of a file's samples, by variant."""
-    steps = table["steps"].combine_chunks()
-    of_row, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
-    own = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
-    columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
-    for name in ("prompt_tokens", "completion_tokens"):
-        sums = np.bincount(of_row, weights=flat.field(name).to_numpy() * own, minlength=table.num_rows)
-        columns[name] = pa.array(sums.astype(np.int64))
-    columns["row"] = pa.array(np.arange(table.num_rows))
-    seen = pa.table(columns).select(CELL_SCHEMA.names)
-    return {
-        variant: Cell(seen.filter(pc.equal(table["variant"], variant)))
-        for variant in table["variant"].unique().to_pylist()
-    }
 
 
 def error_lines(folder: Folder) -> Iterator[bytes]:

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rambla_ray import metrics
-from rambla_ray.metrics import Cell
+from rambla_ray.metrics import CELL_SCHEMA, Cell
 from rambla_ray.samples import StoredTask, read_spec
+from rambla_ray.schema import Role
 from rambla_ray.stats import holm
 from rambla_ray.storage import Folder
 
 TASKS_AT_HAND = 4  # so that one which others are compared with is not read again for each of them
+
+_SCORED_COLUMNS = [
+    *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
+    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens")),
+]
+
+
+class ScoredTask(StoredTask):
+    """The stored samples of one task of a target as the metrics see them."""
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """One cell per variant."""
+        table = self.read(_SCORED_COLUMNS)
+        return {} if table is None else _cells(table)
+
+
+def _cells(table: pa.Table) -> dict[str, Cell]:
+    """What the metrics see of a file's samples, by variant."""
+    steps = table["steps"].combine_chunks()
+    of_row, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
+    own = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
+    columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
+    for name in ("prompt_tokens", "completion_tokens"):
+        sums = np.bincount(of_row, weights=flat.field(name).to_numpy() * own, minlength=table.num_rows)
+        columns[name] = pa.array(sums.astype(np.int64))
+    columns["row"] = pa.array(np.arange(table.num_rows))
+    seen = pa.table(columns).select(CELL_SCHEMA.names)
+    return {
+        variant: Cell(seen.filter(pc.equal(table["variant"], variant)))
+        for variant in table["variant"].unique().to_pylist()
+    }
 
 
 def score(folder: Folder) -> dict[str, Any]:
@@ -28,7 +65,7 @@ def score(folder: Folder) -> dict[str, Any]:
         UserError: there are no samples.
     """
     spec = read_spec(folder)
-    stored = lru_cache(TASKS_AT_HAND)(lambda model, task: StoredTask(folder, model, task))
+    stored = lru_cache(TASKS_AT_HAND)(lambda model, task: ScoredTask(folder, model, task))
     cells: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
     for model in spec["models"]:
@@ -55,7 +92,7 @@ def score(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _own_numbers(cell: Cell, labels: Sequence[str], stored: StoredTask) -> tuple[dict[str, Any], dict[str, str]]:
+def _own_numbers(cell: Cell, labels: Sequence[str], stored: ScoredTask) -> tuple[dict[str, Any], dict[str, str]]:
     """A cell's numbers without its pair, and why some are null."""
     found = {**metrics.cell_metrics(cell, labels, stored.texts), "paired": None}
     reasons: dict[str, str] = {}

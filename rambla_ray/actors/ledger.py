@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -75,6 +76,7 @@ class LedgerService:
         if self._ledger.damaged:
             self._notes[f"{self._ledger.damaged} damaged records in the ledger {location} were skipped"] = None
         self._check_budget()
+        gc.freeze()  # what is loaded stays
 
     async def hello(self, owner: str, actor_id: str) -> None:
         """An owner has started. If it is a model actor's second life, what the first one was asking is free again."""

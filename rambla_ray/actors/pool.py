@@ -8,6 +8,7 @@ makes the samples where they are asked.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -116,6 +117,8 @@ class PoolActor:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
             self._broken = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
+        gc.freeze()  # else a quarter of the time goes into looking through what was imported, again and again
+        gc.set_threshold(10_000, 20, 20)
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         """One block of samples through all stages that are their next and this pool's."""
