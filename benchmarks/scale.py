@@ -81,7 +81,7 @@ def prepare(folder: Path, samples: int) -> tuple[Bench, list[str]]:
         }
         for number, name in enumerate(names)
     }
-    bench = Bench(folder, made_up_items(min(ITEMS, samples)), tasks[names[0]], {"scale_mock": {"name": "mock"}})
+    bench = Bench(folder, made_up_items(min(ITEMS, samples)), tasks[names[0]], {"scale_mock": {"name": "mock", "pool": {"min_size": 2, "max_concurrency": 256}}})
     for name, task in tasks.items():
         (folder / "conf" / "task" / f"{name}.yaml").write_text(json.dumps({"dataset": "made_up", **task}))
     return bench, ["model=scale_mock", f"task={','.join(names)}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pyarrow.parquet as pq
 import pytest
 import report
 from openai_server import OpenAIServer
@@ -82,3 +83,48 @@ def test_a_budget_in_dollars_needs_prices(bench):
         "error: budget.usd needs to know what model openai_chat charges: give it a price "
         "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
     ]
+
+
+def test_hostile_texts_are_stored_counted_and_harmless(bench, tmp_path, capsys):
+    hostile = {
+        "surrogate": "Yes \ud800",
+        "nul": "Yes\x00",
+        "terminal": "\x1b]0;owned\x07\x1b[31mYes\x1b[0m",
+        "html": "<script>alert(1)</script>",
+        "markup": "[bold red]Yes[/] [/nothing",
+        "bidi": "\u202eseY",
+        "long": "no way " * 400_000,
+    }
+    items = {
+        name: {
+            "QUESTION": f"Is it {name}?" + (" why" * 300_000 if name == "nul" else ""),
+            "CONTEXTS": ["A finding."],
+            "LABELS": ["RESULTS"],
+            "MESHES": [],
+            "final_decision": "yes",
+            "LONG_ANSWER": "So it is.",
+        }
+        for name in hostile
+    }
+    (tmp_path / "items.json").write_text(json.dumps(items))
+
+    def answer(prompt: str) -> str:
+        return next(text for name, text in hostile.items() if f"Is it {name}?" in prompt)
+
+    with OpenAIServer(answer=answer) as server:
+        done = bench([*openai_words(server), f"task.dataset.path={tmp_path / 'items.json'}"])
+    assert done.status == 0, done.err
+    (cell,) = json.loads(done.read("metrics.json"))["cells"]
+    assert cell["n"] == len(hostile) == sum(cell["outcomes"].values())
+    (file,) = (done.run / "samples").iterdir()
+    texts = {row["root_id"]: row["steps"][-1]["text"] for row in pq.read_table(file).to_pylist()}
+    assert texts["surrogate"] == "Yes \ufffd"
+    assert {name: texts[name] for name in ("nul", "terminal", "html", "markup", "bidi")} == {
+        name: hostile[name] for name in ("nul", "terminal", "html", "markup", "bidi")
+    }
+    assert texts["long"] == hostile["long"][:1_000_000]
+    audit(done, capsys)
+    seen = done.out + done.err + done.read("errors.jsonl") + done.read("summary.md") + done.read("report.html")
+    assert not set(seen) & {"\x00", "\x1b", "\x07", "\u202e"}
+    assert "<script>" not in seen
+    assert max(map(len, done.read("errors.jsonl").splitlines())) < 5000
