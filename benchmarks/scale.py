@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 ITEMS = 10_000
+MOCK = {"name": "mock", "pool": {"min_size": 2, "max_concurrency": 256}}
 LOOK_S = 0.25  # how often the driver's memory is looked at
 TIMEOUT_S = 3600.0
 TEMPLATE = "Question {number} of a series.\n\n{{context}}\n\nQuestion: {{question}}\nReply with one word, Yes or No."
@@ -81,7 +82,7 @@ def prepare(folder: Path, samples: int) -> tuple[Bench, list[str]]:
         }
         for number, name in enumerate(names)
     }
-    bench = Bench(folder, made_up_items(min(ITEMS, samples)), tasks[names[0]], {"scale_mock": {"name": "mock", "pool": {"min_size": 2, "max_concurrency": 256}}})
+    bench = Bench(folder, made_up_items(min(ITEMS, samples)), tasks[names[0]], {"scale_mock": MOCK})
     for name, task in tasks.items():
         (folder / "conf" / "task" / f"{name}.yaml").write_text(json.dumps({"dataset": "made_up", **task}))
     return bench, ["model=scale_mock", f"task={','.join(names)}"]

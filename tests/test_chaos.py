@@ -112,7 +112,8 @@ def test_hostile_texts_are_stored_counted_and_harmless(bench, tmp_path, capsys):
         return next(text for name, text in hostile.items() if f"Is it {name}?" in prompt)
 
     with OpenAIServer(answer=answer) as server:
-        done = bench([*openai_words(server), f"task.dataset.path={tmp_path / 'items.json'}"])
+        words = [*openai_words(server), "model.params.max_tokens=10000000"]
+        done = bench([*words, f"task.dataset.path={tmp_path / 'items.json'}"])
     assert done.status == 0, done.err
     (cell,) = json.loads(done.read("metrics.json"))["cells"]
     assert cell["n"] == len(hostile) == sum(cell["outcomes"].values())
@@ -126,5 +127,5 @@ def test_hostile_texts_are_stored_counted_and_harmless(bench, tmp_path, capsys):
     audit(done, capsys)
     seen = done.out + done.err + done.read("errors.jsonl") + done.read("summary.md") + done.read("report.html")
     assert not set(seen) & {"\x00", "\x1b", "\x07", "\u202e"}
-    assert "<script>" not in seen
+    assert "<script>" not in done.read("summary.md") + done.read("report.html")
     assert max(map(len, done.read("errors.jsonl").splitlines())) < 5000
