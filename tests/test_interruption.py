@@ -102,7 +102,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, stop, 
     assert asked - distinct <= (4 if stop == signal.SIGKILL else 0)  # those in flight
     spent = calls_of(tmp_path)
     assert spent["answered"] == spent["calls"] == distinct
-    assert asked - distinct <= spent["repeated"] <= (16 if stop == signal.SIGKILL else 0)
+    assert (
+        asked - distinct <= spent["repeated"] <= (3 * 16 if stop == signal.SIGKILL else 0)
+    )  # the claims of three blocks
 
 
 @pytest.mark.parametrize("name", ["PoolActor", "LedgerService", "Governor"])
@@ -122,9 +124,11 @@ def test_a_run_survives_the_death_of_any_of_its_actors(tmp_path, uninterrupted, 
 def test_a_call_that_never_ends_is_given_up_when_the_run_is_stopped(tmp_path):
     with OpenAIServer(faults=[Fault("hang", every=20)]) as server:
         driver = Driver(server, tmp_path)
-        wait_for_requests(server, DEMO_YES_NO)
+        wait_for_requests(server, 40)
         driver.process.send_signal(signal.SIGINT)
         driver.process.send_signal(signal.SIGTERM)  # a second one does not wait
         status, _, err = driver.finish()
     assert status == 130, err
-    assert json.loads(metrics_of(tmp_path))["partial"]["samples"] > 0
+    assert json.loads(metrics_of(tmp_path))["partial"]["expected"] == DEMO_YES_NO
+    assert calls_of(tmp_path)["answered"] >= 30
+    assert calls_of(tmp_path)["repeated"] >= 2

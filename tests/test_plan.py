@@ -233,7 +233,7 @@ def test_pools_fit_together(pools: list[tuple[int, float, float]], cluster: Clus
 
 @pytest.mark.parametrize(
     ("max_concurrency", "rows_per_block", "expected"),
-    [(64, 16, 9), (64, 256, 2), (1, 16, 2), (17, 16, 4), (64, 1, 129), (64, 5, 27)],
+    [(64, 16, 14), (64, 256, 3), (1, 16, 3), (17, 16, 6), (64, 1, 194), (64, 5, 41)],
 )
 def test_an_actor_works_on_so_many_blocks_that_its_concurrency_is_reached(
     max_concurrency: int, rows_per_block: int, expected: int
