@@ -495,9 +495,10 @@ def test_actors_of_a_cluster_share_one_governor_whatever_their_rate() -> None:
     rates = [Rate(requests_per_minute=600), Rate(requests_per_minute=6000)]
     with OpenAIServer(answer=str.upper) as server:
         callers = [Caller.remote(server.base_url, rate) for rate in rates]
+        ray.get([caller.ask.remote(["first"]) for caller in callers])  # both have started
         asked = [[f"{number} {letter}" for number in range(15)] for letter in "ab"]
         answers = ray.get([caller.ask.remote(prompts) for caller, prompts in zip(callers, asked, strict=True)])
-        times = sorted(record.time for record in server.requests)
+        times = sorted(record.time for record in server.requests)[len(callers) :]
     assert answers == [[prompt.upper() for prompt in prompts] for prompts in asked]
     assert times[-1] - times[0] > 2.0  # of the 2.9 s that the stricter rate takes
     ray.kill(governor_of(server))

@@ -132,6 +132,20 @@ def test_a_request_that_killed_two_processes_is_asked_alone_and_a_third_death_en
     run(next_invocation, tmp_path)
 
 
+def test_the_dead_are_granted_nothing(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        await service.hello("first life", "actor")
+        assert await claim(service, "other", "a") == [YOURS]
+        of_the_dead = asyncio.create_task(service.wait("first life", "m", rid("a"), "target"))
+        await asyncio.sleep(0)
+        await service.hello("second life", "actor")
+        await service.release("other", [rid("a")])
+        assert await of_the_dead == DRAINING
+        assert await claim(service, "second life", "a") == [YOURS]
+
+    run(body, tmp_path)
+
+
 def test_a_suspect_that_waits_for_its_turn_gets_it_when_the_others_have_ended(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
         for life in range(2):

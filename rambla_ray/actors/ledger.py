@@ -66,6 +66,7 @@ class LedgerService:
         self._alone: dict[str, str] = {}  # owner → the suspect it asks, or will when nothing else is out
         self._process: dict[str, str] = {}  # Ray's id of a model actor → its latest owner name
         self._heard: dict[str, float] = {}
+        self._dead: set[str] = set()
         self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
         self._turn: asyncio.Future[bytes | None] | None = None  # done when a suspect may have its turn, or has had it
         self._commit: asyncio.Task[None] | None = None
@@ -83,8 +84,9 @@ class LedgerService:
         before = self._process.get(actor_id)
         self._process[actor_id] = owner
         self._heard[owner] = time.monotonic()
-        if before not in (None, owner):
-            self._bury(str(before))
+        if before is not None and before != owner:
+            self._dead.add(before)
+            self._bury(before)
 
     async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[Claim]:
         """For each (request_id, role): its record's line, or `YOURS` (ask it), `ALONE` (ask it; nothing else is being
@@ -101,7 +103,7 @@ class LedgerService:
             return line
         if request_id in self._owner:
             return WAIT
-        if self._stopped:
+        if self._stopped or owner in self._dead:  # the dead may still have a call of `wait` here
             return DRAINING
         if not self._affordable():
             return WAIT
