@@ -12,6 +12,7 @@
   address=auto|local|HOST:PORT   (default: the cluster that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
   dry_run=true         print the plan and ask nothing
+  doctor=true          check every node and endpoint for what the run needs, and ask nothing
   verbose=true         let Ray's own log lines through
   fail_if.coverage_below=0.95
   budget.usd=N         what the run may spend in all; also budget.tokens
@@ -25,6 +26,7 @@ Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
@@ -37,6 +39,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 LONGEST_REASON = 500  # characters of why a run stopped
+LONGEST_LINE = 1000  # characters of a check
 DONE, REFUSED, CELL_FAILED, GATE_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
@@ -45,8 +48,12 @@ def main(words: Sequence[str]) -> int:
     if any(word in ("-h", "--help", "help") for word in words):
         print(__doc__)
         return DONE
-    from rambla_ray.errors import UserError
-
+    try:
+        from rambla_ray.errors import UserError
+    except ModuleNotFoundError as error:
+        where = "activate the environment that has it (for a job: where ray starts)"
+        print(f"error: {sys.executable} has no module {error.name}; {where}", file=sys.stderr)
+        return REFUSED
     try:
         return _bench(words)
     except UserError as error:
@@ -56,38 +63,93 @@ def main(words: Sequence[str]) -> int:
 
 def _bench(words: Sequence[str]) -> int:
     from rambla_ray import config as configs
+    from rambla_ray.job import Job
     from rambla_ray.plan import Plan
     from rambla_ray.results import RunDirectory
     from rambla_ray.storage import Folder
 
+    job = Job.current()
     config = configs.load(words)
     options = config.options
+    own_cluster = job is None and (options.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    if not own_cluster and not options.dry_run:
+        _check_places(config, job)
+    if options.doctor:
+        return _doctor(config)
     plan = Plan(config)
     if options.dry_run:
         _print_plan(plan)
         return DONE
-    plan.preflight(same_machine=(options.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
+    if job is not None:
+        job.refuse_secrets(config.key_variables)
+        job.warn()
+    plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
     Folder(config.ledger).make_writable("ledger")
-    return _run(plan, directory, words)
+    return _run(plan, directory, words, job, own_cluster=own_cluster)
 
 
-def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
+def _doctor(config: Any) -> int:
+    """Check every node and endpoint; prints a line each."""
     from rambla_ray.cluster import connect
+    from rambla_ray.display import one_line
+
+    connect(config.options.address, verbose=config.options.verbose)
+    from rambla_ray import doctor
+
+    well = True
+    for check in doctor.diagnose(config):
+        well &= check.holds
+        print(one_line(str(check), LONGEST_LINE), flush=True)
+    return DONE if well else REFUSED
+
+
+def _nodes_are_ready(config: Any) -> bool:
+    """The short form of the doctor, on a cluster that others have made; prints what is wrong."""
+    from rambla_ray import doctor
+    from rambla_ray.display import one_line
+
+    models = doctor.models_of(config)
+    wrong = [check for check in doctor.check_nodes(models, *doctor.look(models)) if not check.holds]
+    for check in wrong:
+        print(one_line(f"error: {check.line}", LONGEST_LINE), file=sys.stderr)
+    return not wrong
+
+
+def _check_places(config: Any, job: Any) -> None:
+    """Refuse results in a relative place where it does not mean the folder that the command was typed in."""
+    from rambla_ray.errors import UserError
+
+    for key, place in (("runs_dir", config.options.runs_dir), ("ledger", config.ledger)):
+        if "://" in place or Path(place).expanduser().is_absolute():
+            continue
+        if job is None:
+            why, way_out = "a cluster that is already running has another working directory", Path(place).absolute()
+        else:
+            why, way_out = "a job's working directory is a copy that is thrown away", f"s3://BUCKET/{Path(place).name}"
+        raise UserError(f"{key}={place} is relative, and {why}; give a bucket or an absolute path: {key}={way_out}")
+
+
+def _run(plan: Any, directory: Any, words: Sequence[str], job: Any, *, own_cluster: bool) -> int:
+    from rambla_ray.cluster import connect, dashboard, settle_logging
     from rambla_ray.display import one_line
     from rambla_ray.errors import RunStopped
 
-    importing = threading.Thread(target=importlib.import_module, args=("rambla_ray.pipeline",))
-    importing.start()  # a second's work, while the cluster starts
+    threading.Thread(target=_import_what_is_needed_later, daemon=True).start()
 
     again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
     run = None
     try:
         connect(plan.config.options.address, verbose=plan.config.options.verbose)
-        importing.join()
+        if job is not None:
+            again = job.command([sys.argv[0], *words], dashboard())
         from rambla_ray import pipeline
 
-        run = pipeline.Run(plan, directory, words)
+        settle_logging(verbose=plan.config.options.verbose)
+        if not own_cluster and not _nodes_are_ready(plan.config):
+            return REFUSED
+        drain_s = pipeline.DRAIN_S if job is None else min(pipeline.DRAIN_S, job.stop_wait_s / 2)
+        run = pipeline.Run(plan, directory, words, drain_s=drain_s)
         scores = run()
     except RunStopped as stopped:
         if run is None or not run.calls:
@@ -107,17 +169,25 @@ def _run(plan: Any, directory: Any, words: Sequence[str]) -> int:
     return _status(plan, scores)
 
 
-def _print_results(directory: Any) -> None:
-    from rich.console import Console
+def _import_what_is_needed_later() -> None:
+    """Seconds of work, done while the cluster starts. Who imports one of them meanwhile waits for it."""
+    with contextlib.suppress(Exception):  # the process ends meanwhile, or whoever needs it sees the same error
+        for module in ("rambla_ray.pipeline", "rambla_ray.scoring"):
+            importlib.import_module(module)
 
+
+def _print_results(directory: Any) -> None:
     from rambla_ray import report
 
     report.write_summary(directory)
-    report.print_run(directory, Console(width=None if sys.stdout.isatty() else 150))
+    report.print_run(directory, report.console_on(sys.stdout))
 
 
 def _status(plan: Any, scores: dict[str, Any]) -> int:
-    if any(cell["outcomes"]["scored"] == 0 for cell in scores["cells"]):
+    failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
+    if failed:
+        where = " ".join(filter(None, (failed[0][key] for key in ("model", "task", "variant"))))
+        print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
         return CELL_FAILED
     gate = plan.config.options.fail_if.coverage_below
     if gate is not None and any(cell["coverage"] < gate for cell in scores["cells"]):

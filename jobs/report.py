@@ -19,8 +19,6 @@ def main(words: Sequence[str]) -> int:
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(__doc__)
         return 0 if {"-h", "--help"} & set(flags) else 1
-    from rich.console import Console
-
     from rambla_ray import report
     from rambla_ray.audit import audit
     from rambla_ray.errors import UserError
@@ -29,7 +27,7 @@ def main(words: Sequence[str]) -> int:
 
     directory = RunDirectory(Folder(places[0]))
     try:
-        report.print_run(directory, Console(width=None if sys.stdout.isatty() else 150), details=True)
+        report.print_run(directory, report.console_on(sys.stdout), details=True)
         holds = True
         if "--recompute" in flags:
             same = to_json(directory.score()) == directory.folder.read("metrics.json")

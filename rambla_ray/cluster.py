@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,11 +16,20 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"^A worker died or was killed|There are infinite retries")
 
 import ray
+import ray._private.state
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import (  # type: ignore[attr-defined]
+    GCS_AUTOSCALER_STATE_NAMESPACE,
+    GCS_AUTOSCALER_V2_ENABLED_KEY,
+)
+from ray.core.generated import autoscaler_pb2
 
+from rambla_ray.config import Pool
 from rambla_ray.errors import UserError
-from rambla_ray.plan import Cluster
+from rambla_ray.plan import Cluster, Node
 
 CONNECT_S = 5.0  # how long a cluster's port may take to answer
+STATUS_S = 5.0  # how long its head may take to say how it is
 
 
 def connect(address: str | None, *, verbose: bool) -> None:
@@ -29,6 +39,11 @@ def connect(address: str | None, *, verbose: bool) -> None:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core writes to stderr on its own
         with contextlib.nullcontext() if verbose else _stderr_aside():
             _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
+    settle_logging(verbose=verbose)
+
+
+def settle_logging(*, verbose: bool) -> None:
+    """Let Ray's log lines through, or not; `ray.data` undoes that when it is imported."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
 
@@ -69,16 +84,47 @@ def _init(address: str | None, **options: Any) -> None:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself tries for minutes
             ray.init(address, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        hint = "" if "refused" in str(error) else "; one with token authentication needs RAY_AUTH_MODE=token"
+        hint = (
+            ""
+            if "refused" in str(error)
+            else "; one with token authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
+        )
         raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}{hint}") from None
 
 
 def cluster() -> Cluster:
-    """What the connected cluster has now."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """What the connected cluster has now, and whether it may grow."""
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    free = ray._private.state.available_resources_per_node()
     return Cluster(
-        cpus=sum(node.get("CPU", 0.0) for node in nodes),
-        gpus=sum(node.get("GPU", 0.0) for node in nodes),
-        node_cpus=max(node.get("CPU", 0.0) for node in nodes),
-        node_gpus=max(node.get("GPU", 0.0) for node in nodes),
+        nodes=tuple(map(_node, alive.values())),
+        free=tuple(_node(free.get(name, {})) for name in alive),
+        grows=_has_autoscaler(),
     )
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def _has_autoscaler() -> bool:
+    """Whether nodes may come. Ray has no public way to ask; its `ray status` reads the same."""
+    gcs = ray._private.worker.global_worker.gcs_client
+    if gcs.internal_kv_get(GCS_AUTOSCALER_V2_ENABLED_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode()) == b"1":
+        return True
+    report = json.loads(gcs.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None) or b"{}")
+    types = (report.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return any(kind != f"node_{node}" for node, kind in types.items())  # so are they named where none is set up
+
+
+def impossible(pools: Sequence[Pool]) -> Pool | None:
+    """The first of some pools for whose actors the autoscaler has no kind of node, once it has been asked for them."""
+    reply = autoscaler_pb2.GetClusterStatusReply()
+    reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=STATUS_S))
+    asked = [_node(request.resources_bundle) for request in reply.autoscaling_state.infeasible_resource_requests]
+    return next((pool for pool in pools if Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0) in asked), None)
+
+
+def dashboard() -> str:
+    """Host and port of the connected cluster's dashboard, which takes jobs; empty where there is none."""
+    return str(ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).address_info["webui_url"] or "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -28,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from rambla_ray import datasets
+from rambla_ray import datasets, secrets
 from rambla_ray.datasets import DatasetConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
@@ -273,6 +274,7 @@ class Options(Closed):
         "given, the cluster that RAY_ADDRESS names, as it does in a job, else a local one",
     )
     dry_run: bool = Field(False, description="print the plan and stop")
+    doctor: bool = Field(False, description="check every node, and each endpoint, and stop")
     verbose: bool = Field(False, description="let Ray's own log lines through")
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
     budget: Budget = Field(default_factory=Budget, description="what the run may spend")
@@ -296,7 +298,7 @@ class Options(Closed):
 # What may differ between two invocations of one run: where and how it runs, not what is asked.
 OPERATIONAL = frozenset(
     {
-        *("run_id", "runs_dir", "ledger", "address", "dry_run", "verbose", "fail_if", "task", "model"),
+        *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
         *("budget", "chaos"),
     }
 )
@@ -330,6 +332,12 @@ class RunConfig(Closed):
     def ledger(self) -> str:
         """Where answers are kept."""
         return self.options.ledger or f"{self.options.runs_dir.rstrip('/')}/ledger"
+
+    @property
+    def key_variables(self) -> frozenset[str]:
+        """The environment variables that hold the keys of the run's models."""
+        models = [*self.targets.values(), *(role.config for role in self.roles.values())]
+        return frozenset(str(model.params["api_key_var"]) for model in models if "api_key_var" in model.params)
 
     def question(self) -> dict[str, Any]:
         """What the run asks, without where and how it runs: two invocations that agree here are the same run."""
@@ -373,6 +381,8 @@ class ConfigFolder:
 
 def _package_dir(package: str) -> str:
     """Resolver `${package_dir:NAME}`: the folder of an installed package, without importing it."""
+    if not package.isidentifier():
+        raise ValueError(f"'{package}' is not the name of a package")  # of a dotted one, the outer would be imported
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
@@ -381,6 +391,7 @@ def _package_dir(package: str) -> str:
 
 
 OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
+OmegaConf.register_resolver("oc.env", secrets.variable, replace=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -404,7 +415,7 @@ def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: s
             OmegaConf.update(merged, key, _value(key, value), merge=False, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
         missing = re.search(r"Environment variable '(\w+)' not found", reason)
         if missing:
             reason = f"needs the environment variable {missing[1]}, which is not set"
@@ -450,7 +461,8 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     given = fault.get("input")
     if isinstance(given, bool) and "string" in fault["type"]:
         reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
-    shown = f" (got {given!r})"[:80] if isinstance(given, str | int | float | bool | None) else ""
+    is_plain = isinstance(given, str | int | float | bool | None) and not key.endswith("api_key_var")  # maybe a key
+    shown = f" (got {given!r})"[:80] if is_plain else ""
     return f"{key}: {reason}{shown}" if key else reason
 
 
@@ -520,7 +532,7 @@ def load(words: Sequence[str]) -> RunConfig:
             raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
         config_name = options.roles[role]
         roles[role] = RoleModel(config_name=config_name, config=_load_model(folder, config_name, []))
-    return RunConfig(
+    config = RunConfig(
         options=options,
         targets=targets,
         roles=roles,
@@ -528,6 +540,8 @@ def load(words: Sequence[str]) -> RunConfig:
         datasets=found,
         own_data=any(key == "path" for key, _ in own["dataset"]),
     )
+    secrets.refuse({"command line": list(words), **config.model_dump(mode="json")}, config.key_variables)
+    return config
 
 
 def _load_model(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]) -> ModelConfig:
@@ -552,7 +566,10 @@ def _load_task(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]
     for stage in stages if isinstance(stages, list) else []:
         body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
         if isinstance(body, dict) and "template_file" in body:
-            file = path.parent / str(body.pop("template_file"))
+            file = Path(os.path.abspath(path.parent / str(body.pop("template_file"))))
+            conf = os.path.abspath(path.parent.parent)
+            if not file.is_relative_to(conf):
+                raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
             try:
                 body["template"] = file.read_text()
             except (OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rambla_ray.errors import UserError, choose_from
@@ -41,7 +42,7 @@ class DatasetConfig(BaseModel):
     path: str = Field(description="a hub id (owner/name), or a local, s3:// or gs:// file")
     subset: str | None = Field(None, description="configuration name on the hub")
     split: str = Field("train", description="split on the hub")
-    demo: str = Field(description="file of the same layout shipped in rambla_ray/demo")
+    demo: str = Field(pattern=r"^\w[\w.-]*$", description="file of the same layout shipped in rambla_ray/demo")
     id_column: str | None = Field(None, description="of a table: the column with each row's id; `id` when not given")
     fields: tuple[str, ...] = Field((), description="of a table: the columns that a task may read")
     keep: dict[str, list[str]] = Field(
@@ -203,7 +204,11 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         if suffix == ".parquet":
             from pyarrow import parquet
 
-            yield from parquet.read_table(stream).to_pylist()
+            table = parquet.read_table(stream)
+            opaque = [field.name for field in table.schema if _holds_objects(field.type)]
+            if opaque:
+                raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {_OTHER_FILE}")
+            yield from table.to_pylist()
             return
         text = stream.read().decode("utf-8-sig")
     if suffix == ".jsonl":
@@ -213,6 +218,14 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         yield from _json_records(value, config.id_column or _ID_COLUMNS.get(config.format, "id"))
     else:
         yield from _separated(text, tabs=suffix in TAB_SEPARATED)
+
+
+def _holds_objects(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is, or nests, one that Python code has registered: Ray's own unpickles what it reads."""
+    if isinstance(kind, pa.ExtensionType):
+        return True
+    inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
+    return any(map(_holds_objects, inner))
 
 
 def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import signal
@@ -12,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -25,10 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
-from rambla_ray.cluster import cluster
+from rambla_ray.cluster import cluster, impossible
 from rambla_ray.config import RunConfig
 from rambla_ray.errors import RunStopped
-from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, fit_together, settle_pool
+from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, run_together, said, settle_pool, waits_for
 from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec
 
@@ -44,26 +42,30 @@ class Run:
         plan: what to ask.
         directory: where the results go.
         words: the command line, for the run directory.
+        drain_s: how long it waits for what is in flight when it is stopped, in seconds.
     """
 
-    def __init__(self, plan: Plan, directory: RunDirectory, words: Sequence[str]) -> None:
+    def __init__(self, plan: Plan, directory: RunDirectory, words: Sequence[str], *, drain_s: float = DRAIN_S) -> None:
         self.plan = plan
         self.directory = directory
         self.config: RunConfig = plan.config
+        self._drain_s = drain_s
         self._started = time.time()
         self._answered: Counter[tuple[str, str]] = Counter()
         self._interrupted = threading.Event()
         self.calls = 0  # made in this invocation, once it has ended
         there = cluster()
+        self._grows = there.grows
         self._settled = {target: self._settle(target, there) for target in self.config.targets}
         self._ledger = self._start_ledger()
         self._before = self._ledger.progress.remote()
         for target, (levels, together) in self._settled.items():
             if not together:
-                order = ", then ".join(level.name for level in levels)
-                print(
-                    f"note: the cluster cannot hold all models of {target}'s stream at once: {order}", file=sys.stderr
-                )
+                order = ", then ".join(f"{level.name} ({', '.join(level.roles)})" for level in levels)
+                print(f"note: the models of {target}'s stream run one after another: {order}", file=sys.stderr)
+            for level in levels:
+                if waiting := waits_for(level, there):
+                    print(f"note: {waiting}", file=sys.stderr)
         streams = {
             target: {"together": together, "pools": [level.config.pool.model_dump() for level in levels]}
             for target, (levels, together) in self._settled.items()
@@ -92,7 +94,7 @@ class Run:
             Level(level.name, level.config.model_copy(update={"pool": settle_pool(level, there)}), level.roles)
             for level in self.plan.levels(target)
         ]
-        return levels, fit_together([level.config.pool for level in levels], there)
+        return levels, run_together(levels, there)
 
     def __call__(self) -> dict[str, Any]:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.
@@ -129,7 +131,6 @@ class Run:
         writer = self.directory.sample_writer(target, scoring_spec(self.config, self.plan.expected))
         try:
             for table in self._stream(target):
-                self._prepare_scoring()
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # the rest was not asked: the run is stopping
                 writer.add(ended)
                 for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
@@ -138,11 +139,6 @@ class Run:
             writer.close()
             self._answered += writer.answered
 
-    @cache  # noqa: B019 - once for a run
-    def _prepare_scoring(self) -> None:
-        """Import what scoring needs, which takes a second, while answers come in."""
-        threading.Thread(target=importlib.import_module, args=("rambla_ray.scoring",), daemon=True).start()
-
     def _stream(self, target: str) -> Iterator[pa.Table]:
         """All samples of a target, as they come out of the last pool, block by block."""
         levels, together = self._settled[target]
@@ -150,6 +146,7 @@ class Run:
         rows = max(block["count"] for block in blocks)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        context.memory_usage_poll_interval_s = None  # else a thread for every block
         context.print_on_execution_start = self.config.options.verbose
         context.execution_no_progress_timeout_s = STALL_MARGIN_S + max(
             level.config.rate.give_up_after_s + level.config.rate.timeout_s for level in levels
@@ -212,8 +209,11 @@ class Run:
                 if self._interrupted.is_set() and not told:
                     told = True
                     self._ledger.stop.remote("interrupted", "interrupted")
+                with contextlib.suppress(RayError, RuntimeError):
+                    self._check_that_nodes_can_come()
                 with contextlib.suppress(RayError):
-                    if self.progress()["stopped"] and not over.wait(DRAIN_S):
+                    counts = self.progress()
+                    if counts["stopped"] and not over.wait(self._drain_s if counts["models"] else WATCH_S):
                         patience_lost.set()
                         os.kill(os.getpid(), signal.SIGINT)
                         return
@@ -229,6 +229,21 @@ class Run:
             for number, handler in kept.items():
                 signal.signal(number, handler)
 
+    def _check_that_nodes_can_come(self) -> None:
+        """Stop the run when the autoscaler says that it has no node for a pool's actors."""
+        if not self._grows:
+            return
+        levels = {level.name: level for levels, _ in self._settled.values() for level in levels}
+        refused = impossible([level.config.pool for level in levels.values()])
+        for name, level in levels.items():
+            if level.config.pool == refused:
+                one = said(level.config.pool)
+                message = (
+                    f"model {name}: the cluster's autoscaler has no kind of node with {one}; set pool.num_cpus and "
+                    "pool.num_gpus to what one has"
+                )
+                self._ledger.stop.remote("placement", message)
+
     def progress(self) -> dict[str, Any]:
         """The ledger service's counts, `calls` being those of this invocation; see `LedgerService.progress`."""
         before, counts = ray.get([self._before, self._ledger.progress.remote()])
@@ -243,7 +258,7 @@ class Run:
             counts = self.progress()
         except RayError:  # the ledger service cannot be had any more; the samples can
             return self.directory.write_metrics(), gave_up
-        why = gave_up or (counts["stopped"][1] if counts["stopped"] else "")
+        why = counts["stopped"][1] if counts["stopped"] else gave_up
         now = invocation(self._started, counts["calls"], finished=not why)
         self.calls = counts["calls"]
         self.directory.write_calls(self.config, counts["spent"], self._answered, now)

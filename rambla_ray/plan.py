@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,14 +35,68 @@ class Level:
     roles: tuple[Role, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What a cluster has: CPUs and GPUs in all, and on its largest node."""
+class Node(NamedTuple):
+    """What a node has."""
 
     cpus: float
     gpus: float
-    node_cpus: float
-    node_gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a cluster has, and whether more may come.
+
+    Args:
+        nodes: those that are there.
+        free: of each, what nobody uses; all of it when not given.
+        grows: an autoscaler may start nodes. What they would have is not known before it is asked for.
+    """
+
+    nodes: tuple[Node, ...]
+    free: tuple[Node, ...] | None = None
+    grows: bool = False
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes together."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> float:
+        """Of the node with the most."""
+        return max((node.cpus for node in self.nodes), default=0.0)
+
+    @property
+    def node_gpus(self) -> float:
+        """Of the node with the most."""
+        return max((node.gpus for node in self.nodes), default=0.0)
+
+    def holds(self, pools: Sequence[Pool]) -> bool:
+        """Whether the nodes that are there hold all these pools, at their smallest, at the same time."""
+        return _places(self.nodes, [actor for pool in pools for actor in _actors(pool)])
+
+    def holds_now(self, pools: Sequence[Pool]) -> bool:
+        """The same, with what others use left to them."""
+        free = self.nodes if self.free is None else self.free
+        return _places(free, [actor for pool in pools for actor in _actors(pool)])
+
+
+def _actors(pool: Pool) -> list[Node]:
+    """What each of a pool's actors takes, at its smallest."""
+    return [Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0)] * pool.min_size
+
+
+def _places(nodes: Sequence[Node], actors: Sequence[Node]) -> bool:
+    """Whether actors find room: the largest first, each on the node that is left with the least."""
+    room = list(nodes)
+    for actor in sorted(actors, key=lambda actor: (actor.gpus, actor.cpus), reverse=True):
+        left = [Node(round(n.cpus - actor.cpus, 6), round(n.gpus - actor.gpus, 6)) for n in room]
+        fitting = [place for place, node in enumerate(left) if min(node) >= 0]
+        if not fitting:
+            return not any(actor)  # it takes nothing
+        best = min(fitting, key=lambda place: (left[place].gpus, left[place].cpus))
+        room[best] = left[best]
+    return True
 
 
 ITEM_SCHEMA = pa.schema(
@@ -81,20 +135,7 @@ class Plan:
 
     def levels(self, target: str) -> tuple[Level, ...]:
         """The pools of a target's stream, in the order in which samples pass them."""
-        levels: list[Level] = []
-        used = {stage.role for task in self.config.tasks.values() for stage in task.generates}
-        for role in Role:
-            if role not in used:
-                continue
-            if role == Role.TARGET:
-                name, config = target, self.config.targets[target]
-            else:
-                name, config = self.config.roles[role].config_name, self.config.roles[role].config
-            if levels and (levels[-1].name, levels[-1].config) == (name, config):
-                levels[-1] = Level(name, config, (*levels[-1].roles, role))
-            else:
-                levels.append(Level(name, config, (role,)))
-        return tuple(levels)
+        return levels_of(self.config, target)
 
     @property
     def expected(self) -> dict[tuple[str, str], int]:
@@ -232,6 +273,24 @@ class Plan:
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
 
 
+def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
+    """The pools of a target's stream, in the order in which samples pass them."""
+    levels: list[Level] = []
+    used = {stage.role for task in config.tasks.values() for stage in task.generates}
+    for role in Role:
+        if role not in used:
+            continue
+        if role == Role.TARGET:
+            name, model = target, config.targets[target]
+        else:
+            name, model = config.roles[role].config_name, config.roles[role].config
+        if levels and (levels[-1].name, levels[-1].config) == (name, model):
+            levels[-1] = Level(name, model, (*levels[-1].roles, role))
+        else:
+            levels.append(Level(name, model, (role,)))
+    return tuple(levels)
+
+
 def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:
     """The sample that an item is under one variant of a task, for one target."""
     return Sample(
@@ -250,37 +309,77 @@ def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item
 def settle_pool(level: Level, cluster: Cluster) -> Pool:
     """The level's pool with its resources settled.
 
-    An API model takes no CPU slot. A local model takes one GPU where the cluster has any, else an equal share of the
-    CPUs for each of its actors.
+    An API model takes no CPU slot. A local model takes one GPU where the cluster has any, or may get some, else an
+    equal share of the CPUs for each of its actors.
 
     Raises:
-        UserError: no node can hold one actor; the numbers are in the message.
+        UserError: the cluster cannot hold the pool at its smallest; the numbers are in the message.
     """
     pool = level.config.pool
     if not model_class(level.config.name, level.name).is_local:
         settled = pool.model_copy(update={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0})
     else:
-        gpus = pool.num_gpus if pool.num_gpus is not None else float(min(1.0, cluster.node_gpus))
+        most = 1.0 if cluster.grows else cluster.node_gpus
+        gpus = pool.num_gpus if pool.num_gpus is not None else min(1.0, most)
         share = max(1, min(cluster.node_cpus, cluster.cpus // pool.min_size))
         cpus = pool.num_cpus if pool.num_cpus is not None else (0.0 if gpus else float(share))
         settled = pool.model_copy(update={"num_cpus": cpus, "num_gpus": gpus})
+    if cluster.grows or cluster.holds([settled]):
+        return settled
     for what, asked, largest in (
-        ("CPUs", settled.num_cpus, cluster.node_cpus),
-        ("GPUs", settled.num_gpus, cluster.node_gpus),
+        ("CPUs", settled.num_cpus or 0.0, cluster.node_cpus),
+        ("GPUs", settled.num_gpus or 0.0, cluster.node_gpus),
     ):
-        if asked and asked > largest:
+        if asked > largest:
             raise UserError(
                 f"model {level.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
                 f"set pool.num_{what.lower()}={largest:g} or add a node"
             )
-    return settled
+    fits = next(
+        size
+        for size in range(pool.min_size - 1, -1, -1)
+        if cluster.holds([settled.model_copy(update={"min_size": size})])
+    )
+    one = said(settled)
+    if not fits:
+        raise UserError(f"model {level.name}: one actor asks for {one}, and no node has both; add a node")
+    raise UserError(
+        f"model {level.name}: {pool.min_size} actors of {one} each do not fit the cluster, which has room for {fits}; "
+        f"set pool.min_size={fits} or add nodes"
+    )
 
 
-def fit_together(pools: Sequence[Pool], cluster: Cluster) -> bool:
-    """Whether the cluster can hold all these pools, at their smallest, at the same time."""
-    cpus = sum(pool.min_size * (pool.num_cpus or 0.0) for pool in pools)
-    gpus = sum(pool.min_size * (pool.num_gpus or 0.0) for pool in pools)
-    return cpus <= cluster.cpus and gpus <= cluster.gpus
+def said(pool: Pool) -> str:
+    """What one actor of a settled pool takes, in words."""
+    parts = [
+        f"{count:g} {what}{'' if count == 1 else 's'}"
+        for count, what in ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
+        if count
+    ]
+    return " and ".join(parts) or "no CPU"
+
+
+def waits_for(level: Level, cluster: Cluster) -> str:
+    """What a settled level that has no room now waits for; empty when it has room."""
+    pool = level.config.pool
+    if cluster.holds_now([pool]):
+        return ""
+    actors = f"{pool.min_size} actor{'' if pool.min_size == 1 else 's'} of {said(pool)}"
+    source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
+    return f"model {level.name} waits until there is room for {actors}: {source}"
+
+
+def run_together(levels: Sequence[Level], cluster: Cluster) -> bool:
+    """Whether a stream's pools run at the same time, or one after another, each freed before the next.
+
+    They do where the cluster, as it is, holds them all, unless one local model would be loaded twice. Whether nodes
+    that an autoscaler brings would hold them is not known: a pool that waits for its node stops the whole stream.
+    """
+    local = [level.config for level in levels if model_class(level.config.name, level.name).is_local]
+    if any(config in local[:place] for place, config in enumerate(local)):
+        return False
+    taking = [level.config.pool for level in levels if level.config.pool.num_cpus or level.config.pool.num_gpus]
+    return len(taking) <= 1 or cluster.holds(taking)
 
 
 def calls_per_actor(pool: Pool, rows_per_block: int) -> int:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -21,8 +21,10 @@ from rambla_ray.display import in_markdown, one_line
 from rambla_ray.results import RunDirectory
 from rambla_ray.schema import Outcome
 
-PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal
+PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal,
+SLOWEST_LINE_S = 60.0  # and later one in a twentieth of the time that has passed, but at least one a minute
 LONGEST_LINE = 1000  # characters
+PLAIN_WIDTH = 150  # of a table where the output is no terminal, in characters
 EXAMPLE_CHARS = 60  # of an answer, in a warning
 READERS_DIFFER = 0.02  # share of a cell's answers above which a difference of the readers is a warning
 LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
@@ -35,6 +37,14 @@ CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "
 CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
 LEFT = ("model", "role", "task", "compared with", "outcomes")
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console as wide as the terminal; where there is none, of plain text, whatever FORCE_COLOR says."""
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream, force_terminal=None if is_terminal else False, width=None if is_terminal else PLAIN_WIDTH
+    )
 
 
 class Progress:
@@ -71,7 +81,7 @@ class Progress:
         self._outcomes[outcome] += count
 
     def _show(self) -> None:
-        console = Console(file=sys.stderr)
+        console = console_on(sys.stderr)
         if console.is_terminal:
             with Live(console=console, refresh_per_second=4, transient=True) as live:
                 while not self._over.wait(0.5):
@@ -79,7 +89,7 @@ class Progress:
                         counts = self._counts()
                         self._tell(counts, console)
                         live.update(self._table(counts))
-        while not self._over.wait(PLAIN_LINE_S):
+        while not self._over.wait(min(SLOWEST_LINE_S, max(PLAIN_LINE_S, (time.monotonic() - self._began) / 20))):
             with contextlib.suppress(Exception):
                 counts = self._counts()
                 self._tell(counts, console)
@@ -314,7 +324,7 @@ def write_summary(directory: RunDirectory) -> None:
     lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
     lines += ["", f"{_markdown(calls_line(calls))}.", ""]
     directory.folder.write("summary.md", "\n".join(lines).encode())
-    console = Console(file=io.StringIO(), record=True, width=150, force_terminal=False)
+    console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)
     print_run(directory, console, details=True)
     directory.folder.write("report.html", console.export_html().encode())
 

@@ -24,6 +24,17 @@ COUNTED = tuple(field.name for field in fields(Spent))  # of each model and role
 PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
 
 
+def versions() -> dict[str, str | None]:
+    """The versions here of Python and of the packages that results may depend on; None for one that is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
 def to_json(value: object) -> bytes:
     """Strict JSON with sorted keys. Raises ValueError on NaN."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -106,23 +117,10 @@ class RunDirectory:
 
     def write_env(self, models: Mapping[str, Any]) -> None:
         """env.json: versions, and what each loaded model says it is (weights, generation parameters, template)."""
-        versions: dict[str, str | None] = {}
-        for package in PACKAGES:
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = None
-        self.folder.write(
-            "env.json",
-            to_json(
-                {
-                    "python": platform.python_version(),
-                    "platform": platform.platform(),
-                    "packages": versions,
-                    "models": dict(models),
-                }
-            ),
-        )
+        packages = versions()
+        python = packages.pop("python")
+        env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
+        self.folder.write("env.json", to_json(env))
 
     def sample_writer(self, target: str, spec: Mapping[str, Any]) -> SampleWriter:
         """A writer of one target's samples; they replace those of an earlier invocation when it is closed."""

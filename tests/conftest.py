@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from ray_head import Head
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever token this machine has: before Ray is imported, which looks once
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
 
@@ -40,6 +47,32 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     del os.environ["OPENAI_API_KEY"]
+
+
+@pytest.fixture(scope="session")
+def canary() -> str:
+    """The API key in the environment of `head`: what nothing else can look like."""
+    return f"sk-canary-{secrets.token_hex(16)}"
+
+
+@pytest.fixture(scope="session")
+def head(canary: str) -> Iterator[Head]:
+    """`ray start --head` with token authentication and a key in its environment, which takes jobs."""
+    from ray_head import Head
+
+    with Head(token=True, environment={"OPENAI_API_KEY": canary}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def checkout(canary: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout as a user has it: with results, a checkpoint and an env file that holds the key."""
+    folder = tmp_path_factory.mktemp("user") / "rambla_ray"
+    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", "runs"))
+    for name in (".env", "conf/azure.env", "runs/old/config.yaml", "llama/model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"OPENAI_API_KEY={canary}\n")
+    return folder
 
 
 @dataclass(frozen=True)

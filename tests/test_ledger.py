@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from drawn import COUNT, SECONDS, TEXT, tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +16,6 @@ from rambla_ray.ledger import SUFFIX, Ledger, Record
 from rambla_ray.schema import Response, Try
 from rambla_ray.storage import Folder
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
-    lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-)
-COUNT = st.integers(0, 2**40)
-SECONDS = st.floats(0, 1e9)
-TRIES = st.lists(st.builds(Try, SECONDS, SECONDS, TEXT), max_size=3).map(tuple)
 RESPONSES = st.builds(
     Response,
     text=TEXT,
@@ -31,7 +26,7 @@ RESPONSES = st.builds(
     waited_s=SECONDS,
     attempts=COUNT,
     hedged=COUNT,
-    tries=TRIES,
+    tries=tries(TEXT),
 )
 ABOUT = {
     "request_id": st.text("0123456789abcdef", min_size=64, max_size=64),
@@ -39,7 +34,7 @@ ABOUT = {
     "at": SECONDS,
 }
 RECORDS = st.builds(Record, **ABOUT, response=RESPONSES) | st.builds(
-    Record, **ABOUT, error_kind=TEXT, error=TEXT, attempts=COUNT, waited_s=SECONDS, tries=TRIES
+    Record, **ABOUT, error_kind=TEXT, error=TEXT, attempts=COUNT, waited_s=SECONDS, tries=tries(TEXT)
 )
 
 

@@ -449,22 +449,19 @@ def test_a_slow_call_is_asked_a_second_time_and_the_first_answer_wins() -> None:
     assert complaints == []
 
 
-def test_without_hedging_a_slow_call_is_waited_for() -> None:
-    async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
-        await warm_up(model)
-        server.latency = 0.3
-        return await model.generate(Request("hello"))
+async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
+    """The answer to a call that takes longer than any before it."""
+    await warm_up(model)
+    server.latency = 0.3
+    return await model.generate(Request("hello"))
 
+
+def test_without_hedging_a_slow_call_is_waited_for() -> None:
     with OpenAIServer() as server:
         assert asyncio.run(slow(build(server), server)).attempts == 1
 
 
 def test_a_second_call_waits_for_a_slot_of_its_own() -> None:
-    async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
-        await warm_up(model)
-        server.latency = 0.3
-        return await model.generate(Request("hello"))
-
     with OpenAIServer() as server:
         response = asyncio.run(slow(build(server, rate=Rate(hedge=True), at_once=1), server))
         assert (response.attempts, response.hedged, server.max_in_flight) == (1, 0, 1)

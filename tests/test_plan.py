@@ -8,7 +8,7 @@ import pytest
 
 from rambla_ray.config import ModelConfig, Pool, load
 from rambla_ray.errors import UserError
-from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, fit_together, settle_pool
+from rambla_ray.plan import Cluster, Level, Node, Plan, calls_per_actor, run_together, settle_pool, waits_for
 from rambla_ray.results import to_json
 from rambla_ray.schema import Role, Sample
 
@@ -166,8 +166,9 @@ def test_a_missing_key_is_named_with_the_way_out(words: str, reason: str, monkey
     planned.preflight(same_machine=True)
 
 
-LAPTOP = Cluster(cpus=2, gpus=0, node_cpus=2, node_gpus=0)
-THREE_NODES = Cluster(cpus=24, gpus=12, node_cpus=8, node_gpus=4)
+LAPTOP = Cluster((Node(2, 0),))
+THREE_NODES = Cluster((Node(8, 4),) * 3)
+EMPTY = Cluster((Node(0, 0),), grows=True)
 
 
 def level(kind: str, **pool: float) -> Level:
@@ -183,7 +184,9 @@ def level(kind: str, **pool: float) -> Level:
         pytest.param("mock", {}, LAPTOP, (0, 0), id="the mock takes none"),
         pytest.param("huggingface_llm", {}, LAPTOP, (2, 0), id="a local model takes the CPUs"),
         pytest.param("huggingface_llm", {"min_size": 2}, LAPTOP, (1, 0), id="two share them"),
-        pytest.param("huggingface_llm", {"min_size": 5}, LAPTOP, (1, 0), id="never less than one"),
+        pytest.param("huggingface_llm", {}, EMPTY, (0, 1), id="one GPU where one may come"),
+        pytest.param("huggingface_llm", {"num_gpus": 0}, EMPTY, (1, 0), id="a CPU where one may come"),
+        pytest.param("huggingface_llm", {"num_gpus": 8}, EMPTY, (0, 8), id="what may come is not known"),
         pytest.param("huggingface_llm", {"num_cpus": 1}, LAPTOP, (1, 0), id="as many as it is given"),
         pytest.param("huggingface_llm", {}, THREE_NODES, (0, 1), id="one GPU where there are any"),
         pytest.param("huggingface_llm", {"num_gpus": 4}, THREE_NODES, (0, 4), id="as many GPUs as it is given"),
@@ -204,9 +207,17 @@ def test_a_pool_settles_on(kind: str, pool: dict[str, float], cluster: Cluster, 
         ("huggingface_llm", {"num_gpus": 1}, LAPTOP, "asks for 1 GPUs, the largest node has 0; set pool.num_gpus=0"),
         ("huggingface_llm", {"num_gpus": 5}, THREE_NODES, "asks for 5 GPUs, the largest node has 4"),
         ("openai_chat", {"num_cpus": 9}, THREE_NODES, "asks for 9 CPUs, the largest node has 8"),
+        ("huggingface_llm", {"min_size": 5}, LAPTOP, "5 actors of 1 CPU each .* room for 2; set pool.min_size=2"),
+        ("huggingface_llm", {"min_size": 4, "num_gpus": 3}, THREE_NODES, "4 actors of 3 GPUs each .* room for 3"),
+        (
+            "huggingface_llm",
+            {"num_cpus": 4, "num_gpus": 1},
+            Cluster((Node(8, 0), Node(2, 1))),
+            "asks for 4 CPUs and 1 GPU, and no node has both",
+        ),
     ],
 )
-def test_an_actor_that_no_node_can_hold_is_refused(
+def test_a_pool_that_the_cluster_cannot_hold_is_refused(
     kind: str, pool: dict[str, float], cluster: Cluster, reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
@@ -221,14 +232,37 @@ def test_an_actor_that_no_node_can_hold_is_refused(
         pytest.param([(1, 2, 0)], LAPTOP, True, id="all CPUs"),
         pytest.param([(1, 2, 0), (1, 1, 0)], LAPTOP, False, id="a CPU too many"),
         pytest.param([(2, 1, 0), (1, 0, 0)], LAPTOP, True, id="two actors"),
-        pytest.param([(3, 1, 0)], LAPTOP, False, id="three actors"),
         pytest.param([(8, 0, 1), (1, 0, 4)], THREE_NODES, True, id="all GPUs"),
         pytest.param([(9, 0, 1), (1, 0, 4)], THREE_NODES, False, id="a GPU too many"),
+        pytest.param([(3, 0, 3), (1, 0, 2)], THREE_NODES, False, id="enough GPUs, but on no one node"),
+        pytest.param([(2, 0.5, 0), (1, 1, 0)], LAPTOP, True, id="parts of a CPU"),
+        pytest.param([(10, 0.1, 0), (1, 1, 0)], LAPTOP, True, id="parts that add up to one"),
+        pytest.param([(1, 0, 0), (1, 0, 1)], EMPTY, True, id="only one waits for a node"),
+        pytest.param([(1, 1, 0), (1, 0, 1)], EMPTY, False, id="two would wait for nodes"),
     ],
 )
-def test_pools_fit_together(pools: list[tuple[int, float, float]], cluster: Cluster, expected: bool) -> None:
-    settled = [Pool(min_size=size, num_cpus=cpus, num_gpus=gpus) for size, cpus, gpus in pools]
-    assert fit_together(settled, cluster) == expected
+def test_pools_run_together_where_the_cluster_holds_them(
+    pools: list[tuple[int, float, float]], cluster: Cluster, expected: bool
+) -> None:
+    levels = [level("mock", min_size=size, num_cpus=cpus, num_gpus=gpus) for size, cpus, gpus in pools]
+    assert run_together(levels, cluster) == expected
+
+
+def test_a_local_model_that_plays_first_and_last_is_not_loaded_twice() -> None:
+    target, other = level("huggingface_llm", num_gpus=1), level("huggingface_llm", num_gpus=2)
+    assert run_together([target, other], THREE_NODES)
+    assert not run_together([target, other, target], THREE_NODES)
+    judge = level("openai_chat")
+    assert run_together([judge, target, judge], THREE_NODES)
+
+
+def test_what_has_no_room_says_what_it_waits_for() -> None:
+    wanted = level("huggingface_llm", num_gpus=1, min_size=2)
+    assert waits_for(wanted, THREE_NODES) == ""
+    line = "model m waits until there is room for 2 actors of 1 GPU: "
+    assert waits_for(wanted, EMPTY) == line + "the cluster's autoscaler brings it"
+    busy = Cluster((Node(8, 4),), free=(Node(8, 1),))
+    assert waits_for(wanted, busy) == line + "others give it back"
 
 
 @pytest.mark.parametrize(

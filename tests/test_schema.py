@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drawn import COUNT, SECONDS, TEXT, WHOLE, tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,6 @@ from rambla_ray.schema import (
     Identity,
     Sample,
     Step,
-    Try,
     canonical_json,
     from_table,
     to_table,
@@ -27,13 +26,7 @@ from rambla_ray.schema import (
 )
 
 EXAMPLES = settings(max_examples=60, deadline=None)
-PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON knows such a pair as one character only
 PLAIN = st.text(max_size=8)
-WHOLE = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(lambda text: not PAIR.search(text))
-COUNT = st.integers(0, 2**40)
-SECONDS = st.floats(0, 1e9)
-TRIES = st.lists(st.builds(Try, at=SECONDS, took_s=SECONDS, reason=WHOLE), max_size=3).map(tuple)
 
 
 def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
@@ -53,7 +46,7 @@ def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
         waited_s=SECONDS,
         attempts=COUNT,
         hedged=COUNT,
-        tries=TRIES,
+        tries=tries(WHOLE),
         error_kind=text,
         error=text,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-START = 32  # calls in flight to begin with
+START = 64  # calls in flight to begin with
 CUT = 0.8  # what is left of the limit after a 429
 GROWTH = 0.05  # per round of calls, when the first 429 has been seen
 FULL = 0.8  # the share of a lease that must have been in use for the limit to grow

@@ -81,6 +81,20 @@ class Model(ABC):
         """
         return None
 
+    @classmethod
+    def endpoint(cls, params: Any) -> str:
+        """Where calls go, as a URL; empty for a model without any."""
+        return ""
+
+    @classmethod
+    def ping(cls, params: Any) -> str:
+        """Ask the endpoint for a sign of life that costs nothing: what it says, in a few words.
+
+        Raises:
+            UserError: it cannot be reached, or turns us away.
+        """
+        return ""
+
     @abstractmethod
     def identity(self) -> dict[str, object]:
         """Everything about this model that may change an answer, as JSON values."""

@@ -199,7 +199,7 @@ def governor_name(scope: str) -> str:
 
 
 class Link:
-    """A model's way to its governor, which is created on first use and shared by name.
+    """A model's way to its governor, which is shared by name, and created if there is none.
 
     In a Ray cluster it is an actor that ends with the holder that created it: the others then find, or create, the
     next one, and nothing is left behind. In a process outside of Ray it is an object of that process.
@@ -212,10 +212,13 @@ class Link:
         self._name = governor_name(scope)
         self._here: Governor | None = None
         self._actor: Any = None
+        ray = sys.modules.get("ray")  # not imported where nothing has: it takes a second
+        if ray is not None and ray.is_initialized():
+            self._actor = self._find(ray)  # its process starts while the model loads
 
     async def tell(self, news: News) -> Orders:
         """What the governor answers. Raises Unreachable."""
-        ray = sys.modules.get("ray")  # not imported where nothing has: it takes a second
+        ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             if self._here is None:
                 self._here = _of_this_process.setdefault(self._name, Governor())

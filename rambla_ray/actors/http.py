@@ -72,13 +72,8 @@ class Wire:
             session = self._open(url)
         try:
             async with session.post(url, data=body, allow_redirects=False) as response:
-                parts, size = [], 0
-                async for part in response.content.iter_any():
-                    parts.append(part)
-                    size += len(part)
-                    if size > SMALL_BYTES:
-                        break
-                else:
+                parts: list[bytes] = []
+                if await _ends_within(SMALL_BYTES, response, parts):
                     return read(Reply(response.status, response.headers, b"".join(parts)))
                 async with self._large:
                     return read(await _large_reply(response, parts))
@@ -119,20 +114,25 @@ class Wire:
         self.close()
 
 
-async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> Reply:
+async def _ends_within(most: int, response: aiohttp.ClientResponse, parts: list[bytes]) -> bool:
+    """Read on, behind `parts`; whether that was all, or there are more than `most` bytes."""
     size = sum(map(len, parts))
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            return False
+    return True
+
+
+async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> Reply:
     announced = response.content_length or 0
-    if announced <= LARGEST_BYTES:
-        async for part in response.content.iter_any():
-            parts.append(part)
-            size += len(part)
-            if size > LARGEST_BYTES:
-                break
-        else:
-            body = b"".join(parts)
-            if sum(map(body.count, (b"[", b"{", b","))) > MOST_VALUES:
-                raise CallError(ErrorKind.OVERSIZED, f"the reply has more than {MOST_VALUES} values: not read")
-            return Reply(response.status, response.headers, body)
+    if announced <= LARGEST_BYTES and await _ends_within(LARGEST_BYTES, response, parts):
+        body = b"".join(parts)
+        if sum(map(body.count, (b"[", b"{", b","))) > MOST_VALUES:
+            raise CallError(ErrorKind.OVERSIZED, f"the reply has more than {MOST_VALUES} values: not read")
+        return Reply(response.status, response.headers, body)
+    size = sum(map(len, parts))
     response.close()
     raise CallError(
         ErrorKind.OVERSIZED,

@@ -25,6 +25,7 @@ from rambla_ray.schema import Request, Response, Try
 
 GATHER_S = 0.02  # how long the first request of a batch waits for company
 BATCH_SIZE = {"cpu": 8, "cuda": 32}
+RUN_CODE = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")  # or unpickle it, when loading
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 POOLING = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # sentence-transformers' names
@@ -84,6 +85,15 @@ class CheckpointParams(ModelParams):
         if "trust_remote_code" in value:
             raise ValueError("trust_remote_code stands in params, not in loading_params")
         return value
+
+    @model_validator(mode="after")
+    def _no_code_unasked(self) -> Self:
+        asked = [key for key in RUN_CODE if key in self.loading_params]
+        if "/" in str(self.loading_params.get("attn_implementation", "")):  # a repository of kernels
+            asked.append("attn_implementation")
+        if asked and not self.trust_remote_code:
+            raise ValueError(f"loading_params.{asked[0]} can run code of others; that needs trust_remote_code: true")
+        return self
 
     @property
     def is_path(self) -> bool:

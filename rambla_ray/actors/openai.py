@@ -8,6 +8,7 @@ import os
 import ssl
 import struct
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PLAIN_URL = "https://api.openai.com/v1"
 PLACE = "<the text of a request>"  # what the package is given, and each call's text replaces
 OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")  # of the client, not the API
+PING_S = 5.0  # how long an endpoint may take to a sign of life
 LONGEST_VECTOR = 100_000
 
 
@@ -44,8 +46,8 @@ class EndpointParams(ModelParams):
     api_version: str | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
     api_key_var: str = Field(
         "OPENAI_API_KEY",
-        pattern=r"^[A-Za-z_]\w*$",
-        description="NAME of the environment variable with the key",
+        pattern=r"^[A-Z_][A-Z0-9_]*$",  # what is pasted here by mistake is a key, and looks otherwise
+        description="NAME of the environment variable with the key, in upper case",
     )
     async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
 
@@ -130,6 +132,33 @@ class OpenAIModel(BaseAPIModel):
                 f"note: engine {params.engine}: async_calls has no effect, calls are concurrent",
                 file=sys.stderr,
             )
+
+    @classmethod
+    def endpoint(cls, params: EndpointParams) -> str:
+        return str(params.base_url)
+
+    @classmethod
+    def ping(cls, params: EndpointParams) -> str:
+        """Its list of models; many that are like the API have none, and answer all the same."""
+        import openai
+
+        try:
+            key = _key(params)
+            with _client(params, key) as client:
+                began = time.monotonic()
+                try:
+                    client.models.list(timeout=PING_S)
+                except openai.APIStatusError as error:
+                    if error.status_code in (401, 403):
+                        reason = f"turns the key in {params.api_key_var} away (HTTP {error.status_code})"
+                        raise UserError(f"{reason}; put a valid one where Ray starts") from None
+                    return f"answers (HTTP {error.status_code} to a question for its models)"
+                return f"answers, and takes the key in {params.api_key_var} ({time.monotonic() - began:.1f} s)"
+        except CallError as error:
+            raise UserError(error.message) from None
+        except openai.OpenAIError as error:
+            cause = error.__cause__ or error
+            raise UserError(f"cannot be reached ({visible(f'{type(cause).__name__}: {cause}')[:120]})") from None
 
     def identity(self) -> dict[str, object]:
         return {
@@ -303,6 +332,21 @@ def _trust() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def _client(params: EndpointParams, key: str, http: httpx2.Client | None = None) -> openai.OpenAI:
+    """The openai package's client of an endpoint."""
+    import openai
+
+    if params.api_type == "azure":
+        return openai.AzureOpenAI(
+            azure_endpoint=str(params.base_url),
+            api_version=params.api_version,
+            api_key=key,
+            max_retries=0,
+            http_client=http,
+        )
+    return openai.OpenAI(base_url=params.base_url, api_key=key, max_retries=0, http_client=http)
+
+
 def _form(params: EndpointParams, key: str, write: Callable[[openai.OpenAI], None]) -> httpx2.Request:
     """The request that the openai package writes, which is not sent."""
     import httpx2
@@ -317,18 +361,7 @@ def _form(params: EndpointParams, key: str, write: Callable[[openai.OpenAI], Non
             raise httpx2.ConnectError("caught")
 
     catch = Catch()
-    http = openai.DefaultHttpxClient(transport=catch, trust_env=False)
-    client: openai.OpenAI
-    if params.api_type == "azure":
-        client = openai.AzureOpenAI(
-            azure_endpoint=str(params.base_url),
-            api_version=params.api_version,
-            api_key=key,
-            max_retries=0,
-            http_client=http,
-        )
-    else:
-        client = openai.OpenAI(base_url=params.base_url, api_key=key, max_retries=0, http_client=http)
+    client = _client(params, key, openai.DefaultHttpxClient(transport=catch, trust_env=False))
     with client, suppress(openai.APIConnectionError):
         write(client)
     return catch.request
