@@ -41,15 +41,37 @@ class Role(StrEnum):
     JUDGE = "judge"
 
 
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str  # system | user | assistant
+    content: str
+
+
+class Options(NamedTuple):
+    """What one request asks for in place of the model config's own; None and empty leave that as it is."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None  # 0 is greedy decoding
+    top_p: float | None = None
+    seed: int | None = None  # of the draws, where any are made
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is sent to a model: a prompt, or with `pair` the first of two texts to compare.
 
+    The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
+    prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
     `sample_id`, `target` and `choices` are there for the mock alone; no real model reads them.
     """
 
     prompt: str
     pair: str | None = None
+    messages: tuple[Message, ...] = ()
+    verbatim: bool = False
+    options: Options = Options()
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()

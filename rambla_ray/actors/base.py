@@ -32,6 +32,9 @@ KEPT = frozenset(  # what was reserved for such a call is not given back: the en
 )
 
 
+Emit = Callable[[str], None]
+
+
 class ModelParams(BaseModel):
     """Base of every model's `params`: closed, frozen, each field with a description."""
 
@@ -102,15 +105,32 @@ class Model(ABC):
     def request_identity(self, request: Request) -> dict[str, object]:
         """Everything about this request that may change the answer, as JSON values."""
         own: dict[str, object] = {"prompt": request.prompt}
-        return own if request.pair is None else {**own, "pair": request.pair}
+        if request.pair is not None:
+            own["pair"] = request.pair
+        if request.messages:
+            own["messages"] = request.messages
+        if request.verbatim:
+            own["verbatim"] = True
+        asked = {name: value for name, value in request.options._asdict().items() if value not in (None, ())}
+        return {**own, "options": asked} if asked else own
 
     def drain(self) -> None:
         """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
         return None
 
     @abstractmethod
-    async def generate(self, request: Request) -> Response:
-        """Answer one request. Raises CallError when there is no answer, and Draining when it is not asked any more."""
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
+        """Answer one request. Cancelled, it gives up what it holds: a slot, a place in a batch.
+
+        Args:
+            request: what to answer.
+            emit: takes the answer's text piece by piece as it is made, in this event loop; the pieces add up to the
+                response's text. A model that cannot do so leaves it alone.
+
+        Raises:
+            CallError: there is no answer.
+            Draining: it is not asked any more.
+        """
 
 
 class _Story:
@@ -186,7 +206,7 @@ class BaseAPIModel(Model):
         """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""
         self._gate.pause(seconds)
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         story = _Story()
         try:
             try:

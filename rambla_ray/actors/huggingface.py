@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rambla_ray import prompts, similarity
-from rambla_ray.actors.base import Model, ModelParams
+from rambla_ray.actors.base import Emit, Model, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
 from rambla_ray.schema import Request, Response, Try
@@ -291,7 +291,7 @@ class BaseHuggingFaceModel(Model):
             if not job.done.done():
                 job.done.set_exception(Draining())
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         at, began = time.time(), time.monotonic()
         if self._draining:
             raise Draining

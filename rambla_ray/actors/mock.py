@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.base import BaseAPIModel, ModelParams
+from rambla_ray.actors.base import BaseAPIModel, Emit, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
@@ -68,10 +68,10 @@ class MockModel(BaseAPIModel):
             hints["sample_id"] = request.sample_id
         return {**super().request_identity(request), **hints}
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if self.params.error_rate and _generator(self.params.seed, request).random() < self.params.error_rate:
             raise CallError(ErrorKind.SERVER, "an error of the mock for good, as error_rate asks for")
-        return await super().generate(request)
+        return await super().generate(request, emit)
 
     async def call(self, request: Request) -> Response:
         if self.params.latency_s:

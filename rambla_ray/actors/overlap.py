@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from rambla_ray import similarity
-from rambla_ray.actors.base import Model, ModelParams
+from rambla_ray.actors.base import Emit, Model, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
@@ -35,7 +35,7 @@ class OverlapModel(Model):
     def identity(self) -> dict[str, object]:
         return {"class": "OverlapModel", "metric": self.params.metric}
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if request.pair is None:
             raise CallError(ErrorKind.BAD_REQUEST, "this model compares two texts; the request has one")
         began = time.monotonic()
