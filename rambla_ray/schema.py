@@ -58,6 +58,9 @@ class Options(NamedTuple):
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
 
 
+NO_OPTIONS = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is sent to a model: a prompt, or with `pair` the first of two texts to compare.
@@ -71,7 +74,7 @@ class Request:
     pair: str | None = None
     messages: tuple[Message, ...] = ()
     verbatim: bool = False
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()
