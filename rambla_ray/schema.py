@@ -57,6 +57,10 @@ class Options(NamedTuple):
     seed: int | None = None  # of the draws, where any are made
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
 
+    def asked(self) -> dict[str, Any]:
+        """Those that are asked for."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, ())}
+
 
 NO_OPTIONS = Options()
 
@@ -78,6 +82,11 @@ class Request:
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt, or all that was said in the conversation."""
+        return self.prompt or "\n".join(message.content for message in self.messages)
 
 
 class Try(NamedTuple):

@@ -52,6 +52,7 @@ class Model(ABC):
 
     Params: ClassVar[type[ModelParams]]
     produces: ClassVar[Literal["text", "score"]] = "text"  # a score compares a request's two texts
+    embeds: ClassVar[bool] = False  # of a prompt without a pair, its text is the prompt's vector as a JSON list
     is_local: ClassVar[bool] = False  # runs on the cluster's own CPUs and GPUs
     is_charged: ClassVar[bool] = False  # somebody asks money for its tokens
 
@@ -111,7 +112,7 @@ class Model(ABC):
             own["messages"] = request.messages
         if request.verbatim:
             own["verbatim"] = True
-        asked = {name: value for name, value in request.options._asdict().items() if value not in (None, ())}
+        asked = request.options.asked()
         return {**own, "options": asked} if asked else own
 
     def drain(self) -> None:
@@ -193,9 +194,9 @@ class BaseAPIModel(Model):
 
     def estimate_tokens(self, request: Request) -> int:
         """Tokens this request may cost, for the rate budget: about four characters each, and the longest answer."""
-        return len(request.prompt) // 4 + 1 + self.max_answer_tokens()
+        return len(request.text) // 4 + 1 + self.max_answer_tokens(request)
 
-    def max_answer_tokens(self) -> int:
+    def max_answer_tokens(self, request: Request) -> int:
         """The longest answer that may come, in tokens."""
         return 0
 
@@ -245,7 +246,7 @@ class BaseAPIModel(Model):
     async def _attempt(self, request: Request, story: _Story, *, again: bool) -> Response:
         """One call, or two that race each other."""
         estimate = self.estimate_tokens(request)
-        given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(), again=again)
+        given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(request), again=again)
         began = time.monotonic()
         if not story.tries:
             story.first_call = began
@@ -282,7 +283,7 @@ class BaseAPIModel(Model):
         self, first: asyncio.Task[Response], request: Request, story: _Story, estimate: int
     ) -> Response:
         try:
-            given = await self._gate.enter(estimate, estimate - self.max_answer_tokens())
+            given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(request))
         except RamblaError:  # nobody is let in any more, but the first call goes on
             await asyncio.wait([first])
             return first.result()

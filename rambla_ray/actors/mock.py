@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from pydantic import Field
 from rambla_ray.actors.base import BaseAPIModel, Emit, ModelParams
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Request, Response
+from rambla_ray.schema import Options, Request, Response
 
 _WORDINGS = (
     "{0}",
@@ -38,6 +39,7 @@ class MockParams(ModelParams):
     flip: float = Field(0.2, ge=0, le=1, description="probability of a wrong answer, drawn per sample")
     seed: int = Field(0, description="of the draws")
     latency_s: float = Field(0.0, ge=0, le=600, description="seconds before each answer")
+    word_s: float = Field(0.0, ge=0, le=60, description="seconds before each word of an answer that is streamed")
     error_rate: float = Field(0.0, ge=0, le=1, description="share of requests, drawn per sample, that fail for good")
     context_tokens: int = Field(32768, gt=0, description="longest prompt, at four characters a token")
 
@@ -57,7 +59,7 @@ class MockModel(BaseAPIModel):
         return "mock"
 
     def identity(self) -> dict[str, object]:
-        return {"class": "mock", **self.params.model_dump(mode="json", exclude={"latency_s"})}
+        return {"class": "mock", **self.params.model_dump(mode="json", exclude={"latency_s", "word_s"})}
 
     def request_identity(self, request: Request) -> dict[str, object]:
         hints: dict[str, object] = {"choices": list(request.choices)}
@@ -71,12 +73,17 @@ class MockModel(BaseAPIModel):
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if self.params.error_rate and _generator(self.params.seed, request).random() < self.params.error_rate:
             raise CallError(ErrorKind.SERVER, "an error of the mock for good, as error_rate asks for")
-        return await super().generate(request, emit)
+        response = await super().generate(request)
+        if emit is not None:
+            for word in re.findall(r"\s*\S+|\s+$", response.text):
+                await asyncio.sleep(self.params.word_s)
+                emit(word)
+        return response
 
     async def call(self, request: Request) -> Response:
         if self.params.latency_s:
             await asyncio.sleep(self.params.latency_s)
-        tokens = len(request.prompt) // 4
+        tokens = len(request.text) // 4
         if tokens > self.params.context_tokens:
             raise CallError(
                 ErrorKind.TOO_LONG,
@@ -84,15 +91,15 @@ class MockModel(BaseAPIModel):
             )
         draw = _generator(self.params.seed, request)
         draw.random()  # the one that error_rate looked at
-        text = self._answer(request, draw)
-        return Response(text=text, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
+        text, reason = _cut(self._answer(request, draw), request.options)
+        return Response(text, reason, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
 
-    def max_answer_tokens(self) -> int:
+    def max_answer_tokens(self, request: Request) -> int:
         return 16
 
     def _answer(self, request: Request, draw: random.Random) -> str:
-        if not request.choices:  # a text for the next stage, not an answer
-            return " ".join(request.prompt.split()[-40:])
+        if not request.choices and not (request.messages and self.params.behaviour == "constant"):
+            return " ".join(request.text.split()[-40:])  # a text for the next stage, not an answer
         match self.params.behaviour:
             case "constant":
                 return self.params.answer
@@ -101,6 +108,14 @@ class MockModel(BaseAPIModel):
             case "format":
                 return draw.choice(_WORDINGS).format(request.target, request.target.capitalize())
         return request.target
+
+
+def _cut(text: str, options: Options) -> tuple[str, str]:
+    """An answer as far as the options let it go, at four characters a token, and the finish reason."""
+    text = text[: min((place for place in map(text.find, options.stop) if place >= 0), default=len(text))]
+    if options.max_tokens and len(text) // 4 + 1 > options.max_tokens:
+        return text[: 4 * options.max_tokens - 1], "length"
+    return text, "stop"
 
 
 def _generator(seed: int, request: Request) -> random.Random:

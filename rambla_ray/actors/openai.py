@@ -22,7 +22,7 @@ from rambla_ray.actors.base import BaseAPIModel, ModelParams
 from rambla_ray.actors.http import Reply, Wire, exhausted_s, made_up, safe_words, told_wait_s, visible
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.schema import Request, Response, well_formed
+from rambla_ray.schema import Message, Request, Response, well_formed
 
 if TYPE_CHECKING:
     import httpx2
@@ -94,6 +94,7 @@ class OpenAIModel(BaseAPIModel):
         super().__init__(params, pool, rate)
         self._key = _key(params)
         form = _form(params, self._key, self.write)
+        self._body: dict[str, Any] = json.loads(form.content)
         before, after = form.content.decode().split(json.dumps(PLACE))
         self._before, self._after = before.encode(), after.encode()
         self._url = URL(str(form.url), encoded=True)
@@ -170,7 +171,8 @@ class OpenAIModel(BaseAPIModel):
         return f"{self.params.base_url} {self.params.api_key_var}"
 
     async def call(self, request: Request) -> Response:
-        body = self._before + self.texts(request) + self._after
+        own = self.own_fields(request)
+        body = json.dumps(self._body | own).encode() if own else self._before + self.texts(request) + self._after
         return await self._wire.post(self._url, body, partial(self._answer_in, request))
 
     async def disturbed_call(self, request: Request, fault: str) -> Response:
@@ -179,6 +181,10 @@ class OpenAIModel(BaseAPIModel):
     def write(self, client: openai.OpenAI) -> None:
         """Let the package write a request with `PLACE` as its text."""
         raise NotImplementedError
+
+    def own_fields(self, request: Request) -> dict[str, Any]:
+        """What a request that is more than a prompt puts into the body, in place of what stands there."""
+        return {}
 
     def texts(self, request: Request) -> bytes:
         """The JSON that stands in `PLACE`: the prompt as a string."""
@@ -190,7 +196,7 @@ class OpenAIModel(BaseAPIModel):
 
     def _answer_in(self, request: Request, reply: Reply) -> Response:
         if not 200 <= reply.status < 300:
-            raise _status_error(reply, lambda words: safe_words(words, self._key, request.prompt))
+            raise _status_error(reply, lambda words: safe_words(words, self._key, request.text))
         wait_s = exhausted_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
@@ -216,8 +222,8 @@ class OpenAITextModel(OpenAIModel):
             "top_p": self.params.top_p,
         }
 
-    def max_answer_tokens(self) -> int:
-        return self.params.max_tokens
+    def max_answer_tokens(self, request: Request) -> int:
+        return request.options.max_tokens or self.params.max_tokens
 
     def read(self, body: Any, request: Request) -> Response:
         choice = body["choices"][0]
@@ -250,6 +256,13 @@ class OpenAIChat(OpenAITextModel):
     def write(self, client: openai.OpenAI) -> None:
         client.chat.completions.create(messages=[{"role": "user", "content": PLACE}], **self.options())
 
+    def own_fields(self, request: Request) -> dict[str, Any]:
+        if request.verbatim:
+            raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the chat API, which continues no bare text")
+        messages = request.messages or (Message("user", request.prompt),)
+        asked = request.options.asked()
+        return {**asked, "messages": [turn._asdict() for turn in messages]} if asked or request.messages else {}
+
     def text_of(self, choice: Any) -> Any:
         message = choice["message"]
         if message.get("content") is None and isinstance(message.get("refusal"), str):
@@ -265,6 +278,12 @@ class OpenAICompletion(OpenAITextModel):
     def write(self, client: openai.OpenAI) -> None:
         client.completions.create(prompt=PLACE, **self.options())
 
+    def own_fields(self, request: Request) -> dict[str, Any]:
+        if request.messages:
+            raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the completion API, which takes no messages")
+        asked = request.options.asked()
+        return {**asked, "prompt": request.prompt} if asked else {}
+
     def text_of(self, choice: Any) -> Any:
         return choice["text"]
 
@@ -278,6 +297,7 @@ class OpenAIEmbeddings(OpenAIModel):
 
     Params: ClassVar[type[ModelParams]] = EmbeddingsParams
     produces = "score"
+    embeds = True
 
     def estimate_tokens(self, request: Request) -> int:
         return super().estimate_tokens(request) + len(request.pair or "") // 4
