@@ -44,7 +44,7 @@ def connect(address: str | None, *, verbose: bool) -> None:
 
 def settle_logging(*, verbose: bool) -> None:
     """Let Ray's log lines through, or not; `ray.data` undoes that when it is imported."""
-    for name in ("ray", "ray.data"):
+    for name in ("ray", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 

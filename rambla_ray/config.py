@@ -295,6 +295,8 @@ class Options(Closed):
         return run_id
 
 
+OF_MODELS = ("conf_dir", "pool", "rate")  # keys of the command line beside the options
+
 # What may differ between two invocations of one run: where and how it runs, not what is asked.
 OPERATIONAL = frozenset(
     {
@@ -348,6 +350,23 @@ class RunConfig(Closed):
             del config["pool"], config["rate"], config["price"]
         del whole["options"]["roles"]  # those in use stand under `roles`
         return whole
+
+
+class ServeOptions(Closed):
+    """The root keys of `jobs/serve.py`."""
+
+    model: Names = Field(description="model configs to serve, separated by commas")
+    host: str = Field("127.0.0.1", description="where to listen; another than this machine's own needs a key")
+    port: int = Field(8000, ge=0, lt=2**16, description="0 for any that is free")
+    address: str | None = Field(None, description="auto | local | host:port, as for a run")
+    verbose: bool = Field(False, description="let Ray's own log lines through")
+
+
+class ServeConfig(Closed):
+    """Everything that is served, resolved."""
+
+    options: ServeOptions
+    models: dict[str, ModelConfig]
 
 
 class ConfigFolder:
@@ -510,7 +529,7 @@ def load(words: Sequence[str]) -> RunConfig:
         elif head in Options.model_fields:
             own["root"].append((key, value))
         else:
-            known = [*Options.model_fields, "conf_dir", "pool", "rate"]
+            known = [*Options.model_fields, *OF_MODELS]
             raise UserError(f"no key '{key}'; {choose_from(head, known)}")
     options = _checked(Options, _override(folder.root(), own["root"], "command line"), "command line")
     targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
@@ -541,6 +560,29 @@ def load(words: Sequence[str]) -> RunConfig:
         own_data=any(key == "path" for key, _ in own["dataset"]),
     )
     secrets.refuse({"command line": list(words), **config.model_dump(mode="json")}, config.key_variables)
+    return config
+
+
+def load_served(words: Sequence[str]) -> ServeConfig:
+    """What to serve, from the command line of `jobs/serve.py`. Raises UserError."""
+    pairs = _split(words)
+    folder = ConfigFolder(next((value for key, value in reversed(pairs) if key == "conf_dir"), None))
+    root, models = [], []
+    for key, value in pairs:
+        head, _, rest = key.partition(".")
+        if head == "model" and rest:
+            models.append((rest, value))
+        elif head in ("pool", "rate"):
+            models.append((key, value))
+        elif head in ServeOptions.model_fields:
+            root.append((key, value))
+        elif key != "conf_dir":
+            raise UserError(f"no key '{key}'; {choose_from(head, [*ServeOptions.model_fields, *OF_MODELS])}")
+    default = {"model": folder.root()["model"]}
+    options = _checked(ServeOptions, _override(default, root, "command line"), "command line")
+    config = ServeConfig(options=options, models={name: _load_model(folder, name, models) for name in options.model})
+    keys = {str(model.params["api_key_var"]) for model in config.models.values() if "api_key_var" in model.params}
+    secrets.refuse({"command line": list(words), **config.model_dump(mode="json")}, keys)
     return config
 
 

@@ -21,8 +21,14 @@ ORDER = [
         *("rambla_ray.mutation", "rambla_ray.rambla", "rambla_ray.similarity", "rambla_ray.display"),
     ],
     ["rambla_ray.errors"],
-    ["rambla_ray.storage", "rambla_ray.stages", "rambla_ray.metrics", "rambla_ray.secrets"],
-    ["rambla_ray.ledger", "rambla_ray.samples", "rambla_ray.datasets", "rambla_ray.registry", "rambla_ray.job"],
+    [
+        *("rambla_ray.storage", "rambla_ray.stages", "rambla_ray.metrics", "rambla_ray.secrets"),
+        "rambla_ray.protocol",
+    ],
+    [
+        *("rambla_ray.ledger", "rambla_ray.samples", "rambla_ray.datasets", "rambla_ray.registry", "rambla_ray.job"),
+        "rambla_ray.gateway",
+    ],
     ["rambla_ray.config", "rambla_ray.scoring"],
     ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.adaptive", "rambla_ray.actors.http"],
     ["rambla_ray.report", "rambla_ray.audit", "rambla_ray.plan", "rambla_ray.actors.governor"],
@@ -36,13 +42,18 @@ ORDER = [
         "rambla_ray.actors.pool",
     ],
     ["rambla_ray.cluster"],
-    ["rambla_ray.pipeline", "rambla_ray.doctor"],
+    ["rambla_ray.pipeline", "rambla_ray.doctor", "rambla_ray.serving"],
 ]
 LEVEL = {module: level for level, modules in enumerate(ORDER) for module in modules}
 
 # A heavy library and the modules that may import it (anywhere in the file).
 ROOMS = {
-    "ray": ("rambla_ray.actors.", "rambla_ray.cluster", "rambla_ray.pipeline", "rambla_ray.doctor"),
+    "ray": (
+        *("rambla_ray.actors.", "rambla_ray.cluster", "rambla_ray.pipeline", "rambla_ray.doctor"),
+        "rambla_ray.serving",
+    ),
+    "starlette": ("rambla_ray.gateway",),
+    "uvicorn": ("rambla_ray.gateway",),
     "torch": ("rambla_ray.actors.huggingface",),
     "transformers": ("rambla_ray.actors.huggingface",),
     "openai": ("rambla_ray.actors.openai",),
