@@ -70,7 +70,7 @@ def _serve(words: Sequence[str]) -> int:
     options = config.options
     if key is None and not gateway.is_loopback(options.host):
         raise UserError(
-            f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or listen on 127.0.0.1"
+            f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
         )
     own_cluster = job is None and (options.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     with gateway.listen(options.host, options.port) as socket:  # before a model is loaded in vain
@@ -80,11 +80,12 @@ def _serve(words: Sequence[str]) -> int:
 def _run(config: Any, gateway: Any, socket: Any, key: str | None, *, own_cluster: bool) -> int:
     import uvloop
 
+    from rambla_ray.cluster import connect  # which silences Ray, if it is the first to import it
+
+    host, port = socket.getsockname()[:2]
     from rambla_ray import serving
-    from rambla_ray.cluster import connect
 
     serving.preflight(config, same_machine=own_cluster)
-    host, port = socket.getsockname()[:2]
     connect(config.options.address, verbose=config.options.verbose)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serving.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:

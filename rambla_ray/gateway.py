@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 import uvicorn
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -66,12 +65,7 @@ class Gateway:
                     Route(CompletionCall.path, self._completion, methods=["POST"]),
                     Route(EmbeddingsCall.path, self._embeddings, methods=["POST"]),
                 ],
-                exception_handlers={
-                    ApiError: _refuse,
-                    HTTPException: _no_route,
-                    CallError: _no_answer,
-                    Exception: _broken,
-                },
+                exception_handlers=dict.fromkeys((ApiError, CallError, HTTPException, Exception), _told),
             ),
             key,
         )
@@ -139,19 +133,15 @@ async def _events(
             yield protocol.sse(protocol.api_error(error).body)
 
 
-async def _refuse(_: HttpRequest, error: ApiError) -> HttpResponse:
-    return error_response(error)
-
-
-async def _no_answer(_: HttpRequest, error: CallError) -> HttpResponse:
-    return error_response(protocol.api_error(error))
-
-
-async def _no_route(http: HttpRequest, error: HTTPException) -> HttpResponse:
-    return error_response(ApiError(error.status_code, f"there is no {http.method} {http.url.path} here"))
-
-
-async def _broken(_: HttpRequest, __: Exception) -> HttpResponse:
+async def _told(http: HttpRequest, error: Exception) -> HttpResponse:
+    """What a client is told about whatever was raised."""
+    match error:
+        case ApiError():
+            return error_response(error)
+        case CallError():
+            return error_response(protocol.api_error(error))
+        case HTTPException():
+            return error_response(ApiError(error.status_code, f"there is no {http.method} {http.url.path} here"))
     return error_response(ApiError(500, "an error of the server's own", kind="server_error"))
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -23,7 +22,7 @@ from rambla_ray.config import ModelConfig, ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.plan import Cluster, Level, said, settle_pool, waits_for
 from rambla_ray.registry import model_class
-from rambla_ray.schema import Request, Response, Role, well_formed
+from rambla_ray.schema import Request, Response, Role
 
 MOST_WAITING = 1024  # requests that wait for a replica of one model; more are turned away
 LOAD = 0.5  # of a replica's max_concurrency, in flight on average, is what replicas are added for
@@ -176,7 +175,7 @@ def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Ite
 def _run(targets: Sequence[serve.RunTarget]) -> list[Any]:
     """The applications' handles, once their models are loaded. Raises UserError when one cannot be."""
     try:
-        return serve.run_many(targets)
+        return list(serve.run_many(targets))
     except RuntimeError as error:
         there = serve.status().applications
         failed = [
