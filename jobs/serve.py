@@ -17,6 +17,7 @@ Ctrl-C, or SIGTERM, ends it once what is being answered is answered. Exit status
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,10 +93,9 @@ def _run(config: Any, gateway: Any, socket: Any, key: str | None, *, own_cluster
         shown = f"[{host}]" if ":" in host else host
         guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
         print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(gateway.server(gateway.Gateway(served, key).app).serve([socket]))
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+    print("ended")
     return ENDED
 
 

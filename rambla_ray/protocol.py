@@ -256,14 +256,14 @@ def parse(kind: type[T], body: bytes) -> T:
 
 
 def _refusal(kind: type[Call], error: ValidationError) -> ApiError:
-    """The first fault in words; never with what was sent, which may be a patient's."""
+    """A fault in words; never with what was sent, which may be a patient's."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
-    fault = max(faults, key=lambda fault: _weight(fault["type"]))
+    fault = max(faults, key=lambda fault: len(fault["loc"]))  # of a union's branches, the one that came farthest
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
-    place = [part for part in fault["loc"] if not _is_branch(part)]
-    if not place:
+    if not fault["loc"]:
         return ApiError(400, "the body is not a JSON object")
+    place = [fault["loc"][0], *(part for part in fault["loc"][1:] if not _is_branch(part))]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     match fault["type"]:
         case "missing":
@@ -275,11 +275,6 @@ def _refusal(kind: type[Call], error: ValidationError) -> ApiError:
         case _:
             reason = f"parameter {param}: {fault['msg']}"
     return ApiError(400, reason, param=param)
-
-
-def _weight(fault: str) -> int:
-    """Of a value that fits no branch of a union, what is wrong inside a list says more than that it is no string."""
-    return 0 if fault == "string_type" else 1
 
 
 def _is_branch(part: int | str) -> bool:
