@@ -87,7 +87,6 @@ class Gateway:
         model = self._find(call.model)
         if not model.generates:
             raise _other_endpoint(call, EmbeddingsCall.path)
-        call.check()
         requests, reply = call.requests(), protocol.Reply(call)
         if not call.stream:
             return JSONResponse(reply.whole(await model.answer(requests)))

@@ -158,6 +158,8 @@ class Generation(Call):
     @property
     def options(self) -> Options:
         """What is asked for in place of the model config's own. Raises ApiError."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is for streams: set stream to true", param="stream_options")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if "" in stop or len(stop) > MOST_STOPS:
             raise ApiError(400, f"stop takes up to {MOST_STOPS} texts, none of them empty", param="stop")
@@ -176,11 +178,6 @@ class Generation(Call):
     def requests(self) -> list[Request]:
         """What the model is to answer. Raises ApiError."""
         raise NotImplementedError
-
-    def check(self) -> None:
-        """Raise ApiError for what fits no single field."""
-        if self.stream_options is not None and not self.stream:
-            raise ApiError(400, "stream_options is for streams: set stream to true", param="stream_options")
 
 
 class ChatCall(Generation):
