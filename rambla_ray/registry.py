@@ -20,8 +20,8 @@ MODEL_MAP: Mapping[str, str] = {
     "openai_completion": "rambla_ray.actors.openai:OpenAICompletion",
     "openai_embeddings": "rambla_ray.actors.openai:OpenAIEmbeddings",
     "huggingface_llm": "rambla_ray.actors.huggingface:HuggingFaceLLM",
-    "huggingface_nli": "rambla_ray.actors.huggingface:HuggingFaceNLI",
-    "huggingface_embeddings": "rambla_ray.actors.huggingface:HuggingFaceEmbeddings",
+    "huggingface_nli": "rambla_ray.actors.judges:HuggingFaceNLI",
+    "huggingface_embeddings": "rambla_ray.actors.judges:HuggingFaceEmbeddings",
     "text_overlap": "rambla_ray.actors.overlap:OverlapModel",
     "mock": "rambla_ray.actors.mock:MockModel",
 }

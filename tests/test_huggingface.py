@@ -16,7 +16,8 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams, Job
+from rambla_ray.actors.checkpoint import Job
+from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
 from rambla_ray.config import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
@@ -62,7 +63,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny, tmp_path / "copy")
 
 
-def load(folder: Path | str, kind: type[HuggingFaceLLM] = HuggingFaceLLM, batch_size: int = 8, **params: Any) -> Any:
+def load(folder: Path | str, kind: type[HuggingFaceLLM] = HuggingFaceLLM, batch_size: Any = 8, **params: Any) -> Any:
     given = {"loading_params": FLOAT32, "generation_config": {"max_new_tokens": NEW}, **params}
     settled = kind.settle(HuggingFaceParams(model_name=str(folder), **given))
     return kind(settled, Pool(batch_size=batch_size), None)

@@ -33,18 +33,25 @@ ORDER = [
     ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.adaptive", "rambla_ray.actors.http"],
     ["rambla_ray.report", "rambla_ray.audit", "rambla_ray.plan", "rambla_ray.actors.governor"],
     ["rambla_ray.actors.gate", "rambla_ray.actors.retry", "rambla_ray.actors.ledger"],
-    ["rambla_ray.actors.base"],
+    ["rambla_ray.actors.base", "rambla_ray.actors.decoding"],
+    ["rambla_ray.actors.checkpoint"],
     [
         "rambla_ray.actors.mock",
         "rambla_ray.actors.overlap",
         "rambla_ray.actors.openai",
         "rambla_ray.actors.huggingface",
+        "rambla_ray.actors.judges",
         "rambla_ray.actors.pool",
     ],
     ["rambla_ray.cluster"],
     ["rambla_ray.pipeline", "rambla_ray.doctor", "rambla_ray.serving"],
 ]
 LEVEL = {module: level for level, modules in enumerate(ORDER) for module in modules}
+
+LOCAL_MODELS = (
+    *("rambla_ray.actors.checkpoint", "rambla_ray.actors.decoding"),
+    *("rambla_ray.actors.huggingface", "rambla_ray.actors.judges"),
+)
 
 # A heavy library and the modules that may import it (anywhere in the file).
 ROOMS = {
@@ -54,8 +61,8 @@ ROOMS = {
     ),
     "starlette": ("rambla_ray.gateway",),
     "uvicorn": ("rambla_ray.gateway",),
-    "torch": ("rambla_ray.actors.huggingface",),
-    "transformers": ("rambla_ray.actors.huggingface",),
+    "torch": LOCAL_MODELS,
+    "transformers": LOCAL_MODELS,
     "openai": ("rambla_ray.actors.openai",),
     "sklearn": ("rambla_ray.rambla",),
     "scipy": ("rambla_ray.stats", "rambla_ray.rambla"),

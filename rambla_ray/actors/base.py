@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,21 @@ KEPT = frozenset(  # what was reserved for such a call is not given back: the en
 
 
 Emit = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Work:
+    """What a local model's actor has done so far. Times are seconds."""
+
+    batches: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    computed_tokens: int = 0  # positions of prompts that were computed: with padding, without what rows share
+    out_of_memory: int = 0  # batches that did not fit
+    busy_s: float = 0.0  # answering
+    idle_s: float = 0.0  # waiting for requests
+    load_s: float = 0.0
 
 
 class ModelParams(BaseModel):
@@ -114,6 +130,10 @@ class Model(ABC):
             own["verbatim"] = True
         asked = request.options.asked()
         return {**own, "options": asked} if asked else own
+
+    def measure(self) -> Work | None:
+        """What this actor has done; None where others do the work."""
+        return None
 
     def drain(self) -> None:
         """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""

@@ -1,37 +1,28 @@
-"""Local models from HuggingFace checkpoints, answering in batches of what waits."""
+"""Local language models, generating from HuggingFace checkpoints."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import math
-import time
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, field_validator, model_validator
+from jinja2 import TemplateError
+from pydantic import Field, model_validator
 
-from rambla_ray import prompts, similarity
-from rambla_ray.actors.base import Emit, Model, ModelParams
-from rambla_ray.config import Pool, Rate
-from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
-from rambla_ray.schema import Request, Response, Try
+from rambla_ray import prompts
+from rambla_ray.actors.base import ModelParams
+from rambla_ray.actors.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
+from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_json
 
-GATHER_S = 0.02  # how long the first request of a batch waits for company
-BATCH_SIZE = {"cpu": 8, "cuda": 32}
-RUN_CODE = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")  # or unpickle it, when loading
-DTYPES = ("auto", "float16", "bfloat16", "float32")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-POOLING = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # sentence-transformers' names
-GIVE_BOTH = "to leave sentence-transformers' files unread, give pooling and normalize"
-UNLIMITED = 10**9  # tokenizers without a limit name a larger one
-TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+if TYPE_CHECKING:
+    from rambla_ray.actors.decoding import Draw
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
 
 # Generation options that a batch of independent answers cannot honour, and what to do instead.
 REFUSED_OPTIONS = {
@@ -41,65 +32,6 @@ REFUSED_OPTIONS = {
     "return_dict_in_generate": "only the text is kept",
     "prompt_lookup_num_tokens": "it works on one prompt at a time",
 }
-
-
-class CheckpointParams(ModelParams):
-    """Where a checkpoint is and how it is loaded: RAmBLA's parameters, with `revision` and `trust_remote_code`."""
-
-    model_name: str = Field(description="a hub id, or the path of a checkpoint's folder")
-    tokenizer_name: str | None = Field(None, description="model_name when not given")
-    revision: str | None = Field(None, description="of a hub id: branch, tag or commit")
-    loading_params: dict[str, Any] = Field(
-        default_factory=dict,
-        description="for from_pretrained: torch_dtype (or dtype), gguf_file, attn_implementation",
-    )
-    device: str | None = Field(None, description="one device, for example cpu; excludes device_map")
-    device_map: str | dict[str, Any] | None = Field("auto", description="accelerate's device_map")
-    local_files_only: bool = Field(False, description="never ask the hub")
-    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _device_or_map(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("device") is not None:
-            if value.get("device_map") is not None:
-                raise ValueError("device and device_map exclude each other; drop one of them")
-            return {**value, "device_map": None}
-        return value
-
-    @field_validator("model_name", "tokenizer_name")
-    @classmethod
-    def _home_folder(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
-
-    @field_validator("loading_params")
-    @classmethod
-    def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
-        value = dict(value)
-        if "torch_dtype" in value and "dtype" in value:
-            raise ValueError("torch_dtype and dtype are two names of one key; drop one of them")
-        if "torch_dtype" in value:
-            value["dtype"] = value.pop("torch_dtype")
-        if value.get("dtype", "auto") not in DTYPES:
-            raise ValueError(f"dtype '{value['dtype']}' is unknown; {choose_from(str(value['dtype']), DTYPES)}")
-        if "trust_remote_code" in value:
-            raise ValueError("trust_remote_code stands in params, not in loading_params")
-        return value
-
-    @model_validator(mode="after")
-    def _no_code_unasked(self) -> Self:
-        asked = [key for key in RUN_CODE if key in self.loading_params]
-        if "/" in str(self.loading_params.get("attn_implementation", "")):  # a repository of kernels
-            asked.append("attn_implementation")
-        if asked and not self.trust_remote_code:
-            raise ValueError(f"loading_params.{asked[0]} can run code of others; that needs trust_remote_code: true")
-        return self
-
-    @property
-    def is_path(self) -> bool:
-        """Whether model_name is a path, not a hub id."""
-        name = self.model_name
-        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
 
 
 class HuggingFaceParams(CheckpointParams):
@@ -125,247 +57,8 @@ class HuggingFaceParams(CheckpointParams):
         return self
 
 
-class NLIParams(CheckpointParams):
-    """A classifier of text pairs, and how its two directions become one result."""
-
-    label_map: dict[int, str] | None = Field(
-        None,
-        description="number to name of the labels, one of them entailment; the checkpoint's id2label when not given",
-    )
-    strategy: similarity.Strategy = Field(
-        "strict",
-        description="strict: entailment both ways; relaxed: one way, and neutral at least the other; average, "
-        "unidirectional: the probability of entailment both ways, or forward alone",
-    )
-
-
-class EmbeddingsParams(CheckpointParams):
-    """An encoder, and how its token vectors become one."""
-
-    pooling: Literal["mean", "cls"] | None = Field(
-        None, description="as the checkpoint's sentence-transformers files say when not given, else mean"
-    )
-    normalize: bool | None = Field(
-        None, description="vectors of length 1; as the checkpoint's sentence-transformers files say when not given"
-    )
-
-
-class BaseHuggingFaceModel(Model):
-    """A checkpoint loaded into this actor. A subclass loads it, and runs a batch of jobs in the model's thread.
-
-    Requests that wait are answered together: the longest first, so that memory trouble shows at once, and those of
-    one batch alike in length, so that little is padding.
-    """
-
-    is_local = True
-    params: CheckpointParams
-    _identity: dict[str, object]  # load() sets it
-    unused_weights: ClassVar[tuple[str, ...]] = ()  # prefixes of what a checkpoint may lack, as nothing reads it
-
-    def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
-        super().__init__(params, pool, rate)
-        import torch
-
-        self.params = params
-        on_gpu = bool(pool.num_gpus) and torch.cuda.is_available()
-        self.device_type = params.device or ("cuda" if on_gpu else "cpu")
-        if self.device_type == "cpu":
-            torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
-        self.batch_size = (
-            BATCH_SIZE["cpu" if self.device_type == "cpu" else "cuda"]
-            if pool.batch_size == "auto"
-            else pool.batch_size
-        )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._waiting: list[Job] = []
-        self._runner: asyncio.Task[None] | None = None
-        self._draining = False
-        self.load()
-
-    @abstractmethod
-    def load(self) -> None:
-        """Load tokenizer and weights; raises CallError (`load`) when that cannot be done."""
-
-    @abstractmethod
-    def prepare(self, request: Request) -> Job:
-        """A request as a job: its tokens and limits. Raises CallError (`too_long`, `bad_request`)."""
-
-    @abstractmethod
-    def run(self, jobs: list[Job]) -> None:
-        """Answer the jobs together: set the `response` or the `error` of each. Called in the model's thread."""
-
-    def cpu_dtype(self) -> str:
-        """In what a CPU computes when the config does not say."""
-        return "float32"
-
-    def load_checkpoint(self, kind: Any) -> None:
-        """Load the tokenizer and, with `kind`, one of transformers' Auto classes, the weights.
-
-        Raises:
-            CallError: `load`: files are missing, broken, or do not belong together.
-        """
-        from transformers import AutoTokenizer, logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        params = self.params
-        shared = {
-            "revision": params.revision,
-            "local_files_only": params.local_files_only,
-            "trust_remote_code": params.trust_remote_code,
-        }
-        loading = dict(params.loading_params)
-        loading["dtype"] = loading.get("dtype") or ("auto" if self.device_type != "cpu" else self.cpu_dtype())
-        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
-        with self.loading():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                params.tokenizer_name or params.model_name,
-                **shared,
-                **(gguf if not params.tokenizer_name else {}),
-            )
-            self._model: Any
-            self._model, found = kind.from_pretrained(
-                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
-            )
-        missing = [name for name in found["missing_keys"] if not name.startswith(self.unused_weights)]
-        if missing:
-            raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
-        if params.device:
-            self._model.to(params.device)
-        self._model.eval()
-        self._loading = {**loading, "dtype": str(self._model.dtype)}
-
-    @contextmanager
-    def loading(self) -> Iterator[None]:
-        """What goes wrong inside is a load error of one line."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
-            raise self.load_error(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
-
-    def load_error(self, reason: str) -> CallError:
-        """That the checkpoint cannot be loaded."""
-        return CallError(ErrorKind.LOAD, f"{self.params.model_name} cannot be loaded: {reason}")
-
-    def _device_map(self) -> Any:
-        if self.params.device:
-            return None
-        if self.device_type == "cpu":
-            return {"": "cpu"}
-        return {"": 0} if self.params.device_map == "auto" and self.pool.num_gpus == 1 else self.params.device_map
-
-    def identity(self) -> dict[str, object]:
-        return self._identity
-
-    def checkpoint_identity(self) -> dict[str, object]:
-        """What was loaded: class, weights, tokenizer and how, without a path."""
-        params = self.params
-        if Path(params.model_name).is_dir():
-            weights = fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
-        else:
-            weights = f"{params.model_name}@{self._commit() or 'main'}"
-        return {
-            "class": type(self).__name__,
-            "weights": weights,
-            "tokenizer": _tokenizer_identity(params.tokenizer_name),
-            "loading": json.loads(json.dumps(self._loading, default=str)),
-        }
-
-    def _commit(self) -> str | None:
-        """Of a hub id: what was loaded, as exactly as is known."""
-        commit: str | None = getattr(self._model.config, "_commit_hash", None)
-        return commit or self.params.revision
-
-    @classmethod
-    def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
-        if same_machine and params.is_path and not Path(params.model_name).is_dir():
-            raise UserError(f"params.model_name: there is no folder {params.model_name}")
-        gguf = params.loading_params.get("gguf_file")
-        if same_machine and params.is_path and gguf and not (Path(params.model_name) / gguf).is_file():
-            raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {params.model_name}")
-
-    def drain(self) -> None:
-        self._draining = True
-        waiting, self._waiting = self._waiting, []
-        for job in waiting:
-            if not job.done.done():
-                job.done.set_exception(Draining())
-
-    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
-        at, began = time.time(), time.monotonic()
-        if self._draining:
-            raise Draining
-        job = self.prepare(request)
-        job.done = asyncio.get_running_loop().create_future()
-        self._waiting.append(job)
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run_waiting())
-        response = await job.done
-        took = time.monotonic() - began
-        return replace(response, latency_s=took, tries=(Try(at, took),))
-
-    async def _run_waiting(self) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(GATHER_S)
-        while self._waiting:
-            self._waiting.sort(key=lambda job: (job.max_new_tokens, len(job.tokens)), reverse=True)
-            limit = self._waiting[0].max_new_tokens
-            batch = [job for job in self._waiting if job.max_new_tokens == limit][: self.batch_size]
-            self._waiting = [job for job in self._waiting if job not in batch]
-            await loop.run_in_executor(self._thread, self._run_halving, batch)
-            for job in batch:
-                if job.done.done():  # whoever asked went away
-                    continue
-                if job.error is not None:
-                    job.done.set_exception(job.error)
-                else:
-                    job.done.set_result(job.response)
-
-    def _run_halving(self, jobs: list[Job]) -> None:
-        """Run a batch; when memory does not suffice, run its halves, down to one."""
-        import torch
-
-        try:
-            self.run(jobs)
-            return
-        except torch.OutOfMemoryError:
-            pass  # go on below, where nothing holds the failed batch's tensors any more
-        except Exception as error:  # noqa: BLE001 - the batch fails, the actor lives
-            for job in jobs:
-                job.error = error
-            return
-        if len(jobs) == 1:
-            tokens = len(jobs[0].tokens)
-            jobs[0].error = CallError(ErrorKind.OUT_OF_MEMORY, f"a prompt of {tokens} tokens alone fills the device")
-            return
-        torch.cuda.empty_cache()
-        half = len(jobs) // 2
-        self.batch_size = half
-        self._run_halving(jobs[:half])
-        self._run_halving(jobs[half:])
-
-
-Encoding = dict[str, list[int]]  # what a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request in the model's terms: the encodings to run, and the most it may generate."""
-
-    encodings: list[Encoding]
-    max_new_tokens: int = 0
-    done: asyncio.Future[Response] = field(init=False)
-    response: Response = field(init=False)
-    error: Exception | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        """The longest encoding's token numbers."""
-        return max((encoding["input_ids"] for encoding in self.encodings), key=len)
-
-
 class HuggingFaceLLM(BaseHuggingFaceModel):
-    """A causal language model, generating in left-padded static batches."""
+    """A causal language model, generating in static batches."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
     params: HuggingFaceParams
@@ -404,6 +97,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 "message_formatting_template or set is_finetuned: false",
             )
         self._generation = self._resolved_generation()
+        self._settle_decoding()
         self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
 
     def _resolved_generation(self) -> Any:
@@ -422,9 +116,27 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         first_eos = options["eos_token_id"]
         first_eos = first_eos[0] if isinstance(first_eos, list) else first_eos
         options["pad_token_id"] = pad if pad is not None else (0 if first_eos is None else first_eos)
-        generation = GenerationConfig(**options)
-        self._model.generation_config = generation
-        return generation
+        most, new = self._context_length(), options.get("max_new_tokens")
+        if most is not None and new is not None and new >= most:
+            raise self.load_error(f"generation_config.max_new_tokens={new} leaves no room in its context of {most}")
+        return GenerationConfig(**options)
+
+    def _settle_decoding(self) -> None:
+        """How `generate` is called: a row's draw is made by `decoding.Draws`, so `generate` itself is greedy."""
+        from transformers import GenerationConfig
+
+        from rambla_ray.actors import decoding
+
+        options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
+        self._draw_options = {name: options.pop(name) for name in decoding.WARPERS if name in options}
+        self._samples = options.pop("do_sample")
+        self._greedy = GenerationConfig(**options, do_sample=False)
+        self._model.generation_config = self._greedy
+        eos = self._generation.eos_token_id
+        self._ends = set(eos if isinstance(eos, list) else [eos])
+        self._by_rows = (self._generation.num_beams or 1) == 1  # beams are not rows
+        self._shares = self._by_rows and decoding.can_share(self._model)
+        self._start = decoding.Start()
 
     def _context_length(self) -> int | None:
         """Tokens that prompt and answer may have together: the model's positions, or less where max_length says so."""
@@ -445,269 +157,177 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         }
 
     def prepare(self, request: Request) -> Job:
-        params = self.params
-        if not params.is_finetuned:
-            tokens = self._tokenizer(request.prompt)["input_ids"]
-        elif params.message_formatting_template:
-            text = params.message_formatting_template.format(message=request.prompt)
-            tokens = self._tokenizer(text)["input_ids"]
-        else:
-            tokens = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": request.prompt.strip()}],
-                add_generation_prompt=True,
-                return_dict=True,
-            )["input_ids"]
+        tokens = self._tokens_of(request)
+        asked = request.options
+        if not self._by_rows and asked != NO_OPTIONS:
+            raise CallError(ErrorKind.BAD_REQUEST, "with num_beams, a request cannot have options of its own")
         most = self._context_length()
         room = most - len(tokens) if most is not None else None
         if room is not None and room < 1:
             raise CallError(
                 ErrorKind.TOO_LONG, f"prompt of {len(tokens)} tokens, the model takes {most} with its answer"
             )
-        limits = [limit for limit in (self._generation.max_new_tokens, room) if limit is not None]
+        limits = [limit for limit in (asked.max_tokens or self._generation.max_new_tokens, room) if limit is not None]
         if not limits:
             raise CallError(ErrorKind.BAD_REQUEST, "set generation_config.max_new_tokens: the model names no limit")
-        return Job([{"input_ids": list(tokens)}], min(limits))
+        return Prompt(
+            [{"input_ids": tokens}],
+            max_new_tokens=min(limits),
+            room=math.inf if room is None else room,
+            stop=asked.stop,
+            decode=self._decode,
+            draw=self._draw(tokens, asked),
+        )
+
+    def _tokens_of(self, request: Request) -> list[int]:
+        params = self.params
+        messages = [message._asdict() for message in request.messages]
+        alone = messages[0]["content"] if [message["role"] for message in messages] == ["user"] else None
+        if request.verbatim or (not params.is_finetuned and not messages):
+            text = request.prompt
+        elif params.is_finetuned and not params.message_formatting_template:
+            messages = messages or [{"role": "user", "content": request.prompt.strip()}]
+            try:
+                encoding = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            except TemplateError as error:  # some take no system message, some no two users in a row
+                raise CallError(ErrorKind.BAD_REQUEST, f"the chat template refuses these messages: {error}") from None
+            return list(encoding["input_ids"])
+        elif messages and alone is None:
+            raise CallError(ErrorKind.BAD_REQUEST, "this model has no chat template: send one user message")
+        else:
+            text = alone if alone is not None else request.prompt
+            if params.message_formatting_template:
+                text = params.message_formatting_template.format(message=text)
+        return list(self._tokenizer(text)["input_ids"])
+
+    def _draw(self, tokens: list[int], asked: Options) -> Draw | None:
+        """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
+        from rambla_ray.actors.decoding import WARPERS, Draw
+
+        sampled = self._samples if asked.temperature is None else asked.temperature > 0
+        if not sampled:
+            return None
+        options = dict(self._draw_options)
+        options |= {name: value for name in ("temperature", "top_p") if (value := getattr(asked, name)) is not None}
+        ordered = tuple((name, options[name]) for name in WARPERS if name in options)
+        text = canonical_json([tokens, asked.seed]).encode()
+        return Draw(ordered, int.from_bytes(hashlib.sha256(text).digest()[:8]))
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def run(self, jobs: list[Job]) -> None:
         import torch
 
-        width = max(len(job.tokens) for job in jobs)
-        pad = self._generation.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(job.tokens)) + job.tokens for job in jobs])
-        mask = torch.tensor([[0] * (width - len(job.tokens)) + [1] * len(job.tokens) for job in jobs])
-        device = self._model.device
+        prompts = [job for job in jobs if isinstance(job, Prompt)]
         with torch.inference_mode():
-            out = self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=self._generation,
-                max_new_tokens=jobs[0].max_new_tokens,
-            )
-        eos = self._generation.eos_token_id
-        ends = set(eos if isinstance(eos, list) else [eos])
-        for job, row in zip(jobs, out[:, width:].tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in ends), None)
+            if self._by_rows:
+                self._run_rows(prompts)
+            else:
+                for limit in {job.max_new_tokens for job in prompts}:
+                    self._run_beams([job for job in prompts if job.max_new_tokens == limit], limit)
+
+    def _run_rows(self, jobs: list[Prompt]) -> None:
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+
+        from rambla_ray.actors.decoding import Draws, RowEnds, begin, padded
+
+        rows = [job.tokens for job in jobs]
+        pad = self._generation.pad_token_id
+        if self._shares:
+            ids, mask, cache, computed = begin(self._model, rows, self._start, pad)
+        else:
+            ids, mask = (tensor.to(self._model.device) for tensor in padded(rows, pad))
+            cache, computed = None, ids.numel()
+        draws = [job.draw for job in jobs]
+        out = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=self._greedy,
+            max_new_tokens=max(job.max_new_tokens for job in jobs),
+            stopping_criteria=StoppingCriteriaList([RowEnds(jobs, ids.shape[1])]),
+            logits_processor=LogitsProcessorList([Draws(draws)] if any(draws) else []),
+        )
+        self._answer(jobs, out[:, ids.shape[1] :].tolist())
+        self.work.computed_tokens += computed
+
+    def _run_beams(self, jobs: list[Prompt], limit: int) -> None:
+        from rambla_ray.actors.decoding import padded
+
+        ids, mask = padded([job.tokens for job in jobs], self._generation.pad_token_id)
+        out = self._model.generate(
+            input_ids=ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            generation_config=self._generation,
+            max_new_tokens=limit,
+        )
+        self._answer(jobs, out[:, ids.shape[1] :].tolist())
+        self.work.computed_tokens += ids.numel()
+
+    def _answer(self, jobs: list[Prompt], rows: list[list[int]]) -> None:
+        """Set the response of each job from what its row holds, from its prompt on."""
+        for job, row in zip(jobs, rows, strict=True):
+            row = row[: job.max_new_tokens]
+            end = next((place for place, token in enumerate(row) if token in self._ends), None)
             made = row if end is None else row[:end]
+            text, stopped = job.finish(made)
             job.response = Response(
-                text=self._tokenizer.decode(made, skip_special_tokens=True),
-                finish_reason="length" if end is None else "stop",
+                text=text,
+                finish_reason="stop" if stopped or end is not None else "length",
                 prompt_tokens=len(job.tokens),
                 completion_tokens=len(made) + (end is not None),
             )
 
 
-class HuggingFaceJudge(BaseHuggingFaceModel):
-    """A model that compares a request's two texts: one forward pass over right-padded encodings, and no generation.
+@dataclass(eq=False, kw_only=True)
+class Prompt(Job):
+    """A prompt as a row of a batch: it ends with a stop text or when nobody waits for it, and streams what it writes.
 
-    All encodings of a request run in the same batch. A text that is too long is cut, as RAmBLA's is.
+    Args:
+        stop: texts before the first of which the answer ends.
+        decode: tokens to text.
+        draw: how tokens are drawn; None for greedy decoding.
     """
 
-    produces = "score"
+    stop: tuple[str, ...]
+    decode: Callable[[list[int]], str]
+    draw: Draw | None
+    sent: int = 0  # characters that were handed on
 
-    @abstractmethod
-    def encode(self, text: str, pair: str) -> Iterable[Any]:
-        """What the tokenizer makes of the two texts: the encodings to run."""
+    def wrote(self, tokens: Callable[[], list[int]]) -> bool:
+        """After each token, in the model's thread: hand on what is settled. True when this row need not go on."""
+        if self.done is not None and self.done.cancelled():
+            return True
+        if self.emit is None and not self.stop:
+            return False
+        text = self.decode(tokens())
+        if any(stop in text for stop in self.stop):
+            return True
+        held = next((size for size in range(self._longest_stop, 0, -1) if self._may_stop(text[-size:])), 0)
+        if not text.endswith(UNFINISHED):
+            self._hand_on(text[: len(text) - held])
+        return False
 
-    @abstractmethod
-    def forward(self, batch: Any) -> Any:
-        """The values of a padded batch of encodings: a tensor (encodings, values)."""
+    def finish(self, tokens: list[int]) -> tuple[str, bool]:
+        """The answer's text, and whether a stop text ended it."""
+        text = self.decode(tokens)
+        end = min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=None)
+        self._hand_on(text[:end])
+        return text[:end], end is not None
 
-    @abstractmethod
-    def compare(self, values: list[list[float]]) -> str:
-        """The response's text from the values of one request's encodings."""
+    @property
+    def _longest_stop(self) -> int:
+        return max(map(len, self.stop), default=1) - 1
 
-    def load_checkpoint(self, kind: Any) -> None:
-        super().load_checkpoint(kind)
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        if self._tokenizer.pad_token_id is None:
-            raise self.load_error("its tokenizer has neither a pad nor an eos token")
-        if self._model.config.pad_token_id is None:
-            self._model.config.pad_token_id = self._tokenizer.pad_token_id
-        self._tokenizer.padding_side = "right"
-        self.max_tokens = self._longest_encoding()
+    def _may_stop(self, tail: str) -> bool:
+        return any(stop.startswith(tail) for stop in self.stop)
 
-    def _longest_encoding(self) -> int | None:
-        """Tokens that one encoding may have: the model's positions, or less where the tokenizer says so."""
-        limits = [getattr(self._model.config.get_text_config(), "max_position_embeddings", None)]
-        for name, module in self._model.named_modules():
-            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from after the pad
-        if self._tokenizer.model_max_length < UNLIMITED:
-            limits.append(self._tokenizer.model_max_length)
-        return min((limit for limit in limits if limit), default=None)
-
-    def tokenize(self, *texts: str) -> Any:
-        """The encoding of a text or of a pair, cut to what the model takes."""
-        return self._tokenizer(*texts, truncation=self.max_tokens is not None, max_length=self.max_tokens)
-
-    def prepare(self, request: Request) -> Job:
-        if request.pair is None:
-            raise CallError(ErrorKind.BAD_REQUEST, "this model compares two texts; the request has one")
-        return Job([dict(encoding) for encoding in self.encode(request.prompt, request.pair)])
-
-    def run(self, jobs: list[Job]) -> None:
-        import torch
-
-        encodings = [encoding for job in jobs for encoding in job.encodings]
-        batch = self._tokenizer.pad(encodings, return_tensors="pt").to(self._model.device)
-        with torch.inference_mode():
-            rows = iter(self.forward(batch).tolist())
-        for job in jobs:
-            values = [next(rows) for _ in job.encodings]
-            if not all(math.isfinite(value) for row in values for value in row):
-                job.error = CallError(ErrorKind.INTERNAL, "the model computed NaN or infinity; try a wider dtype")
-                continue
-            tokens = sum(len(encoding["input_ids"]) for encoding in job.encodings)
-            job.response = Response(text=self.compare(values), prompt_tokens=tokens)
-
-
-class HuggingFaceNLI(HuggingFaceJudge):
-    """Natural language inference: whether two texts entail each other. The prompt is the first premise."""
-
-    Params: ClassVar[type[ModelParams]] = NLIParams
-    params: NLIParams
-
-    def load(self) -> None:
-        from transformers import AutoModelForSequenceClassification
-
-        self.load_checkpoint(AutoModelForSequenceClassification)
-        self._labels = self._checked_labels()
-        self._identity = {**self.checkpoint_identity(), "labels": self._labels, "strategy": self.params.strategy}
-
-    def _checked_labels(self) -> list[str]:
-        """The names of the logits, in lower case: the config's or else the checkpoint's own."""
-        own = {int(number): name for number, name in self._model.config.id2label.items()}
-        given = own if self.params.label_map is None else self.params.label_map
-        labels = [given[number].strip().lower() for number in sorted(given)]
-        named = f"the labels are {', '.join(f'{number}: {given[number]}' for number in sorted(given))}"
-        if given.keys() != own.keys():
-            raise self.load_error(
-                f"label_map must name each of the labels {', '.join(map(str, sorted(own)))}; {named}"
-            )
-        if labels.count(similarity.ENTAILMENT) != 1 or len(set(labels)) < len(labels):
-            raise self.load_error(
-                f"exactly one label must be named entailment, and none twice; {named}: set label_map"
-            )
-        if self.params.strategy == "relaxed" and similarity.NEUTRAL not in labels:
-            raise self.load_error(f"strategy relaxed needs a label named neutral; {named}: set label_map")
-        said = [number for number, name in own.items() if name.strip().lower() == similarity.ENTAILMENT]
-        if said and said != [labels.index(similarity.ENTAILMENT)]:
-            raise self.load_error(
-                f"label_map contradicts it: {named}, but entailment is {said[0]} in its config.json; drop label_map"
-            )
-        return labels
-
-    def encode(self, text: str, pair: str) -> Iterable[Any]:
-        yield self.tokenize(text, pair)
-        if self.params.strategy != "unidirectional":
-            yield self.tokenize(pair, text)
-
-    def forward(self, batch: Any) -> Any:
-        return self._model(**batch).logits.cpu().double()
-
-    def compare(self, values: list[list[float]]) -> str:
-        forward, *backward = (dict(zip(self._labels, row, strict=True)) for row in values)
-        return similarity.combine_nli(forward, backward[0] if backward else None, self.params.strategy)
-
-
-class HuggingFaceEmbeddings(HuggingFaceJudge):
-    """The inner product of two texts' vectors. What the config leaves open is as sentence-transformers has it."""
-
-    Params: ClassVar[type[ModelParams]] = EmbeddingsParams
-    params: EmbeddingsParams
-    unused_weights = ("pooler.",)
-
-    def load(self) -> None:
-        from transformers import AutoModel
-
-        self.load_checkpoint(AutoModel)
-        card: dict[str, Any] = {"pooling": self.params.pooling, "normalize": self.params.normalize}
-        if None in card.values():
-            said = self._sentence_transformers()
-            card = {key: said[key] if value is None else value for key, value in card.items()}
-            self.max_tokens = min(filter(None, (self.max_tokens, said["max_tokens"])), default=None)
-        self._card = {**card, "max_tokens": self.max_tokens}
-        self._identity = {**self.checkpoint_identity(), **self._card}
-
-    def _sentence_transformers(self) -> dict[str, Any]:
-        """What modules.json and the files beside it say; without them the mean, not normalised."""
-        said: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_tokens": None}
-        for module in self._side_file("modules.json") or []:
-            match str(module["type"]).rpartition(".")[2]:
-                case "Transformer":
-                    said["max_tokens"] = (self._side_file("sentence_bert_config.json") or {}).get("max_seq_length")
-                case "Pooling":
-                    said["pooling"] = self._pooling_of(self._side_file(f"{module['path']}/config.json") or {})
-                case "Normalize":
-                    said["normalize"] = True
-                case other:
-                    raise self.load_error(f"modules.json asks for {other}, which is not supported; {GIVE_BOTH}")
-        return said
-
-    def _pooling_of(self, config: dict[str, Any]) -> str:
-        modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if on and "pooling_mode_" in key]
-        modes += [config["pooling_mode"]] if "pooling_mode" in config else []
-        pooling = POOLING.get(str(modes[0])) if len(modes) == 1 else None
-        if pooling is None:
-            raise self.load_error(f"it pools by {' and '.join(map(str, modes)) or 'an unknown rule'}; {GIVE_BOTH}")
-        return pooling
-
-    def _side_file(self, name: str) -> Any:
-        """A JSON file of the checkpoint, from its folder or the hub; None when it has none of that name."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        with self.loading():
-            path = Path(self.params.model_name, name)
-            if not Path(self.params.model_name).is_dir():
-                try:
-                    path = Path(
-                        hf_hub_download(
-                            self.params.model_name,
-                            name,
-                            revision=self._commit(),
-                            local_files_only=self.params.local_files_only,
-                        )
-                    )
-                except LocalEntryNotFoundError:
-                    raise  # the hub cannot be asked: whether there is such a file is not known
-                except EntryNotFoundError:
-                    return None
-            return json.loads(path.read_text()) if path.is_file() else None
-
-    def encode(self, text: str, pair: str) -> Iterable[Any]:
-        return self.tokenize(text), self.tokenize(pair)
-
-    def forward(self, batch: Any) -> Any:
-        import torch
-
-        states = self._model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1).to(states.device)
-        pooled = states[:, 0] if self._card["pooling"] == "cls" else (states * mask).sum(1) / mask.sum(1)
-        vectors = pooled.cpu().double()
-        return torch.nn.functional.normalize(vectors, dim=-1) if self._card["normalize"] else vectors
-
-    def compare(self, values: list[list[float]]) -> str:
-        return repr(similarity.inner_product(*values))
-
-
-def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
-    """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits."""
-    weights = [folder / gguf_file] if gguf_file else [p for p in folder.rglob("*") if p.suffix in WEIGHTS]
-    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
-    whole = hashlib.sha256()
-    for path in sorted({*weights, *texts}):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
-    return whole.hexdigest()
-
-
-def _tokenizer_identity(name: str | None) -> str:
-    """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
-    folder = Path(name) if name else None
-    return fingerprint(folder) if folder and folder.is_dir() else name or ""
+    def _hand_on(self, text: str) -> None:
+        piece = text[self.sent :]
+        if self.emit is not None and self.done is not None and piece:
+            self.sent = len(text)
+            self.done.get_loop().call_soon_threadsafe(self.emit, piece)
 
 
 def _fast_cpu_dtype() -> str:

@@ -1,0 +1,373 @@
+"""A HuggingFace checkpoint in an actor: loading it, what it is, and answering what waits in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rambla_ray.actors.base import Emit, Model, ModelParams, Work
+from rambla_ray.config import Pool, Rate
+from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
+from rambla_ray.schema import Request, Response, Try
+
+GATHER_S = 0.02  # how long the first request of a batch waits for company
+BATCH_SIZE = {"cpu": 64, "cuda": 256}  # requests at most in a batch that fits itself
+BATCH_TOKENS = {"cpu": 4096, "cuda": 131072}  # and their tokens, padding and answers included
+RUN_CODE = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")  # or unpickle it, when loading
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+
+
+class CheckpointParams(ModelParams):
+    """Where a checkpoint is and how it is loaded: RAmBLA's parameters, with `revision` and `trust_remote_code`."""
+
+    model_name: str = Field(description="a hub id, or the path of a checkpoint's folder")
+    tokenizer_name: str | None = Field(None, description="model_name when not given")
+    revision: str | None = Field(None, description="of a hub id: branch, tag or commit")
+    loading_params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="for from_pretrained: torch_dtype (or dtype), gguf_file, attn_implementation",
+    )
+    device: str | None = Field(None, description="one device, for example cpu; excludes device_map")
+    device_map: str | dict[str, Any] | None = Field("auto", description="accelerate's device_map")
+    local_files_only: bool = Field(False, description="never ask the hub")
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_or_map(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("device") is not None:
+            if value.get("device_map") is not None:
+                raise ValueError("device and device_map exclude each other; drop one of them")
+            return {**value, "device_map": None}
+        return value
+
+    @field_validator("model_name", "tokenizer_name")
+    @classmethod
+    def _home_folder(cls, value: str | None) -> str | None:
+        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+
+    @field_validator("loading_params")
+    @classmethod
+    def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
+        value = dict(value)
+        if "torch_dtype" in value and "dtype" in value:
+            raise ValueError("torch_dtype and dtype are two names of one key; drop one of them")
+        if "torch_dtype" in value:
+            value["dtype"] = value.pop("torch_dtype")
+        if value.get("dtype", "auto") not in DTYPES:
+            raise ValueError(f"dtype '{value['dtype']}' is unknown; {choose_from(str(value['dtype']), DTYPES)}")
+        if "trust_remote_code" in value:
+            raise ValueError("trust_remote_code stands in params, not in loading_params")
+        return value
+
+    @model_validator(mode="after")
+    def _no_code_unasked(self) -> Self:
+        asked = [key for key in RUN_CODE if key in self.loading_params]
+        if "/" in str(self.loading_params.get("attn_implementation", "")):  # a repository of kernels
+            asked.append("attn_implementation")
+        if asked and not self.trust_remote_code:
+            raise ValueError(f"loading_params.{asked[0]} can run code of others; that needs trust_remote_code: true")
+        return self
+
+    @property
+    def is_path(self) -> bool:
+        """Whether model_name is a path, not a hub id."""
+        name = self.model_name
+        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
+
+
+class BaseHuggingFaceModel(Model):
+    """A checkpoint loaded into this actor. A subclass loads it, and runs a batch of jobs in the model's thread.
+
+    Requests that wait are answered together: the longest first, so that memory trouble shows at once, and those of
+    one batch alike in how they begin and in length, so that little is computed twice and little is padding.
+    """
+
+    is_local = True
+    params: CheckpointParams
+    _identity: dict[str, object]  # load() sets it
+    unused_weights: ClassVar[tuple[str, ...]] = ()  # prefixes of what a checkpoint may lack, as nothing reads it
+
+    def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
+        super().__init__(params, pool, rate)
+        import torch
+
+        self.params = params
+        on_gpu = bool(pool.num_gpus) and torch.cuda.is_available()
+        self.device_type = params.device or ("cuda" if on_gpu else "cpu")
+        if self.device_type == "cpu":
+            torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
+        kind = "cpu" if self.device_type == "cpu" else "cuda"
+        fits_itself = pool.batch_size == "auto"
+        self.batch_size = BATCH_SIZE[kind] if pool.batch_size == "auto" else pool.batch_size
+        self.batch_tokens = BATCH_TOKENS[kind] if fits_itself else None
+        self.work = Work()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._waiting: list[Job] = []
+        self._runner: asyncio.Task[None] | None = None
+        self._draining = False
+        began = time.monotonic()
+        self.load()
+        self._idle_since = time.monotonic()
+        self.work.load_s = self._idle_since - began
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load tokenizer and weights; raises CallError (`load`) when that cannot be done."""
+
+    @abstractmethod
+    def prepare(self, request: Request) -> Job:
+        """A request as a job: its tokens and limits. Raises CallError (`too_long`, `bad_request`)."""
+
+    @abstractmethod
+    def run(self, jobs: list[Job]) -> None:
+        """Answer the jobs together: set the `response` or the `error` of each. Called in the model's thread."""
+
+    def cpu_dtype(self) -> str:
+        """In what a CPU computes when the config does not say."""
+        return "float32"
+
+    def load_checkpoint(self, kind: Any) -> None:
+        """Load the tokenizer and, with `kind`, one of transformers' Auto classes, the weights.
+
+        Raises:
+            CallError: `load`: files are missing, broken, or do not belong together.
+        """
+        from transformers import AutoTokenizer, logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        params = self.params
+        shared = {
+            "revision": params.revision,
+            "local_files_only": params.local_files_only,
+            "trust_remote_code": params.trust_remote_code,
+        }
+        loading = dict(params.loading_params)
+        loading["dtype"] = loading.get("dtype") or ("auto" if self.device_type != "cpu" else self.cpu_dtype())
+        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
+        with self.loading():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                params.tokenizer_name or params.model_name,
+                **shared,
+                **(gguf if not params.tokenizer_name else {}),
+            )
+            self._model: Any
+            self._model, found = kind.from_pretrained(
+                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
+            )
+        missing = [name for name in found["missing_keys"] if not name.startswith(self.unused_weights)]
+        if missing:
+            raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
+        if params.device:
+            self._model.to(params.device)
+        self._model.eval()
+        self._loading = {**loading, "dtype": str(self._model.dtype)}
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What goes wrong inside is a load error of one line."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
+            raise self.load_error(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+
+    def load_error(self, reason: str) -> CallError:
+        """That the checkpoint cannot be loaded."""
+        return CallError(ErrorKind.LOAD, f"{self.params.model_name} cannot be loaded: {reason}")
+
+    def _device_map(self) -> Any:
+        if self.params.device:
+            return None
+        if self.device_type == "cpu":
+            return {"": "cpu"}
+        return {"": 0} if self.params.device_map == "auto" and self.pool.num_gpus == 1 else self.params.device_map
+
+    def identity(self) -> dict[str, object]:
+        return self._identity
+
+    def checkpoint_identity(self) -> dict[str, object]:
+        """What was loaded: class, weights, tokenizer and how, without a path."""
+        params = self.params
+        if Path(params.model_name).is_dir():
+            weights = fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
+        else:
+            weights = f"{params.model_name}@{self._commit() or 'main'}"
+        return {
+            "class": type(self).__name__,
+            "weights": weights,
+            "tokenizer": _tokenizer_identity(params.tokenizer_name),
+            "loading": json.loads(json.dumps(self._loading, default=str)),
+        }
+
+    def _commit(self) -> str | None:
+        """Of a hub id: what was loaded, as exactly as is known."""
+        commit: str | None = getattr(self._model.config, "_commit_hash", None)
+        return commit or self.params.revision
+
+    @classmethod
+    def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
+        if same_machine and params.is_path and not Path(params.model_name).is_dir():
+            raise UserError(f"params.model_name: there is no folder {params.model_name}")
+        gguf = params.loading_params.get("gguf_file")
+        if same_machine and params.is_path and gguf and not (Path(params.model_name) / gguf).is_file():
+            raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {params.model_name}")
+
+    def drain(self) -> None:
+        self._draining = True
+        waiting, self._waiting = self._waiting, []
+        for job in waiting:
+            if job.done is not None and not job.done.done():
+                job.done.set_exception(Draining())
+
+    def measure(self) -> Work:
+        return replace(self.work)
+
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
+        at, began = time.time(), time.monotonic()
+        if self._draining:
+            raise Draining
+        job = self.prepare(request)
+        job.emit = emit
+        job.done = asyncio.get_running_loop().create_future()
+        self._waiting.append(job)
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run_waiting())
+        response = await job.done
+        took = time.monotonic() - began
+        return replace(response, latency_s=took, tries=(Try(at, took),))
+
+    async def _run_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(GATHER_S)
+        while batch := self._next_batch():
+            began = time.monotonic()
+            self.work.idle_s += began - self._idle_since
+            await loop.run_in_executor(self._thread, self._run_halving, batch)
+            self._idle_since = time.monotonic()
+            self.work.busy_s += self._idle_since - began
+            self.work.requests += len(batch)
+            for job in batch:
+                done = job.done
+                if done is None or done.done():  # whoever asked went away
+                    continue
+                if job.error is not None:
+                    done.set_exception(job.error)
+                else:
+                    self.work.prompt_tokens += job.response.prompt_tokens
+                    self.work.completion_tokens += job.response.completion_tokens
+                    done.set_result(job.response)
+
+    def _next_batch(self) -> list[Job]:
+        """Of what waits: the longest, what begins like it, the next longest, and so on, as far as they fit."""
+        self._waiting = [job for job in self._waiting if job.done is None or not job.done.done()]
+        waiting = sorted(self._waiting, key=lambda job: len(job.tokens), reverse=True)
+        batch: list[Job] = []
+        width = new = 0
+        while waiting:
+            beginning = waiting[0].tokens[: max(1, len(waiting[0].tokens) // 2)]
+            alike = [job for job in waiting if job.tokens[: len(beginning)] == beginning]
+            for job in alike:
+                wider, newer = max(width, len(job.tokens)), max(new, job.max_new_tokens)
+                too_many = len(batch) >= self.batch_size or (
+                    self.batch_tokens is not None and (len(batch) + 1) * (wider + newer) > self.batch_tokens
+                )
+                if batch and (too_many or any(one.room < newer for one in (*batch, job))):
+                    break
+                batch.append(job)
+                width, new = wider, newer
+            else:
+                taken = set(map(id, alike))
+                waiting = [job for job in waiting if id(job) not in taken]
+                continue
+            break
+        taken = set(map(id, batch))
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        return batch
+
+    def _run_halving(self, jobs: list[Job]) -> None:
+        """Run a batch; when memory does not suffice, run its halves, down to one."""
+        import torch
+
+        self.work.batches += 1
+        try:
+            self.run(jobs)
+            return
+        except (torch.OutOfMemoryError, MemoryError):
+            pass  # go on below, where nothing holds the failed batch's tensors any more
+        except Exception as error:  # noqa: BLE001 - the batch fails, the actor lives
+            if not (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):  # of a CPU
+                for job in jobs:
+                    job.error = error
+                return
+        self.work.out_of_memory += 1
+        if len(jobs) == 1:
+            tokens = len(jobs[0].tokens)
+            jobs[0].error = CallError(ErrorKind.OUT_OF_MEMORY, f"a prompt of {tokens} tokens alone fills the device")
+            return
+        if self.device_type != "cpu":
+            torch.cuda.empty_cache()
+        half = len(jobs) // 2
+        if half < self.batch_size:
+            self.note(f"a batch of {len(jobs)} did not fit into memory; from now on at most {half} at once")
+        self.batch_size = min(half, self.batch_size)
+        if self.batch_tokens is not None:
+            self.batch_tokens = min(
+                self.batch_tokens, half * max(len(job.tokens) + job.max_new_tokens for job in jobs)
+            )
+        self._run_halving(jobs[:half])
+        self._run_halving(jobs[half:])
+
+
+Encoding = dict[str, list[int]]  # what a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids
+
+
+@dataclass(eq=False)
+class Job:
+    """One request in the model's terms: the encodings to run, and the most it may generate."""
+
+    encodings: list[Encoding]
+    max_new_tokens: int = 0
+    room: float = math.inf  # tokens that fit into the model's context behind the prompt
+    emit: Emit | None = None
+    done: asyncio.Future[Response] | None = None
+    response: Response = field(init=False)
+    error: Exception | None = None
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """The longest encoding's token numbers."""
+        return max((encoding["input_ids"] for encoding in self.encodings), key=len)
+
+
+def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
+    """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits."""
+    weights = [folder / gguf_file] if gguf_file else [p for p in folder.rglob("*") if p.suffix in WEIGHTS]
+    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
+    whole = hashlib.sha256()
+    for path in sorted({*weights, *texts}):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
+    return whole.hexdigest()
+
+
+def _tokenizer_identity(name: str | None) -> str:
+    """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
+    folder = Path(name) if name else None
+    return fingerprint(folder) if folder and folder.is_dir() else name or ""

@@ -1,0 +1,212 @@
+"""Batches of a local language model: what rows share, draw and stream, against transformers itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llama
+import torch
+from test_huggingface import NEW, ask, load, texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rambla_ray.actors.decoding import Draw, Draws, lay_out
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Message, Options, Request
+
+CONTEXT = "Aspirin was given to 200 patients; 12 of them bled. "
+PROMPTS = [
+    *(f"{CONTEXT}{question}" for question in ("Did any bleed?", "Did all?", "Is it safe?", "D")),
+    *(f"{'Another abstract. ' * 4}{question}" for question in ("Yes?", "No?")),
+    *("short", "s", "x" * 150),
+    CONTEXT,
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path) -> list[str]:
+    """What transformers generates for each prompt, one at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
+    made = []
+    for prompt in PROMPTS:
+        given = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        made.append(tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+    return made
+
+
+def answer(model: Any, *requests: Request) -> list[Any]:
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(all_at_once(), 60))
+
+
+def test_rows_that_begin_alike_share_a_prefix_and_every_row_keeps_a_token():
+    long, other = list(range(100)), list(range(30)) + [7] * 60
+    rows = [[5], other, long, [*long, 1], long, list(range(200, 230))]
+    layout = lay_out(rows)
+    for row, number in zip(rows, layout.of, strict=True):
+        prefix = layout.prefixes[number]
+        assert row[: len(prefix)] == prefix
+        assert len(prefix) < len(row)
+    assert layout.of[2] == layout.of[3] == layout.of[4]
+    assert len(layout.prefixes) == 4
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_shared_beginnings_change_no_answer(tiny: Path, alone: list[str], shares: bool):
+    model = load(tiny)
+    assert model._shares
+    model._shares = shares
+    assert texts(model, *PROMPTS) == alone
+    assert texts(model, *reversed(PROMPTS)) == alone[::-1]
+    prompt_tokens = sum(1 + len(prompt.encode()) for prompt in PROMPTS)
+    assert model.work.prompt_tokens == 2 * prompt_tokens
+    assert (model.work.computed_tokens < 2 * prompt_tokens) == shares
+
+
+def test_a_model_whose_cache_forgets_positions_shares_nothing(tmp_path: Path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = tiny_llama.build(tmp_path / "mistral")
+    config = MistralConfig(
+        vocab_size=len(AutoTokenizer.from_pretrained(folder)),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        sliding_window=32,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    model = load(folder)
+    assert not model._shares
+    assert texts(model, *PROMPTS[:4]) == [texts(model, prompt)[0] for prompt in PROMPTS[:4]]
+
+
+def test_a_draw_does_not_depend_on_the_neighbours(tiny: Path):
+    given = {"max_new_tokens": NEW, "do_sample": True, "temperature": 1.5, "top_k": 50}
+    model = load(tiny, generation_config=given)
+    together = texts(model, *PROMPTS)
+    assert together == [texts(load(tiny, generation_config=given, batch_size=1), prompt)[0] for prompt in PROMPTS]
+    assert together != texts(load(tiny), *PROMPTS)
+
+
+def test_draws_follow_the_distribution():
+    shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    rows = 4000
+    draws = Draws([Draw((("top_p", 0.9),), seed) for seed in range(rows)])
+    chosen = draws(torch.zeros(rows, 1, dtype=torch.long), shares.log().repeat(rows, 1)).argmax(-1)
+    counts = Counter(chosen.tolist())
+    assert 3 not in counts  # beyond top_p
+    for token, share in enumerate((0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95)):
+        assert abs(counts[token] / rows - share) < 4 * (share * (1 - share) / rows) ** 0.5
+
+
+def test_rows_without_a_draw_are_left_as_they_are():
+    scores = torch.tensor([[0.1, 0.9], [0.1, 0.9]])
+    out = Draws([None, Draw((("temperature", 2.0),), 3)])(torch.zeros(2, 1, dtype=torch.long), scores)
+    assert out[0].tolist() == scores[0].tolist()
+    assert out[1].max() == float("inf")
+
+
+def test_each_request_has_options_of_its_own(tiny: Path, alone: list[str]):
+    prompt = PROMPTS[0]
+    seeds = [Request(prompt, options=Options(temperature=3.0, seed=seed)) for seed in (1, 1, 2)]
+    plain, short, one, same, other = answer(
+        load(tiny), Request(prompt), Request(prompt, options=Options(max_tokens=3)), *seeds
+    )
+    assert plain.text == alone[0]
+    assert (short.completion_tokens, short.finish_reason) == (3, "length")
+    assert alone[0].startswith(short.text)
+    assert one.text == same.text != other.text
+
+
+def test_an_answer_ends_before_a_stop_text(tiny: Path, alone: list[str]):
+    stop = alone[0][4:6]
+    (response,) = answer(load(tiny), Request(PROMPTS[0], options=Options(stop=("never there", stop))))
+    assert response.text == alone[0][: alone[0].index(stop)]
+    assert response.finish_reason == "stop"
+    assert response.completion_tokens < NEW
+
+
+@pytest.mark.parametrize("stop", [(), ("zz",), ("e", "never there")])
+def test_the_pieces_of_an_answer_add_up_to_it(tiny: Path, stop: tuple[str, ...]):
+    async def ask_both() -> None:
+        pieces: dict[str, list[str]] = {prompt: [] for prompt in PROMPTS[:3]}
+        model = load(tiny)
+        responses = await asyncio.gather(
+            *(model.generate(Request(prompt, options=Options(stop=stop)), pieces[prompt].append) for prompt in pieces)
+        )
+        for response, parts in zip(responses, pieces.values(), strict=True):
+            assert "".join(parts) == response.text
+        assert max(map(len, pieces.values())) > 1 or stop
+
+    asyncio.run(asyncio.wait_for(ask_both(), 60))
+
+
+def test_a_row_that_nobody_waits_for_ends(tiny: Path):
+    async def leave() -> int:
+        model = load(tiny, generation_config={"max_new_tokens": 200})
+        begun = asyncio.Event()
+        task = asyncio.create_task(model.generate(Request("hello"), lambda piece: begun.set()))
+        await begun.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await model._runner
+        return model.work.completion_tokens
+
+    assert asyncio.run(asyncio.wait_for(leave(), 60)) == 0
+
+
+def test_a_conversation_goes_through_the_chat_template(tiny: Path):
+    turns = (Message("system", "Be brief."), Message("user", "Is it?"))
+    model = load(tiny, is_finetuned=True)
+    assert (
+        model._decode(model.prepare(Request("", messages=turns)).tokens) == "[system]Be brief.[user]Is it?[assistant]"
+    )
+    assert model._decode(model.prepare(Request("As it stands", verbatim=True)).tokens) == "As it stands"
+
+
+def test_a_model_without_a_chat_template_takes_one_user_message(tiny: Path):
+    model = load(tiny)
+    assert model._decode(model.prepare(Request("", messages=(Message("user", "Is it?"),))).tokens) == "Is it?"
+    with pytest.raises(CallError, match="send one user message") as caught:
+        model.prepare(Request("", messages=(Message("system", "Be brief."), Message("user", "Is it?"))))
+    assert caught.value.kind == ErrorKind.BAD_REQUEST
+
+
+def test_beams_are_searched_and_give_what_they_give_alone(tiny: Path):
+    given = {"max_new_tokens": NEW, "num_beams": 2}
+    model = load(tiny, generation_config=given)
+    assert texts(model, *PROMPTS[:3]) == [texts(model, prompt)[0] for prompt in PROMPTS[:3]]
+    (refused,) = answer(model, Request("x", options=Options(max_tokens=2)))
+    assert refused.kind == ErrorKind.BAD_REQUEST
+
+
+def test_a_batch_fits_itself_to_a_budget_of_tokens(tiny: Path):
+    model = load(tiny, batch_size="auto")
+    model.batch_tokens = 3 * (len(CONTEXT) + 20 + NEW)
+    responses = ask(model, *PROMPTS)
+    assert all(not isinstance(response, Exception) for response in responses)
+    assert 3 <= model.work.batches <= len(PROMPTS)
+    assert model.work.requests == len(PROMPTS)
+
+
+def test_an_answer_that_cannot_fit_the_context_is_refused_when_the_model_loads(tiny: Path):
+    with pytest.raises(CallError, match="max_new_tokens=256 leaves no room in its context of 256") as caught:
+        load(tiny, generation_config={"max_new_tokens": 256})
+    assert caught.value.kind == ErrorKind.LOAD
