@@ -74,7 +74,7 @@ def _serve(words: Sequence[str]) -> int:
             f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
         )
     own_cluster = job is None and (options.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-    with gateway.listen(options.host, options.port) as socket:  # before a model is loaded in vain
+    with gateway.bind(options.host, options.port) as socket:  # before a model is loaded in vain
         return _run(config, gateway, socket, key and key.strip(), own_cluster=own_cluster)
 
 
@@ -90,11 +90,12 @@ def _run(config: Any, gateway: Any, socket: Any, key: str | None, *, own_cluster
     connect(config.options.address, verbose=config.options.verbose)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serving.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
+        server = gateway.server(gateway.Gateway(served, key).app, socket)
         shown = f"[{host}]" if ":" in host else host
         guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
         print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            uvloop.run(gateway.server(gateway.Gateway(served, key).app).serve([socket]))
+            uvloop.run(server.serve([socket]))
     print("ended")
     return ENDED
 

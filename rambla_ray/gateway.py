@@ -27,6 +27,7 @@ from rambla_ray.schema import Request, Response
 
 LARGEST_BODY = 16 * 1024 * 1024  # bytes of a request
 RETRY_AFTER_S = 1.0  # where nobody says when a refused request may be tried again
+BACKLOG = 2048  # connections that wait to be taken
 LAST_CALLS_S = 10  # what is being answered when the server ends has so long
 
 
@@ -230,20 +231,24 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket at an address; port 0 for any that is free. Raises UserError when it cannot be had."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, number)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        bound = socket.socket(family, kind, number)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except OSError as error:
         raise UserError(f"host={host} port={port}: {error.strerror}; choose another port") from None
-    return listening
+    return bound
 
 
-def server(app: ASGIApp) -> uvicorn.Server:
-    """What runs an app; it ends in order with SIGINT, SIGTERM, or its `should_exit`."""
+def server(app: ASGIApp, bound: socket.socket) -> uvicorn.Server:
+    """What runs an app, with `serve([bound])`; it ends in order with SIGINT, SIGTERM, or its `should_exit`.
+
+    Clients that come from now on wait until it runs.
+    """
+    bound.listen(BACKLOG)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -251,6 +256,7 @@ def server(app: ASGIApp) -> uvicorn.Server:
             log_level="error",
             access_log=False,
             server_header=False,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=LAST_CALLS_S,
         )
     )

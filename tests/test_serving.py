@@ -73,11 +73,11 @@ def endpoint(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for name, model in models.items():
             (folder / "model" / f"{name}.yaml").write_text(json.dumps(model))
         config = load_served([f"model={','.join(models)}", f"conf_dir={folder}"])
-        with gateway.listen("127.0.0.1", 0) as listening:
-            port = listening.getsockname()[1]
+        with gateway.bind("127.0.0.1", 0) as bound:
+            port = bound.getsockname()[1]
             with serving.deployed(config, port, print) as served:
-                server = gateway.server(gateway.Gateway(served, SERVE_KEY).app)
-                thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+                server = gateway.server(gateway.Gateway(served, SERVE_KEY).app, bound)
+                thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
                 thread.start()
                 yield Endpoint(f"http://127.0.0.1:{port}/v1", upstream)
                 server.should_exit = True
