@@ -112,10 +112,9 @@ class BaseHuggingFaceModel(Model):
         self.device_type = params.device or ("cuda" if on_gpu else "cpu")
         if self.device_type == "cpu":
             torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
-        kind = "cpu" if self.device_type == "cpu" else "cuda"
-        fits_itself = pool.batch_size == "auto"
-        self.batch_size = BATCH_SIZE[kind] if pool.batch_size == "auto" else pool.batch_size
-        self.batch_tokens = BATCH_TOKENS[kind] if fits_itself else None
+        self.chip = "cpu" if self.device_type == "cpu" else "cuda"
+        self.batch_size = BATCH_SIZE[self.chip] if pool.batch_size == "auto" else pool.batch_size
+        self.batch_tokens = BATCH_TOKENS[self.chip] if pool.batch_size == "auto" else None
         self.work = Work()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._waiting: list[Job] = []

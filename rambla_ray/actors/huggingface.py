@@ -22,6 +22,9 @@ from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_
 if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
+PROMPT_TOKENS = {"cpu": 4096, "cuda": 16384}  # of prompts that run together: more fill no chip better
+BATCH_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together, answers and padding included
+CACHE_SHARE = 0.3  # of a GPU's free memory that those may take: what grows is copied, and prompts need room too
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
 
 # Generation options that a batch of independent answers cannot honour, and what to do instead.
@@ -123,6 +126,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
 
     def _settle_decoding(self) -> None:
         """How `generate` is called: a row's draw is made by `decoding.Draws`, so `generate` itself is greedy."""
+        import torch
         from transformers import GenerationConfig
 
         from rambla_ray.actors import decoding
@@ -136,7 +140,20 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         self._ends = set(eos if isinstance(eos, list) else [eos])
         self._by_rows = (self._generation.num_beams or 1) == 1  # beams are not rows
         self._shares = self._by_rows and decoding.can_share(self._model)
+        if self.pool.batch_size == "auto":
+            self.batch_tokens = (BATCH_TOKENS if self._shares else PROMPT_TOKENS)[self.chip]
+            if self.chip == "cuda":
+                free, _ = torch.cuda.mem_get_info(self._model.device)
+                self.batch_tokens = max(1, min(self.batch_tokens, int(CACHE_SHARE * free / self._bytes_per_token())))
+        decoding.use_grouped_attention(self._model)
         self._start = decoding.Start()
+
+    def _bytes_per_token(self) -> int:
+        """What the cache holds of one token: a key and a value in each layer."""
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize)
 
     def _context_length(self) -> int | None:
         """Tokens that prompt and answer may have together: the model's positions, or less where max_length says so."""
@@ -230,27 +247,28 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
     def _run_rows(self, jobs: list[Prompt]) -> None:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        from rambla_ray.actors.decoding import Draws, RowEnds, begin, padded
+        from rambla_ray.actors.decoding import Beginning, Draws, RowEnds, begin, padded
 
         rows = [job.tokens for job in jobs]
         pad = self._generation.pad_token_id
         if self._shares:
-            ids, mask, cache, computed = begin(self._model, rows, self._start, pad)
+            begun = begin(self._model, rows, self._start, pad, PROMPT_TOKENS[self.chip])
         else:
             ids, mask = (tensor.to(self._model.device) for tensor in padded(rows, pad))
-            cache, computed = None, ids.numel()
+            begun = Beginning(ids, mask, None, ids.numel())
+        width = begun.input_ids.shape[1]
         draws = [job.draw for job in jobs]
         out = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
+            input_ids=begun.input_ids,
+            attention_mask=begun.attention_mask,
+            past_key_values=begun.cache,
             generation_config=self._greedy,
             max_new_tokens=max(job.max_new_tokens for job in jobs),
-            stopping_criteria=StoppingCriteriaList([RowEnds(jobs, ids.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([RowEnds(jobs, width)]),
             logits_processor=LogitsProcessorList([Draws(draws)] if any(draws) else []),
         )
-        self._answer(jobs, out[:, ids.shape[1] :].tolist())
-        self.work.computed_tokens += computed
+        self._answer(jobs, out[:, width:].tolist())
+        self.work.computed_tokens += begun.computed
 
     def _run_beams(self, jobs: list[Prompt], limit: int) -> None:
         from rambla_ray.actors.decoding import padded
