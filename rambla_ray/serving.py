@@ -205,14 +205,16 @@ def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
     share = max(1, int(there.cpus) // sum(level.config.pool.min_size for level in local)) if local else 1
     fair = []
     for level, settled in zip(levels, alone, strict=True):
-        open_ = level.config.pool.num_cpus is None and settled in local
         pool = settled.config.pool
-        fair.append(_settled(level, pool.model_copy(update={"num_cpus": float(share)}) if open_ else pool))
+        if level.config.pool.num_cpus is None and pool.num_cpus:
+            pool = pool.model_copy(update={"num_cpus": float(share)})
+        fair.append(_settled(level, pool))
     if not there.holds([level.config.pool for level in fair]):
         asked = ", ".join(f"{level.name} {level.config.pool.min_size} × {said(level.config.pool)}" for level in fair)
+        gpus = sum(node.gpus for node in there.nodes)
         raise UserError(
-            f"the models do not fit the cluster together ({asked}; it has {there.cpus:g} CPUs); set pool.num_cpus or "
-            "pool.num_gpus, serve fewer, or add nodes"
+            f"the models do not fit the cluster together ({asked}; it has {there.cpus:g} CPUs and {gpus:g} GPUs); set "
+            "pool.num_cpus or pool.num_gpus, serve fewer, or add nodes"
         )
     return fair
 

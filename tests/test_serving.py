@@ -26,6 +26,7 @@ from openai_server import Fault, OpenAIServer
 from rambla_ray import gateway
 from rambla_ray.config import load_served
 from rambla_ray.errors import UserError
+from rambla_ray.plan import Cluster, Node
 
 REPO = Path(__file__).resolve().parent.parent
 SERVE_KEY = KEY  # as the workers of the cluster know it, which ask what is served
@@ -271,6 +272,23 @@ def test_one_served_model_is_target_and_judge_of_a_run(endpoint, bench, tmp_path
 def test_wrong_words_are_told_in_a_line(words, told):
     with pytest.raises(UserError, match=re.escape(told)):
         load_served(words)
+
+
+def settled(there: Cluster, *words: str) -> list[tuple[float | None, float | None]]:
+    """CPUs and GPUs of each model's replicas."""
+    from rambla_ray import serving
+
+    levels = serving.settle(load_served(words).models, there)
+    return [(level.config.pool.num_cpus, level.config.pool.num_gpus) for level in levels]
+
+
+def test_models_that_do_not_fit_together_share_the_cpus():
+    two = Cluster((Node(2.0, 0.0),))
+    assert settled(two, "model=smollm2") == [(2.0, 0.0)]
+    assert settled(two, "model=smollm2,minilm,mock") == [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0)]
+    assert settled(Cluster((Node(2.0, 2.0),)), "model=smollm2,minilm") == [(0.0, 1.0), (0.0, 1.0)]
+    with pytest.raises(UserError, match=r"smollm2 1 × 2 CPUs, minilm 1 × 2 CPUs; it has 2 CPUs and 0 GPUs"):
+        settled(two, "model=smollm2,minilm", "pool.num_cpus=2")
 
 
 def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
