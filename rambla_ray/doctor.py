@@ -64,7 +64,7 @@ def diagnose(config: RunConfig) -> Iterator[Check]:
         yield Check(f"data: {error}", False)
     yield _output(config)
     yield _endpoints(levels, nodes)
-    yield _placement(config, there)
+    yield placement(config, there)
 
 
 def check_nodes(levels: Mapping[str, Level], nodes: list[Node], silent: Mapping[str, str]) -> Iterator[Check]:
@@ -124,11 +124,11 @@ def _look_around(node_id: str, address: str, has: Resources, configs: Mapping[st
 def models_of(config: RunConfig, there: Cluster) -> dict[str, Level]:
     """Every model config of a run by its name, settled where the cluster can hold its pool.
 
-    One that was overridden for the target is another than that of the same name in a role, and has its role in its name.
+    One that was overridden for the target is not that of the same name in a role: the second is named with its role.
     """
     found: dict[str, Level] = {}
     for level in (level for target in config.targets for level in levels_of(config, target)):
-        with contextlib.suppress(UserError):  # which is for `_placement` to tell
+        with contextlib.suppress(UserError):  # which is for `placement` to tell
             level = level.settled(there)
         if any(level.config == other.config for other in found.values()):
             continue
@@ -250,7 +250,7 @@ def _ping(name: str, config: ModelConfig) -> tuple[str, bool]:
         return str(error), False
 
 
-def _placement(config: RunConfig, there: Cluster) -> Check:
+def placement(config: RunConfig, there: Cluster) -> Check:
     """The arithmetic of CPUs and GPUs."""
     gpus = sum(node.gpus for node in there.nodes)
     have = f"{counted(len(there.nodes), 'node')} with {counted(there.cpus, 'CPU')} and {counted(gpus, 'GPU')}"
@@ -271,4 +271,4 @@ def _actors(level: Level) -> str:
     """How many actors a settled level has, and what one takes."""
     pool = level.config.pool
     least = f"{pool.min_size} to " if pool.largest > pool.min_size else ""
-    return f"{least}{counted(pool.largest, 'actor')} of {level.name}, {said(pool)} each"
+    return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {said(pool)}{' each' if pool.largest > 1 else ''})"

@@ -159,7 +159,7 @@ class OpenAIModel(BaseAPIModel):
         except openai.OpenAIError as error:
             cause = error.__cause__ or error
             reason = visible(f"{type(cause).__name__}: {cause}")[:120]
-            raise UserError(f"cannot be reached ({reason}); check params.base_url, and the way there") from None
+            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
 
     def identity(self) -> dict[str, object]:
         return {
