@@ -107,9 +107,10 @@ def _doctor(config: Any) -> int:
 def _nodes_are_ready(config: Any) -> bool:
     """The short form of the doctor, on a cluster that others have made; prints what is wrong."""
     from rambla_ray import doctor
+    from rambla_ray.cluster import cluster
     from rambla_ray.display import one_line
 
-    models = doctor.models_of(config)
+    models = doctor.models_of(config, cluster())
     wrong = [check for check in doctor.check_nodes(models, *doctor.look(models)) if not check.holds]
     for check in wrong:
         print(one_line(f"error: {check.line}", LONGEST_LINE), file=sys.stderr)

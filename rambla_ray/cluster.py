@@ -97,14 +97,15 @@ def cluster() -> Cluster:
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     free = ray._private.state.available_resources_per_node()
     return Cluster(
-        nodes=tuple(map(_node, alive.values())),
-        free=tuple(_node(free.get(name, {})) for name in alive),
+        nodes=tuple(map(resources, alive.values())),
+        free=tuple(resources(free.get(name, {})) for name in alive),
         grows=_has_autoscaler(),
     )
 
 
-def _node(resources: Mapping[str, float]) -> Node:
-    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+def resources(of_a_node: Mapping[str, float]) -> Node:
+    """What Ray says that a node has, or that is asked of one."""
+    return Node(of_a_node.get("CPU", 0.0), of_a_node.get("GPU", 0.0))
 
 
 def _has_autoscaler() -> bool:
@@ -121,7 +122,7 @@ def impossible(pools: Sequence[Pool]) -> Pool | None:
     """The first of some pools for whose actors the autoscaler has no kind of node, once it has been asked for them."""
     reply = autoscaler_pb2.GetClusterStatusReply()
     reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=STATUS_S))
-    asked = [_node(request.resources_bundle) for request in reply.autoscaling_state.infeasible_resource_requests]
+    asked = [resources(request.resources_bundle) for request in reply.autoscaling_state.infeasible_resource_requests]
     return next((pool for pool in pools if Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0) in asked), None)
 
 

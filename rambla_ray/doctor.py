@@ -5,21 +5,24 @@ Each check is one line that holds or not, with what to do about it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.audit import Check
-from rambla_ray.cluster import cluster
+from rambla_ray.cluster import cluster, resources
 from rambla_ray.config import ModelConfig, RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.plan import Cluster, Level, Plan, levels_of, run_together, said, settle_pool, waits_for
+from rambla_ray.plan import Cluster, Level, Plan, counted, levels_of, run_together, said, waits_for
+from rambla_ray.plan import Node as Resources
 from rambla_ray.registry import model_class
 from rambla_ray.results import versions
 from rambla_ray.storage import Folder
@@ -36,6 +39,7 @@ class Node:
 
     node_id: str
     name: str
+    has: Resources
     versions: Mapping[str, str | None]
     free_gib: float
     faults: Mapping[str, str]  # by model: why it could not run here
@@ -44,27 +48,30 @@ class Node:
 def diagnose(config: RunConfig) -> Iterator[Check]:
     """All eight checks of a run on the connected cluster, as they are made."""
     there = cluster()
-    levels = models_of(config)
+    levels = models_of(config, there)
     nodes, silent = look(levels)
     yield from check_nodes(levels, nodes, silent)
     try:
         plan = Plan(config)
-        counts = ", ".join(f"{name} {task['samples']} samples" for name, task in plan.describe()["tasks"].items())
-        yield Check(f"data: {counts}{' (synthetic)' if config.synthetic else ''}", True)
+        counts: Counter[str] = Counter()
+        for (task, _), samples in plan.expected.items():
+            counts[task] += samples
+        told = [f"{task} {samples}" for task, samples in counts.items()]
+        more = f" in {len(told)} tasks" if len(told) > LONGEST_LIST else f" ({', '.join(told)})"
+        source = ", of the synthetic demo set" if config.synthetic else ""
+        yield Check(f"data: {counted(counts.total(), 'sample')} for each target{more}{source}", True)
     except UserError as error:
         yield Check(f"data: {error}", False)
     yield _output(config)
     yield _endpoints(levels, nodes)
-    yield _placement(config, there)
+    yield placement(config, there)
 
 
 def check_nodes(levels: Mapping[str, Level], nodes: list[Node], silent: Mapping[str, str]) -> Iterator[Check]:
     """What the nodes found: versions, keys, models, room."""
     yield _versions(nodes, silent)
-    remote = [name for name, level in levels.items() if not _is_local(level)]
-    local = [name for name, level in levels.items() if _is_local(level)]
-    yield _found("keys", remote, nodes, "set where calls are made")
-    yield _found("models", local, nodes, "there to be loaded")
+    yield _keys([level for level in levels.values() if not _is_local(level)], nodes)
+    yield _models([level for level in levels.values() if _is_local(level)], nodes)
     short = [f"{node.name} has {node.free_gib:.1f} GiB" for node in nodes if node.free_gib < ROOM_GIB]
     least = min((node.free_gib for node in nodes), default=0.0)
     yield Check(
@@ -82,7 +89,7 @@ def look(levels: Mapping[str, Level]) -> tuple[list[Node], dict[str, str]]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     asked = {
         task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node["NodeID"])).remote(
-            node["NodeID"], node["NodeManagerAddress"], configs
+            node["NodeID"], node["NodeManagerAddress"], resources(node["Resources"]), configs
         ): node["NodeManagerAddress"]
         for node in alive
     }
@@ -101,7 +108,7 @@ def _on(node_id: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _look_around(node_id: str, address: str, configs: Mapping[str, ModelConfig]) -> Node:
+def _look_around(node_id: str, address: str, has: Resources, configs: Mapping[str, ModelConfig]) -> Node:
     """Runs on each node."""
     faults = {}
     for name, config in configs.items():
@@ -111,12 +118,23 @@ def _look_around(node_id: str, address: str, configs: Mapping[str, ModelConfig])
         except UserError as error:
             faults[name] = str(error)
     free = shutil.disk_usage(tempfile.gettempdir()).free / GIB
-    return Node(node_id, f"{socket.gethostname()} ({address})", versions(), free, faults)
+    return Node(node_id, f"{socket.gethostname()} ({address})", has, versions(), free, faults)
 
 
-def models_of(config: RunConfig) -> dict[str, Level]:
-    """Every model of a run, as the pool it is first used in."""
-    return {level.name: level for target in config.targets for level in levels_of(config, target)}
+def models_of(config: RunConfig, there: Cluster) -> dict[str, Level]:
+    """Every model config of a run by its name, settled where the cluster can hold its pool.
+
+    One that was overridden for the target is not that of the same name in a role: the second is named with its role.
+    """
+    found: dict[str, Level] = {}
+    for level in (level for target in config.targets for level in levels_of(config, target)):
+        with contextlib.suppress(UserError):  # which is for `placement` to tell
+            level = level.settled(there)
+        if any(level.config == other.config for other in found.values()):
+            continue
+        name = f"{level.name} as {', '.join(level.roles)}" if level.name in found else level.name
+        found[name] = replace(level, name=name)
+    return found
 
 
 def _is_local(level: Level) -> bool:
@@ -141,22 +159,51 @@ def _versions(nodes: list[Node], silent: Mapping[str, str]) -> Check:
     ]
     if differ:
         return Check(f"versions: {_some(differ)}; install the same on every node", False)
-    count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
-    return Check(f"versions: Python {ours['python']}, Ray {ours['ray']}, the same packages on {count}", True)
+    where = counted(len(nodes), "node")
+    return Check(f"versions: Python {ours['python']}, Ray {ours['ray']}, the same packages on {where}", True)
 
 
-def _found(what: str, names: list[str], nodes: list[Node], where: str) -> Check:
-    if not names:
-        return Check(f"{what}: none needed", True)
+def _keys(levels: list[Level], nodes: list[Node]) -> Check:
+    """The keys of models behind endpoints, which may be called from any node."""
+    if wrong := _faults(levels, nodes):
+        return Check(f"keys: {wrong}; set it in the environment that Ray is started in on that node", False)
+    where = counted(len(nodes), "node")
+    variables = sorted({str(var) for level in levels if (var := level.config.params.get("api_key_var"))})
+    return Check(f"keys: {', '.join(variables)} set on {where}" if variables else "keys: none needed", True)
+
+
+def _models(levels: list[Level], nodes: list[Node]) -> Check:
+    """The files of local models, on the nodes that have what an actor takes."""
+    if not levels:
+        return Check("models: none needed", True)
+    told, later = [], []
+    for level in levels:
+        able = [node for node in nodes if _could_run(level, node)]
+        if wrong := _faults([level], able):
+            told.append(wrong)
+        if not able:
+            later.append(level.name)
+    if told:
+        return Check(f"models: {_some(told)}; put it on every node that may run it", False)
+    looked = [level.name for level in levels if level.name not in later]
+    parts = [f"{', '.join(looked)} can be loaded"] if looked else []
+    parts += [f"{', '.join(later)} not looked for, as no node that could run it is there yet"] if later else []
+    return Check(f"models: {'; '.join(parts)}", True)
+
+
+def _could_run(level: Level, node: Node) -> bool:
+    """Whether a node has what one actor takes."""
+    return Cluster((node.has,)).holds([level.config.pool.model_copy(update={"min_size": 1})])
+
+
+def _faults(levels: list[Level], nodes: list[Node]) -> str:
+    """Why models could not run on nodes, and on which; empty when all could."""
     by_fault: dict[tuple[str, str], list[str]] = {}
     for node in nodes:
-        for name in names:
-            if name in node.faults:
-                by_fault.setdefault((name, node.faults[name]), []).append(node.name)
-    if not by_fault:
-        return Check(f"{what}: of {', '.join(names)} {where}", True)
-    told = [f"model {name} on {_some(where)}: {fault}" for (name, fault), where in by_fault.items()]
-    return Check(f"{what}: {_some(told)}", False)
+        for level in levels:
+            if level.name in node.faults:
+                by_fault.setdefault((level.name, node.faults[level.name]), []).append(node.name)
+    return _some([f"model {name} on {_some(where)}: {fault}" for (name, fault), where in by_fault.items()])
 
 
 def _output(config: RunConfig) -> Check:
@@ -164,21 +211,25 @@ def _output(config: RunConfig) -> Check:
         Folder(config.options.runs_dir).make_writable("runs_dir")
         Folder(config.ledger).make_writable("ledger")
     except UserError as error:
-        return Check(f"output: {error}", False)
+        return Check(f"output: {error}; choose another place", False)
     return Check(f"output: {config.options.runs_dir} and {config.ledger} can be written", True)
 
 
 def _endpoints(levels: Mapping[str, Level], nodes: list[Node]) -> Check:
     """One question to each endpoint, from a node where its model could run."""
-    answers = {}
+    answers, unasked = {}, []
     for name, level in levels.items():
         kind = model_class(level.config.name, name)
         endpoint = kind.endpoint(kind.Params.model_validate(level.config.params))
         able = [node for node in nodes if name not in node.faults]
-        if endpoint and able and endpoint not in answers:
-            ask = ray.remote(_ping).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(able[-1].node_id))
-            answers[endpoint] = ask.remote(name, level.config)
-    if not answers:
+        if not endpoint or endpoint in answers:
+            continue
+        if not able:
+            unasked.append(f"{endpoint} was not asked: no node has what {name} needs")
+            continue
+        ask = ray.remote(_ping).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(able[-1].node_id))
+        answers[endpoint] = ask.remote(name, level.config)
+    if not answers and not unasked:
         return Check("endpoints: none to ask", True)
     told = {}
     for endpoint, answer in answers.items():
@@ -187,7 +238,7 @@ def _endpoints(levels: Mapping[str, Level], nodes: list[Node]) -> Check:
         except (RayError, TimeoutError) as error:
             told[endpoint] = f"cannot be asked: {type(error).__name__}", False
     words = [f"{endpoint} {said_there}" for endpoint, (said_there, _) in told.items()]
-    return Check(f"endpoints: {_some(words)}", all(well for _, well in told.values()))
+    return Check(f"endpoints: {_some(words + unasked)}", not unasked and all(well for _, well in told.values()))
 
 
 def _ping(name: str, config: ModelConfig) -> tuple[str, bool]:
@@ -199,20 +250,25 @@ def _ping(name: str, config: ModelConfig) -> tuple[str, bool]:
         return str(error), False
 
 
-def _placement(config: RunConfig, there: Cluster) -> Check:
+def placement(config: RunConfig, there: Cluster) -> Check:
     """The arithmetic of CPUs and GPUs."""
-    have = f"{len(there.nodes)} nodes with {there.cpus:g} CPUs and {sum(node.gpus for node in there.nodes):g} GPUs"
+    gpus = sum(node.gpus for node in there.nodes)
+    have = f"{counted(len(there.nodes), 'node')} with {counted(there.cpus, 'CPU')} and {counted(gpus, 'GPU')}"
+    have += ", and an autoscaler" if there.grows else ""
     told: list[str] = []
     try:
         for target in config.targets:
-            levels = [
-                Level(one.name, one.config.model_copy(update={"pool": settle_pool(one, there)}), one.roles)
-                for one in levels_of(config, target)
-            ]
-            actors = [f"{level.name} {level.config.pool.min_size} × {said(level.config.pool)}" for level in levels]
-            together = len(levels) == 1 or run_together(levels, there)
-            told.append(f"{', '.join(actors)}{'' if together else ', one after another'}")
+            levels = [level.settled(there) for level in levels_of(config, target)]
+            together = run_together(levels, there)
+            told.append(f"{', '.join(dict.fromkeys(map(_actors, levels)))}{'' if together else ', one after another'}")
             told += [waiting for level in levels if (waiting := waits_for(level, there))]
     except UserError as error:
-        return Check(f"placement: {error} ({have})", False)
-    return Check(f"placement: {have} for {'; '.join(dict.fromkeys(told))}", True)
+        return Check(f"placement: {error} (there: {have})", False)
+    return Check(f"placement: {have}, for {'; '.join(dict.fromkeys(told))}", True)
+
+
+def _actors(level: Level) -> str:
+    """How many actors a settled level has, and what one takes."""
+    pool = level.config.pool
+    least = f"{pool.min_size} to " if pool.largest > pool.min_size else ""
+    return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {said(pool)}{' each' if pool.largest > 1 else ''})"

@@ -26,7 +26,7 @@ from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.cluster import cluster, impossible
 from rambla_ray.config import RunConfig
 from rambla_ray.errors import RunStopped
-from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, run_together, said, settle_pool, waits_for
+from rambla_ray.plan import Cluster, Level, Plan, calls_per_actor, run_together, said, waits_for
 from rambla_ray.report import Progress
 from rambla_ray.results import RunDirectory, invocation, scoring_spec
 
@@ -90,10 +90,7 @@ class Run:
 
     def _settle(self, target: str, there: Cluster) -> tuple[list[Level], bool]:
         """A target's levels with their resources settled, and whether the cluster holds them all at once."""
-        levels = [
-            Level(level.name, level.config.model_copy(update={"pool": settle_pool(level, there)}), level.roles)
-            for level in self.plan.levels(target)
-        ]
+        levels = [level.settled(there) for level in self.plan.levels(target)]
         return levels, run_together(levels, there)
 
     def __call__(self) -> dict[str, Any]:

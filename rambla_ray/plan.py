@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,10 @@ class Level:
     name: str
     config: ModelConfig
     roles: tuple[Role, ...]
+
+    def settled(self, cluster: Cluster) -> Level:
+        """This level with its pool's resources settled. Raises UserError; see `settle_pool`."""
+        return replace(self, config=self.config.model_copy(update={"pool": settle_pool(self, cluster)}))
 
 
 class Node(NamedTuple):
@@ -351,12 +355,13 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
 
 def said(pool: Pool) -> str:
     """What one actor of a settled pool takes, in words."""
-    parts = [
-        f"{count:g} {what}{'' if count == 1 else 's'}"
-        for count, what in ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
-        if count
-    ]
-    return " and ".join(parts) or "no CPU"
+    taken = ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
+    return " and ".join(counted(count, what) for count, what in taken if count) or "no CPU"
+
+
+def counted(count: float, what: str) -> str:
+    """A number of things, in words."""
+    return f"{count:.12g} {what}{'' if count == 1 else 's'}"
 
 
 def waits_for(level: Level, cluster: Cluster) -> str:
@@ -364,7 +369,7 @@ def waits_for(level: Level, cluster: Cluster) -> str:
     pool = level.config.pool
     if cluster.holds_now([pool]):
         return ""
-    actors = f"{pool.min_size} actor{'' if pool.min_size == 1 else 's'} of {said(pool)}"
+    actors = f"{counted(pool.min_size, 'actor')} of {said(pool)}"
     source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
     return f"model {level.name} waits until there is room for {actors}: {source}"
 

@@ -16,6 +16,11 @@ import pytest
 from openai_server import Fault, OpenAIServer
 
 DEMO_YES_NO = 57
+AT_ONCE = 4  # calls in flight
+# After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
+# endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
+REPEATED = 2 * AT_ONCE
+DEADLINE_S = 180.0  # for what takes 15 s on a machine with nothing else to do
 REPO = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
@@ -27,7 +32,7 @@ class Driver:
         self.command = [
             *(sys.executable, "jobs/bench.py", "address=local", "model=openai_chat", "model.params.api_type=openai"),
             f"model.params.base_url={server.base_url}",
-            *(f"runs_dir={runs_dir}", "pool.max_concurrency=4"),
+            *(f"runs_dir={runs_dir}", f"pool.max_concurrency={AT_ONCE}"),
             *words,
         ]
         self.process = subprocess.Popen(
@@ -48,12 +53,12 @@ class Driver:
         raise AssertionError(f"there is no {name} process")
 
     def finish(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, out, err
 
 
 def wait_for_requests(server: OpenAIServer, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_S
     while len(server.requests) < count:
         assert time.monotonic() < deadline, f"only {len(server.requests)} requests came"
         time.sleep(0.01)
@@ -99,7 +104,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, stop, 
         assert again == 0, err
         asked, distinct = len(server.requests), len(server.snapshot()["per_prompt"])
     assert metrics_of(tmp_path) == uninterrupted
-    assert asked - distinct <= (4 if stop == signal.SIGKILL else 0)  # those in flight
+    assert asked - distinct <= (REPEATED if stop == signal.SIGKILL else 0)
     spent = calls_of(tmp_path)
     assert spent["answered"] == spent["calls"] == distinct
     assert (
@@ -118,7 +123,7 @@ def test_a_run_survives_the_death_of_any_of_its_actors(tmp_path, uninterrupted, 
         asked, distinct = len(server.requests), len(server.snapshot()["per_prompt"])
     assert metrics_of(tmp_path) == uninterrupted
     assert distinct == DEMO_YES_NO
-    assert asked - distinct <= 4
+    assert asked - distinct <= REPEATED
 
 
 def test_a_call_that_never_ends_is_given_up_when_the_run_is_stopped(tmp_path):

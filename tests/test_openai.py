@@ -404,6 +404,35 @@ def test_an_estimate_above_the_budget_is_told_once_and_sent() -> None:
     assert "tokens_per_minute=1000" in notes[0]
 
 
+# What is held back
+
+
+@pytest.mark.parametrize("rate", [Rate(), Rate(requests_per_minute=6000)])
+def test_nothing_is_asked_while_an_answer_is_not_durable(rate: Rate) -> None:
+    """As when the ledger cannot be reached: the slots that calls leave stay empty until it can."""
+    held = False
+
+    async def scenario(server: OpenAIServer) -> int:
+        nonlocal held
+        model = build(server, at_once=2, rate=rate)
+        model.attach(print, Chaos(), lambda: held)
+        asked = [asyncio.create_task(model.generate(Request(f"prompt {number}"))) for number in range(6)]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        held = True
+        out = [task for task in asked if not task.done()][:2]
+        await asyncio.wait(out, timeout=1.0)
+        before = len(server.requests)
+        held = False
+        model.go_on()
+        await asyncio.wait_for(asyncio.gather(*asked), 30)
+        return before
+
+    with OpenAIServer(latency=0.2) as server:
+        before = asyncio.run(scenario(server))
+        assert 2 <= before <= 4
+        assert len(server.requests) == 6
+
+
 # How many calls are in flight
 
 

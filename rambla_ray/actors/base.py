@@ -78,12 +78,13 @@ class Model(ABC):
         self.chaos = Chaos()
         self.note: Callable[[str], None] = print
 
-    def attach(self, note: Callable[[str], None], chaos: Chaos) -> None:
+    def attach(self, note: Callable[[str], None], chaos: Chaos, is_held: Callable[[], bool] = lambda: False) -> None:
         """Join a run.
 
         Args:
             note: takes a line that the user should see, once however many actors say it.
             chaos: faults to inject.
+            is_held: whether no call that is paid for should be made now; see `go_on`.
         """
         self.note, self.chaos = note, chaos
 
@@ -137,6 +138,10 @@ class Model(ABC):
 
     def drain(self) -> None:
         """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
+        return None
+
+    def go_on(self) -> None:
+        """What `is_held` says may have changed."""
         return None
 
     @abstractmethod
@@ -194,9 +199,9 @@ class BaseAPIModel(Model):
         self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # seconds that answers took
         self._slow_s: float | None = None  # what takes longer is asked a second time
 
-    def attach(self, note: Callable[[str], None], chaos: Chaos) -> None:
-        super().attach(note, chaos)
-        self._gate.note = note
+    def attach(self, note: Callable[[str], None], chaos: Chaos, is_held: Callable[[], bool] = lambda: False) -> None:
+        super().attach(note, chaos, is_held)
+        self._gate.note, self._gate.is_held = note, is_held
         self._disturbed = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
 
     @abstractmethod
@@ -222,6 +227,9 @@ class BaseAPIModel(Model):
 
     def drain(self) -> None:
         self._gate.close(Draining)
+
+    def go_on(self) -> None:
+        self._gate.go_on()
 
     def pause(self, seconds: float) -> None:
         """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""

@@ -76,6 +76,7 @@ class Gate:
 
     def __init__(self, most: int, link: Link | None, rate: Rate, adaptive: bool) -> None:
         self.note: Callable[[str], None] = print  # takes a line that the user should see
+        self.is_held: Callable[[], bool] = lambda: False  # whether nobody is let in, until `go_on`
         self._most = most
         self._link = link
         self._rate = rate
@@ -117,6 +118,7 @@ class Gate:
             self._in_flight < self._allowed
             and not (self._waiting or self._metered)
             and not (self._paused_until and self._is_paused())
+            and not self.is_held()
         ):
             self._in_flight += 1
             if self._in_flight > self._peak:
@@ -175,6 +177,11 @@ class Gate:
         else:
             self._consider()
 
+    def go_on(self) -> None:
+        """Look whether the gate is held still."""
+        if self._waiting:
+            self._consider()
+
     def pause(self, seconds: float) -> None:
         """The endpoint asked everybody to wait."""
         if self._link is not None and seconds > 0:
@@ -222,7 +229,7 @@ class Gate:
         if self._waiting and not self._metered:
             self._let_in()
         free = self._allowed - self._in_flight - len(self._promised)
-        asking = self._metered and self._waiting and free > 0
+        asking = self._metered and self._waiting and free > 0 and not self.is_held()
         if (
             self._limited
             or self._done >= max(self._allowed, SMALLEST_ROUND)
@@ -231,7 +238,7 @@ class Gate:
             self._due.set()
 
     def _let_in(self) -> None:
-        if self._paused_until and self._is_paused():
+        if (self._paused_until and self._is_paused()) or self.is_held():
             return
         while self._waiting and self._in_flight < self._allowed:
             waiter = self._waiting.popleft()
@@ -258,8 +265,13 @@ class Gate:
 
     def _redeem(self, waiter: _Waiter) -> None:
         self._promised.discard(waiter)
-        if not waiter.future.done():
-            self._admit(waiter, Pass(self._pass.epoch, waiter.estimate, waiter.reserved))
+        if waiter.future.done():
+            return
+        if self.is_held():  # its permit is for now, not for later
+            self._settled.append((waiter.reserved, 0))
+            self._waiting.appendleft(waiter)
+            return
+        self._admit(waiter, Pass(self._pass.epoch, waiter.estimate, waiter.reserved))
 
     def _take_back(self, waiter: _Waiter) -> None:
         self._disarm(waiter)
@@ -330,7 +342,7 @@ class Gate:
         self._due.clear()
         free = self._allowed - self._in_flight - len(self._promised)
         asks: list[int] = []
-        for waiter in self._waiting if self._metered else ():
+        for waiter in self._waiting if self._metered and not self.is_held() else ():
             if len(asks) >= min(free, MOST_ASKED):
                 break
             if not waiter.future.done():

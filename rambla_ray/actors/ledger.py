@@ -32,6 +32,8 @@ GROUP_S = 0.005  # how long calls are gathered before they are sent together
 PART_S = 0.5  # how long records are gathered before a new part in a bucket
 OWNER_SILENT_S = 10.0  # after which an owner that said nothing is held to be dead
 HEARTBEAT_S = 1.0
+LATE_S = 0.1  # after which an answer that is not durable yet keeps its actor from asking more
+PART_LATE_S = 2.0  # the same, in a bucket
 WAIT_S = 1.0  # how long one call waits for another's answer, before it asks again
 DEATHS = 3  # processes that may die asking a request before it is given up
 FIRST_CALLS = 8  # that a budget bears at the same time before it is known what a call costs
@@ -59,7 +61,7 @@ class LedgerService:
         self._ledger = Ledger(folder, run_id)
         self._run_id = run_id
         self._budget, self._prices = budget, prices
-        self._gather_s = 0.0 if folder.is_local else PART_S
+        self._gather_s, self._late_s = (0.0, LATE_S) if folder.is_local else (PART_S, PART_LATE_S)
         self._failed: dict[str, bytes] = {}  # in this invocation: identical requests share their failure
         self._owner: dict[str, str] = {}  # claimed request_id → who asks it
         self._claims: dict[str, dict[str, tuple[str, str]]] = {}  # owner → what it asks, for which model and role
@@ -79,14 +81,18 @@ class LedgerService:
         self._check_budget()
         gc.freeze()  # what is loaded stays
 
-    async def hello(self, owner: str, actor_id: str) -> None:
-        """An owner has started. If it is a model actor's second life, what the first one was asking is free again."""
+    async def hello(self, owner: str, actor_id: str) -> float:
+        """An owner has started. If it is a model actor's second life, what the first one was asking is free again.
+
+        Returns the seconds after which an answer of its that is not durable is late.
+        """
         before = self._process.get(actor_id)
         self._process[actor_id] = owner
         self._heard[owner] = time.monotonic()
         if before is not None and before != owner:
             self._dead.add(before)
             self._bury(before)
+        return self._late_s
 
     async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[Claim]:
         """For each (request_id, role): its record's line, or `YOURS` (ask it), `ALONE` (ask it; nothing else is being
@@ -309,10 +315,18 @@ class LedgerClient:
         service: handle of the `LedgerService` actor.
         run_id: the run.
         model: the model config's name.
-        on_stop: called once, when this actor hears that the run is being stopped.
+        on_stop: called once, when this actor hears that the run is being stopped, or can reach its ledger no more.
+        on_durable: called when answers have become durable.
     """
 
-    def __init__(self, service: Any, run_id: str, model: str, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        service: Any,
+        run_id: str,
+        model: str,
+        on_stop: Callable[[], None],
+        on_durable: Callable[[], None] = lambda: None,
+    ) -> None:
         self._service = service
         self._run_id = run_id
         self._model = model
@@ -322,9 +336,17 @@ class LedgerClient:
         self._open = 0
         self._beating = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._on_stop = on_stop
+        self._on_stop, self._on_durable = on_stop, on_durable
+        self._unstored: dict[asyncio.Future[None], float] = {}  # answers that are not durable → since when
+        self._late_s = LATE_S
         self.draining = False  # the run is being stopped
-        service.hello.remote(self._owner, ray.get_runtime_context().get_actor_id())
+        self._hello = service.hello.remote(self._owner, ray.get_runtime_context().get_actor_id())
+
+    def is_late(self) -> bool:
+        """Whether an answer has waited for long to become durable: were this process to die, it would be lost, and
+        so would those that more calls bring."""
+        since = next(iter(self._unstored.values()), None)
+        return since is not None and time.monotonic() - since > self._late_s
 
     async def claim(self, request_id: str, role: str) -> Record | bool:
         """The record of a request that was asked already, or a grant: ask it now, and then `store` what comes.
@@ -373,6 +395,7 @@ class LedgerClient:
         self._lines.append((record.to_line(), future))
         if len(self._lines) == 1:
             self._spawn(self._send_lines())
+        self._unstored[future] = time.monotonic()
         await future
         self._open -= 1
         return record
@@ -401,9 +424,10 @@ class LedgerClient:
         group, self._claims = self._claims, []
         wanted = [(request_id, role) for request_id, role, _ in group]
         try:
+            self._late_s = await self._hello
             answers = await self._service.claim.remote(self._owner, self._model, wanted)
-        except RayError as error:  # the service is gone, or cannot write: every waiting row must hear of it
-            _fail([future for *_, future in group], error)
+        except RayError as error:
+            self._lose([future for *_, future in group], error)
             return
         for (*_, future), answer in zip(group, answers, strict=True):
             future.set_result(answer)
@@ -413,11 +437,20 @@ class LedgerClient:
         group, self._lines = self._lines, []
         try:
             self._hear(await self._service.store.remote(self._owner, [line for line, _ in group]))
-        except RayError as error:  # as above
-            _fail([future for _, future in group], error)
+        except RayError as error:
+            self._lose([future for _, future in group], error)
             return
         for _, future in group:
             future.set_result(None)
+            del self._unstored[future]
+        self._on_durable()
+
+    def _lose(self, futures: list[asyncio.Future[Any]], error: RayError) -> None:
+        """The service is gone, as it is when the driver died, or cannot write: every waiting row must hear of it, and
+        no answer that comes from now on can be kept."""
+        self._hear(True)
+        for future in futures:
+            future.set_exception(error)
 
     def _keep_alive(self) -> None:
         if not self._beating:
@@ -440,8 +473,3 @@ class LedgerClient:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _fail(futures: list[asyncio.Future[Any]], error: Exception) -> None:
-    for future in futures:
-        future.set_exception(error)

@@ -159,7 +159,8 @@ class OpenAIModel(BaseAPIModel):
             raise UserError(error.message) from None
         except openai.OpenAIError as error:
             cause = error.__cause__ or error
-            raise UserError(f"cannot be reached ({visible(f'{type(cause).__name__}: {cause}')[:120]})") from None
+            reason = visible(f"{type(cause).__name__}: {cause}")[:120]
+            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
 
     def identity(self) -> dict[str, object]:
         return {

@@ -99,7 +99,7 @@ class PoolActor:
         self._name = name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name, self._stop_asking)
+        self._ledger = LedgerClient(ledger, run_id, name, self._stop_asking, self._ask_on)
         self._source = source
         self._is_last = is_last
         self._kill_every = chaos.kill_actor_every
@@ -109,7 +109,7 @@ class PoolActor:
         kind = model_class(config.name, name)
         try:
             self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
-            self._model.attach(self._ledger.note, chaos)
+            self._model.attach(self._ledger.note, chaos, self._ledger.is_late)
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
@@ -135,6 +135,11 @@ class PoolActor:
         """The run is being stopped: what waits in the model for its turn is not asked any more."""
         if self._model is not None:
             self._model.drain()
+
+    def _ask_on(self) -> None:
+        """Answers have become durable: what was held back until then may be asked."""
+        if self._model is not None:
+            self._model.go_on()
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
         """The samples of a row: those it holds, or those to be made of the items it names."""
