@@ -256,7 +256,7 @@ class Run:
         except RayError:  # the ledger service cannot be had any more; the samples can
             return self.directory.write_metrics(), gave_up
         why = counts["stopped"][1] if counts["stopped"] else gave_up
-        now = invocation(self._started, counts["calls"], finished=not why)
+        now = invocation(self._started, counts["calls"], counts["work"], finished=not why)
         self.calls = counts["calls"]
         self.directory.write_calls(self.config, counts["spent"], self._answered, now)
         self.directory.write_env(counts["models"])

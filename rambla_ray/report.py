@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
-from rambla_ray.results import RunDirectory
+from rambla_ray.results import RunDirectory, throughput
 from rambla_ray.schema import Outcome
 
 PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal,
@@ -115,6 +115,7 @@ class Progress:
         return (
             f"{elapsed:.0f} s: {done}/{self._total} samples{f' ({ended})' if ended else ''}, "
             f"{counts['calls']} calls, {counts['in_flight']} in flight, {done / elapsed:.1f} samples/s{budget}"
+            f"{''.join(f'; {name} {_work(actors)}' for name, actors in sorted(counts['work'].items()))}"
         )
 
     def _table(self, counts: Mapping[str, Any]) -> Table:
@@ -123,6 +124,18 @@ class Progress:
         for spent in counts["spent"]:
             _add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in counted)])
         return table
+
+
+def _work(actors: Sequence[Mapping[str, float]]) -> str:
+    """Whether a local model or the stream to it is the bottleneck, in a few words."""
+    did = throughput(actors)
+    if not did["prompt_tokens_per_s"]:
+        return "at its first batch"
+    return (
+        f"{did['prompt_tokens_per_s']:.0f} + {did['generated_tokens_per_s']:.0f} tokens/s, batches of "
+        f"{did['requests_per_batch']:.0f}, {did['padding_share']:.0%} padding, "
+        f"{did['waiting_share']:.0%} waiting for work"
+    )
 
 
 def _say(console: Console, line: str, *, whole: bool = False) -> None:

@@ -223,9 +223,43 @@ def _differences(there: Any, here: Any, where: str = "") -> list[str]:
     return [] if there == here else [where]
 
 
-def invocation(started: float, calls: int, *, finished: bool) -> dict[str, Any]:
-    """One line of calls.json's `invocations`: `started` is Unix time, `wall_s` seconds until now."""
+def throughput(actors: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the actors of a local model have done together, from what each says of itself; see `actors.base.Work`.
+
+    Tokens per second are those of one actor while it is busy, padding and what rows share not counted.
+    """
+    total = {key: sum(actor[key] for actor in actors) for key in actors[0]}
+    computed, busy, idle = total["computed_tokens"], total["busy_s"], total["idle_s"]
     return {
+        "actors": len(actors),
+        "batches": total["batches"],
+        "requests": total["requests"],
+        "requests_per_batch": _ratio(total["requests"], total["batches"]),
+        "prompt_tokens_per_s": _ratio(total["prompt_tokens"], busy),
+        "generated_tokens_per_s": _ratio(total["completion_tokens"], busy),
+        "padding_share": _ratio(total["padding_tokens"], computed),
+        "shared_share": _ratio(total["prompt_tokens"] - computed + total["padding_tokens"], total["prompt_tokens"]),
+        "waiting_share": _ratio(idle, busy + idle),
+        "out_of_memory": total["out_of_memory"],
+        "busy_s": round(busy, 3),
+        "load_s": round(max(actor["load_s"] for actor in actors), 3),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def invocation(
+    started: float, calls: int, work: Mapping[str, Sequence[Mapping[str, float]]], *, finished: bool
+) -> dict[str, Any]:
+    """One line of calls.json's `invocations`: `started` is Unix time, `wall_s` seconds until now.
+
+    `work` is, by model, what each actor of a local model has done.
+    """
+    local = {model: throughput(actors) for model, actors in sorted(work.items())}
+    return {
+        **({"local": local} if local else {}),
         "started": started,
         "wall_s": round(time.time() - started, 3),
         "calls": calls,

@@ -46,7 +46,7 @@ def no_calls(directory: RunDirectory, **entry: object) -> RunDirectory:
     """The run directory with a calls.json of one model that was asked nothing, but for what is given."""
     counts = dict.fromkeys((*report.CALL_COUNTS, "prompt_tokens", "completion_tokens", "waited_s"), 0)
     models = [{"model": "m", "role": "target", "cost_usd": None, **counts, **entry}]
-    calls = {"models": models, "invocations": [invocation(0.0, 0, finished=True)], "wall_s": 0.0}
+    calls = {"models": models, "invocations": [invocation(0.0, 0, {}, finished=True)], "wall_s": 0.0}
     directory.folder.write("calls.json", to_json(calls))
     return directory
 
@@ -197,7 +197,15 @@ class Counts:
 
     def __init__(self, enough: int = 0, **changes: object) -> None:
         self.left, self.enough = enough, threading.Event()
-        self.counts = {"calls": 3, "in_flight": 2, "spent": [], "models": {"m": {}}, "notes": [], "budget": ""}
+        self.counts = {
+            "calls": 3,
+            "in_flight": 2,
+            "spent": [],
+            "models": {"m": {}},
+            "notes": [],
+            "budget": "",
+            "work": {},
+        }
         self.counts |= changes
 
     def __call__(self) -> Mapping[str, Any]:
@@ -390,7 +398,7 @@ def finish_run(
     writer.close()
     entry = dict.fromkeys(("calls", "answered", "failed", "retried", "hedged", "repeated"), 0) | counts
     spent = [{"model": "mock", "role": "target", "prompt_tokens": 0, "completion_tokens": 0, **entry}]
-    directory.write_calls(loaded, spent, writer.answered, invocation(0.0, 0, finished=finished))
+    directory.write_calls(loaded, spent, writer.answered, invocation(0.0, 0, {}, finished=finished))
     return [str(check) for check in audit(directory)]
 
 
@@ -439,7 +447,7 @@ def test_one_too_many_in_a_variant_does_not_hide_one_lost_in_another(tmp_path: P
         for root, variant in (("1", "n=0"), ("2", "n=0"), ("3", "n=0"), ("1", "n=1"))
     ]
     store(directory.folder.location, scoring_spec(loaded, expected), samples, model="mock")
-    directory.write_calls(loaded, [], {}, invocation(0.0, 0, finished=True))
+    directory.write_calls(loaded, [], {}, invocation(0.0, 0, {}, finished=True))
     assert str(audit(directory)[0]) == ("✗ samples: expected 4, stored 4, duplicate 0, lost 1, not in the plan 1")
 
 

@@ -17,7 +17,7 @@ from made_samples import blocks, many, sample, spec, store, task_spec
 
 from rambla_ray import config
 from rambla_ray.errors import UserError
-from rambla_ray.results import RunDirectory, invocation, scoring_spec, to_json
+from rambla_ray.results import RunDirectory, invocation, scoring_spec, throughput, to_json
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Sample, Step, from_table, to_table
 from rambla_ray.storage import Folder
 
@@ -385,7 +385,7 @@ def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded:
     directory.begin(loaded, {}, [])
     paid = spent(calls=9, answered=5, failed=1, retried=2, hedged=1, prompt_tokens=500_000, completion_tokens=100_000)
     for number in range(2):
-        now = {**invocation(0.0, 9 - 9 * number, finished=True), "wall_s": 1.5}
+        now = {**invocation(0.0, 9 - 9 * number, {}, finished=True), "wall_s": 1.5}
         directory.write_calls(loaded, [paid], {("paid", "target"): 8, ("mock", "rephraser"): 4}, now)
         directory = RunDirectory.create(loaded)
         directory.begin(loaded, {}, [])
@@ -420,3 +420,24 @@ def test_names_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
     run = config.load(["model=a,a--b", "task=c,b--c", f"conf_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"])
     with pytest.raises(UserError, match=r"share the file a--b--c\.parquet"):
         RunDirectory.create(run)
+
+
+def test_what_actors_did_is_added_up():
+    one = {"batches": 2, "requests": 6, "prompt_tokens": 60, "completion_tokens": 12, "computed_tokens": 50}
+    one |= {"padding_tokens": 10, "out_of_memory": 1, "busy_s": 3.0, "idle_s": 1.0, "load_s": 2.0}
+    other = {**dict.fromkeys(one, 0), "load_s": 5.0}
+    assert throughput([one, other]) == {
+        "actors": 2,
+        "batches": 2,
+        "requests": 6,
+        "requests_per_batch": 3.0,
+        "prompt_tokens_per_s": 20.0,
+        "generated_tokens_per_s": 4.0,
+        "padding_share": 0.2,
+        "shared_share": 0.3333,
+        "waiting_share": 0.25,
+        "out_of_memory": 1,
+        "busy_s": 3.0,
+        "load_s": 5.0,
+    }
+    assert throughput([other])["prompt_tokens_per_s"] is None

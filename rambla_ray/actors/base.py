@@ -45,6 +45,7 @@ class Work:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     computed_tokens: int = 0  # positions of prompts that were computed: with padding, without what rows share
+    padding_tokens: int = 0  # of these
     out_of_memory: int = 0  # batches that did not fit
     busy_s: float = 0.0  # answering
     idle_s: float = 0.0  # waiting for requests

@@ -235,12 +235,14 @@ class Beginning:
         attention_mask: 1 where there is no padding.
         cache: keys and values of all but the rows' rests.
         computed: how many positions were and will be computed for prompts, padding included.
+        padding: how many of these are padding.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     cache: Any
     computed: int
+    padding: int
 
 
 def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once: int) -> Beginning:
@@ -254,12 +256,14 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
     known = len(shared)
     order = sorted(range(len(layout.prefixes)), key=lambda number: len(layout.prefixes[number]), reverse=True)
     parts = []
-    computed = 0
+    computed = padding = 0
     while order:
         width = max(1, len(layout.prefixes[order[0]]) - known)
         part, order = order[: max(1, at_once // width)], order[max(1, at_once // width) :]
         ids, mask = padded([layout.prefixes[number][known:] for number in part], pad)
         ones = torch.ones(len(part), known, dtype=torch.long)
+        computed += mask.numel()
+        padding += int((mask == 0).sum())
         mask = torch.cat([ones, mask], dim=1)
         cache = _cache(
             model,
@@ -267,7 +271,6 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
         )
         if ids.shape[1]:
             _forward(model, ids, mask, cache)
-        computed += ids.numel()
         parts.append((part, torch.cat([ones * torch.tensor(shared, dtype=torch.long), ids], dim=1), mask, cache))
     place = {number: at for at, number in enumerate(number for part, *_ in parts for number in part)}
     chosen = torch.tensor([place[number] for number in layout.of])
@@ -283,6 +286,7 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
         torch.cat([mask, rest_mask], dim=1).to(model.device),
         cache,
         computed + rests.numel(),
+        padding + int((rest_mask == 0).sum()),
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
 PROMPT_TOKENS = {"cpu": 4096, "cuda": 16384}  # of prompts that run together: more fill no chip better
-BATCH_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together, answers and padding included
+BATCH_TOKENS = {"cpu": 8192, "cuda": 1_000_000}  # of rows that are decoded together: some ten seconds of a CPU
 CACHE_SHARE = 0.3  # of a GPU's free memory that those may take: what grows is copied, and prompts need room too
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
 
@@ -255,7 +255,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             begun = begin(self._model, rows, self._start, pad, PROMPT_TOKENS[self.chip])
         else:
             ids, mask = (tensor.to(self._model.device) for tensor in padded(rows, pad))
-            begun = Beginning(ids, mask, None, ids.numel())
+            begun = Beginning(ids, mask, None, ids.numel(), int((mask == 0).sum()))
         width = begun.input_ids.shape[1]
         draws = [job.draw for job in jobs]
         out = self._model.generate(
@@ -269,6 +269,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         )
         self._answer(jobs, out[:, width:].tolist())
         self.work.computed_tokens += begun.computed
+        self.work.padding_tokens += begun.padding
 
     def _run_beams(self, jobs: list[Prompt], limit: int) -> None:
         from rambla_ray.actors.decoding import padded
@@ -282,6 +283,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         )
         self._answer(jobs, out[:, ids.shape[1] :].tolist())
         self.work.computed_tokens += ids.numel()
+        self.work.padding_tokens += int((mask == 0).sum())
 
     def _answer(self, jobs: list[Prompt], rows: list[list[int]]) -> None:
         """Set the response of each job from what its row holds, from its prompt on."""

@@ -110,6 +110,7 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
             tokens = sum(len(encoding["input_ids"]) for encoding in job.encodings)
             job.response = Response(text=self.compare(values), prompt_tokens=tokens)
         self.work.computed_tokens += batch["input_ids"].numel()
+        self.work.padding_tokens += int((batch["attention_mask"] == 0).sum())
 
 
 class HuggingFaceNLI(HuggingFaceJudge):

@@ -74,6 +74,7 @@ class LedgerService:
         self._commit: asyncio.Task[None] | None = None
         self._next_commit: asyncio.Task[None] | None = None
         self._models: dict[str, dict[str, Any]] = {}
+        self._work: dict[str, dict[str, dict[str, float]]] = {}  # model → owner → what that actor has done
         self._notes: dict[str, None] = {}
         self._stopped: tuple[str, str] | None = None
         if self._ledger.damaged:
@@ -286,6 +287,10 @@ class LedgerService:
         """A model actor has loaded: what it is, and where, for the run directory."""
         self._models.setdefault(model, {"identity": identity, "actors": []})["actors"].append(place)
 
+    async def worked(self, owner: str, model: str, work: dict[str, float]) -> None:
+        """What a local model's actor has done since it started."""
+        self._work.setdefault(model, {})[owner] = work
+
     async def progress(self) -> dict[str, Any]:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         tokens, usd = self._used()
@@ -301,6 +306,7 @@ class LedgerService:
                 for (model, role), spent in sorted(self._ledger.spent.items())
             ],
             "models": self._models,
+            "work": {model: list(actors.values()) for model, actors in self._work.items()},
             "notes": list(self._notes),
             "budget": budget,
             "stopped": self._stopped,
@@ -418,6 +424,10 @@ class LedgerClient:
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
         self._service.describe.remote(self._model, identity, place)
+
+    def worked(self, work: Mapping[str, float]) -> None:
+        """Tell the run what this actor's model has done so far."""
+        self._service.worked.remote(self._owner, self._model, dict(work))
 
     async def _send_claims(self) -> None:
         await asyncio.sleep(GROUP_S)

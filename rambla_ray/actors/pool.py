@@ -13,7 +13,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -129,6 +129,9 @@ class PoolActor:
                 task = self._tasks[sample.task]
                 if has_ended(sample) or len(sample.steps) == len(task.generates):
                     finish(sample, task)
+        work = self._model.measure() if self._model is not None else None
+        if work is not None:
+            self._ledger.worked(asdict(work))
         return pack(to_table(samples))
 
     def _stop_asking(self) -> None:
