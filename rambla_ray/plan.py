@@ -168,6 +168,9 @@ class Plan:
     def blocks(self, first: Level) -> list[dict[str, Any]]:
         """One target's samples as blocks: `count` items from `first` on, of a task and variant.
 
+        For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike
+        is computed once.
+
         A block is the unit of streaming, of retry and of overhead: small enough that each actor gets some and a slow
         model's answers come in steadily, large enough that its own cost is small beside that of its calls.
 
@@ -176,14 +179,16 @@ class Plan:
         """
         pool = first.config.pool
         total, most = self.samples_per_target, ROWS_PER_BLOCK
-        if not model_class(first.config.name, first.name).is_local:
+        is_local = model_class(first.config.name, first.name).is_local
+        if not is_local:
             most = max(most, min(MOST_ROWS_PER_BLOCK, max(pool.max_concurrency, total // 512)))
         rows = max(1, min(most, math.ceil(total / (2 * pool.largest))))
-        return [
+        blocks = [
             {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
             for (name, variant), count in self.expected.items()
             for start in range(0, count, rows)
         ]
+        return sorted(blocks, key=lambda block: block["first"]) if is_local else blocks
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
