@@ -1,6 +1,6 @@
 """How fast a local model gets through the same prompts with rambla_ray and with others, in one run.
 
-    RAMBLA_TEST_DATA=DIR python benchmarks/local_throughput.py                # 200 prompts of PubMedQA, 8 and 64 tokens
+    RAMBLA_TEST_DATA=DIR python benchmarks/local_throughput.py      # 200 prompts of PubMedQA, 8 and 64 tokens
     python benchmarks/local_throughput.py --data FILE --limit 48 --new 8 --dtype bfloat16
 
 SmolLM2-135M on this machine's CPUs answers each prompt in exactly so many tokens. Every runner is a fresh process:
