@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -86,22 +87,28 @@ def look(levels: Mapping[str, Level]) -> tuple[list[Node], dict[str, str]]:
     """What each node finds, and why others do not say."""
     configs = {name: level.config for name, level in levels.items()}
     task = ray.remote(_look_around)
-    alive = [node for node in ray.nodes() if node["Alive"]]
     asked = {
-        task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node["NodeID"])).remote(
-            node["NodeID"], node["NodeManagerAddress"], resources(node["Resources"]), configs
-        ): node["NodeManagerAddress"]
-        for node in alive
+        task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node_id)).remote(
+            node_id, node["NodeManagerAddress"], resources(node["Resources"]), configs
+        ): (node_id, node["NodeManagerAddress"])
+        for node_id, node in _alive().items()
     }
     ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
-    nodes, silent = [], {}
-    for answer, address in asked.items():
+    nodes, silent, alive = [], {}, _alive()
+    for answer, (node_id, address) in asked.items():
         try:
             nodes.append(ray.get(answer, timeout=0))
         except RayError as error:
+            if node_id not in alive:  # it had died, which Ray notices some seconds later
+                continue
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
             silent[address] = reason[:160]
     return nodes, silent
+
+
+def _alive() -> dict[str, Any]:
+    """What Ray says of each node that it believes alive."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def _on(node_id: str) -> NodeAffinitySchedulingStrategy:

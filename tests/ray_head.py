@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,61 @@ def wait_until(true: Callable[[], Any], what: str, deadline_s: float = JOB_S) ->
     return found
 
 
-class Head:
+class Node:
+    """A node on this machine: `ray start --block` and all that it starts."""
+
+    _process: subprocess.Popen[bytes]
+
+    def runs(self, name: str) -> list[psutil.Process]:
+        """Its processes that Ray calls so."""
+        there = psutil.Process(self._process.pid).children(recursive=True)
+        return [process for process in there if any(name in word for word in words_of(process))]
+
+    def kill(self) -> None:
+        """SIGKILL to everything: as if the machine were gone."""
+        first = psutil.Process(self._process.pid)
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, 30)
+        self._process.wait()
+
+    def _start(self, words: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
+        command = [str(BIN / "ray"), "start", "--block", *words]
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT
+            )
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """The command line of a process that may end meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
+class Worker(Node):
+    """A node with one CPU that joins a head."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def __enter__(self) -> Self:
+        words = [f"--address={self._head.address}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000"]
+        words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        log = self._head.folder / f"worker-{secrets.token_hex(4)}.log"
+        self._start(words, self._head.environment, self._head.folder, log)
+        wait_until(lambda: "Ray runtime started" in log.read_text(), "a worker", START_S)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+class Head(Node):
     """A head node with two CPUs, in a folder and on ports of its own; its processes and files go with it.
 
     `token` says whether whoever talks to it must show one; `environment` is what its processes have beside ours.
@@ -69,15 +123,9 @@ class Head:
 
     def __enter__(self) -> Self:
         ports = [f"--{name}={port}" for name, port in self._ports.items()]
-        command = [
-            *(str(BIN / "ray"), "start", "--head", "--block", "--port=0", *ports, f"--temp-dir={self.folder / 'ray'}"),
-            *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=200000000"),
-        ]
+        words = ["--head", "--port=0", *ports, f"--temp-dir={self.folder / 'ray'}", "--num-cpus=2", "--num-gpus=0"]
         self.log = self.folder / "start.log"
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                command, env=self.environment, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
-            )
+        self._start([*words, "--object-store-memory=200000000"], self.environment, self.folder, self.log)
         try:
             self.client = wait_until(self._answers, f"ray start: {self.log.read_text()}", START_S)
         except BaseException:
@@ -86,13 +134,7 @@ class Head:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        first = psutil.Process(self._process.pid)
-        processes = [first, *first.children(recursive=True)]
-        for process in processes:  # nothing is to be kept, so that nothing need be waited for
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, 30)
-        self._process.wait()
+        self.kill()
         shutil.rmtree(self.folder)
 
     def _answers(self) -> JobSubmissionClient | None:
@@ -109,6 +151,11 @@ class Head:
     def session(self) -> Path:
         """Ray's own folder: logs, sockets, working directories of jobs."""
         return (self.folder / "ray" / "session_latest").resolve()
+
+    @property
+    def address(self) -> str:
+        """Where nodes join."""
+        return (self.folder / "ray" / "ray_current_cluster").read_text()
 
     def run(self, command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """A command as somebody types it who knows the token, but not what else is in the cluster's environment."""
