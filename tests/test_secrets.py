@@ -216,7 +216,8 @@ def api_answers(head: Head) -> Iterator[tuple[str, bytes]]:
             yield path, get(path).content
         if job["job_id"]:
             yield "datasets", get(f"/api/data/datasets/{job['job_id']}").content
-    (node,) = get("/api/v0/nodes").json()["data"]["result"]["result"]
+    nodes = get("/api/v0/nodes?detail=1").json()["data"]["result"]["result"]  # others may have come and gone
+    (node,) = (node for node in nodes if node["is_head_node"])
     yield "node", get(f"/nodes/{node['node_id']}").content
     logs = get(f"/api/v0/logs?node_id={node['node_id']}").json()["data"]["result"]
     for name in (name for names in logs.values() for name in names if not name.endswith("/")):
