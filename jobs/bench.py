@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shlex
 import sys
 import threading
@@ -71,7 +70,7 @@ def _bench(words: Sequence[str]) -> int:
     job = Job.current()
     config = configs.load(words)
     options = config.options
-    own_cluster = job is None and (options.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    own_cluster = job is None and configs.cluster_address(options.address) == "local"
     if not own_cluster and not options.dry_run:
         _check_places(config, job)
     if options.doctor:

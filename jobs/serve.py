@@ -73,7 +73,7 @@ def _serve(words: Sequence[str]) -> int:
         raise UserError(
             f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
         )
-    own_cluster = job is None and (options.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    own_cluster = job is None and configs.cluster_address(options.address) == "local"
     with gateway.bind(options.host, options.port) as socket:  # before a model is loaded in vain
         return _run(config, gateway, socket, key and key.strip(), own_cluster=own_cluster)
 

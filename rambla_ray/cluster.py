@@ -24,7 +24,7 @@ from ray._raylet import (  # type: ignore[attr-defined]
 )
 from ray.core.generated import autoscaler_pb2
 
-from rambla_ray.config import Pool
+from rambla_ray.config import Pool, cluster_address
 from rambla_ray.errors import UserError
 from rambla_ray.plan import Cluster, Node
 
@@ -66,7 +66,7 @@ def _init(address: str | None, **options: Any) -> None:
 
     Without one, no cluster is looked for: what Ray finds on a machine may be another process's own, and end with it.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster_address(address)
     if address.startswith("ray://"):
         raise UserError(
             f"address={address}: Ray Data does not run through Ray Client; submit a job (ray job submit --address "

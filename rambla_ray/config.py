@@ -256,6 +256,11 @@ def _words(value: Any) -> Any:
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
 
 
+def cluster_address(given: str | None) -> str:
+    """The cluster that is meant: the one given, else the one that RAY_ADDRESS names, else a local one."""
+    return given or os.environ.get("RAY_ADDRESS") or "local"
+
+
 class Options(Closed):
     """The root keys: `conf/config.yaml`, and what the command line may set."""
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -20,7 +21,7 @@ from ray.serve.schema import DeploymentStatus
 from rambla_ray.cluster import cluster, settle_logging
 from rambla_ray.config import ModelConfig, ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.plan import Cluster, Level, said, settle_pool, waits_for
+from rambla_ray.plan import Cluster, Level, said, waits_for
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Request, Response, Role
 
@@ -151,9 +152,10 @@ def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Ite
     Raises:
         UserError: a model has no place, or cannot be loaded.
     """
-    levels = settle(config.models, cluster())
+    there = cluster()
+    levels = settle(config.models, there)
     for level in levels:
-        if waiting := waits_for(level, cluster()):
+        if waiting := waits_for(level, there):
             tell(waiting)
     names = {level.name: f"{level.name}-{port}" for level in levels}
     others = bool(serve.status().applications)
@@ -198,7 +200,7 @@ def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
         UserError: it cannot.
     """
     levels = [Level(name, model, (Role.TARGET,)) for name, model in models.items()]
-    alone = [_settled(level, settle_pool(level, there)) for level in levels]
+    alone = [level.settled(there) for level in levels]
     if there.grows or there.holds([level.config.pool for level in alone]):
         return alone
     local = [level for level in alone if level.config.pool.num_cpus]
@@ -208,7 +210,7 @@ def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
         pool = settled.config.pool
         if level.config.pool.num_cpus is None and pool.num_cpus:
             pool = pool.model_copy(update={"num_cpus": float(share)})
-        fair.append(_settled(level, pool))
+        fair.append(replace(level, config=settled.config.model_copy(update={"pool": pool})))
     if not there.holds([level.config.pool for level in fair]):
         asked = ", ".join(f"{level.name} {level.config.pool.min_size} × {said(level.config.pool)}" for level in fair)
         gpus = sum(node.gpus for node in there.nodes)
@@ -217,10 +219,6 @@ def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
             "pool.num_cpus or pool.num_gpus, serve fewer, or add nodes"
         )
     return fair
-
-
-def _settled(level: Level, pool: Any) -> Level:
-    return Level(level.name, level.config.model_copy(update={"pool": pool}), level.roles)
 
 
 def _application(level: Level) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, Self
 import psutil
 import ray
 import ray.util
+from ray_head import free_ports
 
 HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"  # the provider's own
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -25,13 +25,6 @@ COMMANDS = (
     *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
 )
 IDLE_MINUTES = 0.05  # after which a node goes
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class AutoscalingCluster:
@@ -44,7 +37,7 @@ class AutoscalingCluster:
 
     def __init__(self, folder: Path, workers: Mapping[str, tuple[Mapping[str, float], int]]) -> None:
         self._folder = folder
-        self._port = free_port()
+        self._port, self._agent_port = free_ports(2)
         self.address = f"{ray.util.get_node_ip_address()}:{self._port}"
         types: dict[str, Any] = {
             name: {"resources": dict(resources), "node_config": {}, "min_workers": 0, "max_workers": most}
@@ -83,7 +76,7 @@ class AutoscalingCluster:
         command = [Path(sys.executable).parent / "ray", "start", "--head", f"--port={self._port}"]
         command += ["--num-cpus=0", "--include-dashboard=false", "--disable-usage-stats"]
         command += [f"--temp-dir={self._folder / 'ray'}", f"--autoscaling-config={self._config}"]
-        command += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000"]
+        command += [f"--dashboard-agent-listen-port={self._agent_port}", "--object-store-memory=100000000"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)

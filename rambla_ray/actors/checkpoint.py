@@ -291,12 +291,12 @@ class BaseHuggingFaceModel(Model):
                 batch.append(job)
                 width, new = wider, newer
             else:
-                taken = set(map(id, alike))
-                waiting = [job for job in waiting if id(job) not in taken]
+                taken = set(alike)
+                waiting = [job for job in waiting if job not in taken]
                 continue
             break
-        taken = set(map(id, batch))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        taken = set(batch)
+        self._waiting = [job for job in self._waiting if job not in taken]
         return batch
 
     def _run_halving(self, jobs: list[Job]) -> None:

@@ -50,10 +50,6 @@ class Row(Protocol):
 
     max_new_tokens: int
 
-    @property
-    def tokens(self) -> list[int]:
-        """The prompt."""
-
     def wrote(self, tokens: Callable[[], list[int]]) -> bool:
         """After each token: `tokens` gives the answer so far. True when this row need not go on."""
 
@@ -297,11 +293,9 @@ def pad_left(rows: torch.Tensor, count: int, value: int) -> torch.Tensor:
 
 def _joined(model: Any, caches: list[Any], width: int, chosen: torch.Tensor) -> Any:
     """The rows of some caches, padded to `width`, as one, in the order of `chosen`."""
-    in_order = len(chosen) == sum(
-        cache.layers[0].keys.shape[0] for cache in caches if cache.layers[0].keys is not None
-    )
-    in_order = in_order and chosen.tolist() == list(range(len(chosen)))
-    if not width or (len(caches) == 1 and in_order):
+    if not width:  # no row has a beginning
+        return caches[0]
+    if len(caches) == 1 and chosen.tolist() == list(range(caches[0].layers[0].keys.shape[0])):
         return caches[0]
 
     def rows(of: str, number: int) -> torch.Tensor:
@@ -337,10 +331,10 @@ def grouped_attention(
     """
     rows, heads, queries, size = query.shape
     if queries > 1 or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        attended, _ = sdpa_attention_forward(
+        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return attended, None
+        return whole
     grouped = query.view(rows, key.shape[1], -1, size)
     scores = (grouped @ key.transpose(2, 3)).float() * (size**-0.5 if scaling is None else scaling)
     if attention_mask is not None:

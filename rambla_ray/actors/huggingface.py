@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
 PROMPT_TOKENS = {"cpu": 4096, "cuda": 16384}  # of prompts that run together: more fill no chip better
-BATCH_TOKENS = {"cpu": 8192, "cuda": 1_000_000}  # of rows that are decoded together: some ten seconds of a CPU
+DECODED_TOKENS = {"cpu": 8192, "cuda": 1_000_000}  # of rows that are decoded together: some ten seconds of a CPU
 CACHE_SHARE = 0.3  # of a GPU's free memory that those may take: what grows is copied, and prompts need room too
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
 
@@ -141,7 +141,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         self._by_rows = (self._generation.num_beams or 1) == 1  # beams are not rows
         self._shares = self._by_rows and decoding.can_share(self._model)
         if self.pool.batch_size == "auto":
-            self.batch_tokens = (BATCH_TOKENS if self._shares else PROMPT_TOKENS)[self.chip]
+            self.batch_tokens = (DECODED_TOKENS if self._shares else PROMPT_TOKENS)[self.chip]
             if self.chip == "cuda":
                 free, _ = torch.cuda.mem_get_info(self._model.device)
                 self.batch_tokens = max(1, min(self.batch_tokens, int(CACHE_SHARE * free / self._bytes_per_token())))
