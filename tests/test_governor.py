@@ -28,6 +28,7 @@ from rambla_ray.actors.governor import (
     NAMESPACE,
     Budget,
     Governor,
+    Limits,
     News,
     Orders,
     governor_name,
@@ -82,7 +83,7 @@ def most_in(times: list[float], seconds: float) -> int:
 @pytest.mark.parametrize("per_minute", [30, 60, 500, 3000])
 @pytest.mark.parametrize("callers", [64, 300])
 def test_many_callers_reach_the_rate_and_never_exceed_it(per_minute: int, callers: int) -> None:
-    sent = Callers(Budget(Rate(requests_per_minute=per_minute), BEGAN), callers).send_for(60.0)
+    sent = Callers(Budget(Limits(requests_per_minute=per_minute), BEGAN), callers).send_for(60.0)
     assert len(sent) == pytest.approx(per_minute, rel=0.03)
     assert most_in(sent, 10.0) <= per_minute / 60 * (10.0 + BURST_S) + 1
 
@@ -91,7 +92,7 @@ def test_many_callers_reach_the_rate_and_never_exceed_it(per_minute: int, caller
     ("estimate", "used"), [(100, 100), (1000, 300), (300, 600), (50, 0)], ids=["exact", "high", "low", "free"]
 )
 def test_settled_tokens_reach_the_rate_and_do_not_exceed_it(estimate: int, used: int) -> None:
-    budget = Budget(Rate(tokens_per_minute=60_000, requests_per_minute=3000), BEGAN)
+    budget = Budget(Limits(tokens_per_minute=60_000, requests_per_minute=3000), BEGAN)
     callers = Callers(budget, 200, estimate=estimate, used=used)
     warm = callers.send_for(30.0)
     assert warm
@@ -102,7 +103,7 @@ def test_settled_tokens_reach_the_rate_and_do_not_exceed_it(estimate: int, used:
 
 @pytest.mark.parametrize("latency_s", [0.05, 2.0, 10.0])
 def test_estimates_that_are_right_on_the_whole_use_the_budget(latency_s: float) -> None:
-    budget = Budget(Rate(tokens_per_minute=60_000), BEGAN)
+    budget = Budget(Limits(tokens_per_minute=60_000), BEGAN)
     callers = Callers(budget, 200, latency_s, estimate=500)
     used = itertools.cycle([100, 900, 500, 200, 800])
     sent = callers.send_for(300.0, used=used)
@@ -110,7 +111,7 @@ def test_estimates_that_are_right_on_the_whole_use_the_budget(latency_s: float) 
 
 
 def test_what_guesses_reserved_too_much_comes_back_without_a_burst() -> None:
-    budget = Budget(Rate(tokens_per_minute=60_000), BEGAN)
+    budget = Budget(Limits(tokens_per_minute=60_000), BEGAN)
     guesses = [budget.reserve(800, BEGAN)[1] for _ in range(2)]
     assert guesses == [0.0, pytest.approx(0.8)]
     for _ in guesses:
@@ -122,23 +123,23 @@ def test_what_guesses_reserved_too_much_comes_back_without_a_burst() -> None:
 @pytest.mark.parametrize(
     ("rate", "per_second"),
     [
-        (Rate(requests_per_minute=60, tokens_per_minute=600_000), 1.0),
-        (Rate(requests_per_minute=6000, tokens_per_minute=6000), 1.0),
+        (Limits(requests_per_minute=60, tokens_per_minute=600_000), 1.0),
+        (Limits(requests_per_minute=6000, tokens_per_minute=6000), 1.0),
     ],
     ids=["requests", "tokens"],
 )
-def test_the_tighter_of_two_limits_binds(rate: Rate, per_second: float) -> None:
+def test_the_tighter_of_two_limits_binds(rate: Limits, per_second: float) -> None:
     sent = Callers(Budget(rate, BEGAN), 50, estimate=100, used=100).send_for(60.0)
     assert len(sent) == pytest.approx(60 * per_second, rel=0.03)
 
 
 def test_without_limits_nobody_waits() -> None:
-    budget = Budget(Rate(), BEGAN)
+    budget = Budget(Limits(), BEGAN)
     assert {budget.reserve(10**9, BEGAN) for _ in range(1000)} == {(True, 0.0)}
 
 
 def test_an_estimate_above_the_budget_is_granted_and_takes_all_of_it() -> None:
-    budget = Budget(Rate(tokens_per_minute=1000), BEGAN)
+    budget = Budget(Limits(tokens_per_minute=1000), BEGAN)
     assert budget.reserve(50_000, BEGAN) == (True, 0.0)
     assert Callers(budget, 1, estimate=50_000, used=50_000).send_for(200.0) == pytest.approx(
         [BEGAN + 60, BEGAN + 120, BEGAN + 180]
@@ -146,7 +147,7 @@ def test_an_estimate_above_the_budget_is_granted_and_takes_all_of_it() -> None:
 
 
 def test_what_an_estimate_took_too_much_comes_back() -> None:
-    budget = Budget(Rate(tokens_per_minute=600), BEGAN)
+    budget = Budget(Limits(tokens_per_minute=600), BEGAN)
     assert budget.reserve(300, BEGAN) == (True, 0.0)
     granted, wait = budget.reserve(1, BEGAN)
     assert (granted, wait) == (False, pytest.approx(30.0 - HORIZON_S / 2))
@@ -155,8 +156,10 @@ def test_what_an_estimate_took_too_much_comes_back() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 30.0])
-@pytest.mark.parametrize("rate", [Rate(requests_per_minute=600), Rate(tokens_per_minute=60_000)], ids=["rpm", "tpm"])
-def test_a_penalty_holds_everyone_back_and_then_ends(seconds: float, rate: Rate) -> None:
+@pytest.mark.parametrize(
+    "rate", [Limits(requests_per_minute=600), Limits(tokens_per_minute=60_000)], ids=["rpm", "tpm"]
+)
+def test_a_penalty_holds_everyone_back_and_then_ends(seconds: float, rate: Limits) -> None:
     budget = Budget(rate, BEGAN)
     callers = Callers(budget, 50, estimate=100, used=100)
     budget.penalise(seconds, BEGAN)
@@ -167,7 +170,7 @@ def test_a_penalty_holds_everyone_back_and_then_ends(seconds: float, rate: Rate)
 
 
 def test_a_shorter_penalty_does_not_end_a_longer_one() -> None:
-    budget = Budget(Rate(requests_per_minute=6000), BEGAN)
+    budget = Budget(Limits(requests_per_minute=6000), BEGAN)
     budget.penalise(20.0, BEGAN)
     budget.penalise(1.0, BEGAN)
     granted, wait = budget.reserve(0, BEGAN)
@@ -175,7 +178,7 @@ def test_a_shorter_penalty_does_not_end_a_longer_one() -> None:
 
 
 def test_a_fresh_budget_grants_no_burst() -> None:
-    budget = Budget(Rate(requests_per_minute=60), BEGAN)
+    budget = Budget(Limits(requests_per_minute=60), BEGAN)
     assert [budget.reserve(0, BEGAN) for _ in range(3)] == [
         (True, 0.0),
         (True, pytest.approx(1.0)),
@@ -184,7 +187,7 @@ def test_a_fresh_budget_grants_no_burst() -> None:
 
 
 def test_an_idle_budget_earns_one_burst_and_no_more() -> None:
-    budget = Budget(Rate(requests_per_minute=6000), BEGAN)
+    budget = Budget(Limits(requests_per_minute=6000), BEGAN)
     at_once = 0
     while budget.reserve(0, BEGAN + 600.0)[1] < 1e-6:
         at_once += 1
@@ -199,7 +202,7 @@ def test_an_idle_budget_earns_one_burst_and_no_more() -> None:
 def test_no_pattern_of_calls_and_penalties_exceeds_the_rate(
     per_minute: int, asked: list[tuple[float, int, float]]
 ) -> None:
-    budget, now, sent = Budget(Rate(requests_per_minute=per_minute), BEGAN), BEGAN, []
+    budget, now, sent = Budget(Limits(requests_per_minute=per_minute), BEGAN), BEGAN, []
     for pause, tokens, penalty in asked:
         now += pause
         if penalty > 2.5:
@@ -233,13 +236,12 @@ class Office:
         self.clock = Clock()
         self.governor = Governor(self.clock)
 
-    def hear(self, holder: str = "a", rate: Rate | None = None, *, most: int = 64, **news: Any) -> Orders:
+    def hear(self, holder: str = "a", rate: Limits | None = None, *, most: int = 64, **news: Any) -> Orders:
         """What the governor answers to a holder; one without a rate and usage does not adapt."""
-        limits = (rate.requests_per_minute, rate.tokens_per_minute) if rate else (None, None)
-        return self.governor.hear(News(holder, most, *limits, **{"usage": None, **news}))
+        return self.governor.hear(News(holder, most, rate or Limits(), **{"usage": None, **news}))
 
 
-def permits_in(office: Office, holders: dict[str, Rate], seconds: float) -> Counter[str]:
+def permits_in(office: Office, holders: dict[str, Limits], seconds: float) -> Counter[str]:
     """Permits that each holder gets that always wants more, and asks when it is told to, each with its own delay."""
     given: Counter[str] = Counter()
     end = office.clock.now + seconds
@@ -253,14 +255,14 @@ def permits_in(office: Office, holders: dict[str, Rate], seconds: float) -> Coun
 
 
 def test_holders_of_one_key_take_turns_and_use_the_budget_together() -> None:
-    rate = Rate(requests_per_minute=600)
+    rate = Limits(requests_per_minute=600)
     given = permits_in(Office(), {"a": rate, "b": rate, "c": rate}, 60.0)
     assert sum(given.values()) == pytest.approx(600, rel=0.03)
     assert all(count == pytest.approx(200, rel=0.25) for count in given.values())
 
 
 def test_the_strictest_rate_of_those_present_holds_for_all() -> None:
-    loose, strict = Rate(requests_per_minute=6000), Rate(requests_per_minute=600, tokens_per_minute=10**9)
+    loose, strict = Limits(requests_per_minute=6000), Limits(requests_per_minute=600, tokens_per_minute=10**9)
     office = Office()
     assert sum(permits_in(office, {"a": loose}, 10.0).values()) == pytest.approx(1000, rel=0.15)
     assert sum(permits_in(office, {"a": loose, "b": strict}, 20.0).values()) == pytest.approx(200, rel=0.15)
@@ -269,7 +271,7 @@ def test_the_strictest_rate_of_those_present_holds_for_all() -> None:
 
 
 def test_the_rate_of_a_holder_that_falls_silent_ends_with_its_lease() -> None:
-    loose, strict = Rate(requests_per_minute=6000), Rate(requests_per_minute=60)
+    loose, strict = Limits(requests_per_minute=6000), Limits(requests_per_minute=60)
     office = Office()
     office.hear("b", strict)
     assert sum(permits_in(office, {"a": loose}, LEASE_S - 0.1).values()) < 10
@@ -279,7 +281,7 @@ def test_the_rate_of_a_holder_that_falls_silent_ends_with_its_lease() -> None:
 def test_a_holder_without_a_rate_needs_permits_where_another_has_one() -> None:
     office = Office()
     assert not office.hear("a", asks=(1,)).metered
-    office.hear("b", Rate(requests_per_minute=60))
+    office.hear("b", Limits(requests_per_minute=60))
     asked = office.hear("a", asks=(1, 1, 1))
     assert (asked.metered, len(asked.permits)) == (True, 2)
     office.clock.now += LEASE_S
@@ -287,7 +289,7 @@ def test_a_holder_without_a_rate_needs_permits_where_another_has_one() -> None:
 
 
 def test_what_a_failed_call_reserved_is_given_back() -> None:
-    office, rate = Office(), Rate(tokens_per_minute=600)
+    office, rate = Office(), Limits(tokens_per_minute=600)
     assert office.hear("a", rate, asks=(600,)).permits == (0.0,)
     assert office.hear("b", rate, asks=(1,)).permits == ()
     assert len(office.hear("b", rate, asks=(1,), settled=((600, 0),)).permits) == 1
@@ -301,7 +303,7 @@ def test_a_new_holder_learns_what_estimates_are_worth() -> None:
 
 
 def test_a_pause_is_told_to_every_holder_until_it_is_over() -> None:
-    office, rate = Office(), Rate(requests_per_minute=6000)
+    office, rate = Office(), Limits(requests_per_minute=6000)
     office.hear("a", pause_s=3.0)
     for passed in (0.0, 1.0, 2.5):
         office.clock.now = BEGAN + passed
@@ -484,7 +486,7 @@ def test_leases_never_exceed_the_limit_by_more_than_one_each(reports: list[tuple
 class Caller:
     """An actor with a model."""
 
-    def __init__(self, url: str, rate: Rate) -> None:
+    def __init__(self, url: str, rate: Limits) -> None:
         params = OpenAIChat.Params(engine="gpt-4", temperature=0, base_url=url)
         self._model = OpenAIChat(OpenAIChat.settle(params), Pool(max_concurrency=64), rate)
 
@@ -514,7 +516,7 @@ def test_actors_of_a_cluster_share_one_governor_whatever_their_rate() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("rate", [Rate(), Rate(requests_per_minute=60_000)], ids=["adaptive", "rate"])
 @pytest.mark.parametrize("for_good", [False, True], ids=["restarts", "gone"])
-def test_callers_carry_on_when_their_governor_dies(rate: Rate, for_good: bool) -> None:
+def test_callers_carry_on_when_their_governor_dies(rate: Limits, for_good: bool) -> None:
     prompts = [f"prompt {number}" for number in range(300)]
     with OpenAIServer(answer=str.upper, latency=0.05) as server:
         caller = Caller.remote(server.base_url, rate)

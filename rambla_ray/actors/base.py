@@ -25,6 +25,7 @@ LONGEST_TEXT = 1_000_000  # characters of an answer; the rest is cut off
 HEDGE_AFTER = 20  # answers from which it is learnt, time and again, what is slow
 HEDGE_QUANTILE = 0.95
 RECENT_CALLS = 200
+TURNS = 2  # of the event loop, in which those who get freed slots send, before answers are seen to
 DEFAULT_PAUSE_S = 1.0  # of those who share a rate, after a 429 that does not say how long
 OVERLOAD = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
 KEPT = frozenset(  # what was reserved for such a call is not given back: the endpoint may have charged for it, or
@@ -246,6 +247,8 @@ class BaseAPIModel(Model):
         except CallError as error:
             error.attempts, error.waited_s, error.tries = len(story.tries), story.waited_s, tuple(story.tries)
             raise
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         text, reason = answer.text, answer.finish_reason
         if len(text) > LONGEST_TEXT:
             text, reason = text[:LONGEST_TEXT], "length"

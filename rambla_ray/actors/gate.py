@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from rambla_ray.actors.adaptive import CUT, START, Usage
-from rambla_ray.actors.governor import Link, News, Orders, Unreachable
+from rambla_ray.actors.governor import Limits, Link, News, Orders, Unreachable
 from rambla_ray.config import Rate
 from rambla_ray.errors import CallError, ErrorKind, RamblaError
 
@@ -358,8 +358,7 @@ class Gate:
                 News(
                     holder=self._holder,
                     most=self._most,
-                    requests_per_minute=self._rate.requests_per_minute,
-                    tokens_per_minute=self._rate.tokens_per_minute,
+                    limits=Limits(self._rate.requests_per_minute, self._rate.tokens_per_minute),
                     usage=usage if self._adaptive else None,
                     asks=tuple(asks),
                     settled=tuple(settled),

@@ -15,11 +15,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rambla_ray.actors.adaptive import FORGET_S, LEASE_S, Concurrency, Usage
-from rambla_ray.config import Rate
+from rambla_ray.actors.adaptive import FORGET_S, LEASE_S, Concurrency, Usage  # nothing heavy: a run waits for this
 
 NAMESPACE = "rambla_ray"
-PROTOCOL = 2  # of `hear`: actors of another version have a governor of their own
+PROTOCOL = 3  # of `hear`: actors of another version have a governor of their own
 BURST_S = 0.25  # how far ahead of the steady rate a burst may run, in seconds of budget
 HORIZON_S = 1.0  # how far ahead a slot is promised; beyond it the caller asks again
 SLACK_S = 0.1  # after a pause, so that the next calls do not come the moment the endpoint has just enough again
@@ -28,24 +27,31 @@ LONGEST_PAUSE_S = 300.0  # of what one reply can impose on everybody
 REPLY_S = 20.0  # how long a governor may take to answer; its process has to start first
 
 
+class Limits(NamedTuple):
+    """What an endpoint allows in any minute; None is no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
 class Budget:
     """Requests and tokens per minute by virtual scheduling. Times are monotonic seconds, given by the caller.
 
     Starts empty: the first slot is free, the burst has to be earned, so a restarted governor grants nothing twice.
     """
 
-    def __init__(self, rate: Rate, now: float) -> None:
-        self.set_limits(rate.requests_per_minute, rate.tokens_per_minute)
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.set_limits(limits)
         self._next_request = now + BURST_S
         self._next_token = now + BURST_S
         self._last = now  # when the last request that was granted is sent
         self._floor = now  # nothing given back goes beyond it
 
-    def set_limits(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
-        """Go on with other limits; None is no limit."""
-        self._request_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._token_s = 60.0 / tokens_per_minute if tokens_per_minute else 0.0
-        self._most_tokens = tokens_per_minute or 0
+    def set_limits(self, limits: Limits) -> None:
+        """Go on with other limits."""
+        self._request_s = 60.0 / limits.requests_per_minute if limits.requests_per_minute else 0.0
+        self._token_s = 60.0 / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
+        self._most_tokens = limits.tokens_per_minute or 0
 
     def reserve(self, tokens: int, now: float, horizon_s: float = HORIZON_S) -> tuple[bool, float]:
         """Ask for one request of about `tokens`, to be sent within `horizon_s`.
@@ -88,8 +94,7 @@ class News(NamedTuple):
 
     holder: str
     most: int  # calls it can have in flight
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
+    limits: Limits
     usage: Usage | None  # None: its concurrency does not adapt
     asks: tuple[int, ...] = ()  # tokens of each request that waits for a permit
     settled: tuple[tuple[int, int], ...] = ()  # (reserved, used) tokens of those that have ended
@@ -119,9 +124,9 @@ class Governor:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._budget = Budget(Rate(), clock())
+        self._budget = Budget(Limits(), clock())
         self._concurrency = Concurrency()
-        self._limits: dict[str, tuple[int | None, int | None, float]] = {}
+        self._limits: dict[str, tuple[Limits, float]] = {}  # of each holder, and until when they count
         self._waiting: dict[str, float] = {}  # who was not given all permits it asked for, and until when that counts
         self._served: dict[str, float] = {}  # when each was last given a permit
         self._paused_until = 0.0
@@ -172,17 +177,18 @@ class Governor:
 
     def _hold_to_limits(self, news: News, now: float) -> bool:
         """Keep the strictest limits of those present; returns whether there are any."""
-        before = {limits[:2] for limits in self._limits.values()}
+        before = {limits for limits, _ in self._limits.values()}
         if news.leaving:
             self._limits.pop(news.holder, None)
             self._served.pop(news.holder, None)
-        elif news.requests_per_minute or news.tokens_per_minute:
-            self._limits[news.holder] = (news.requests_per_minute, news.tokens_per_minute, now + LEASE_S)
-        self._limits = {holder: limits for holder, limits in self._limits.items() if limits[2] > now}
-        present = {limits[:2] for limits in self._limits.values()}
+        elif any(news.limits):
+            self._limits[news.holder] = (news.limits, now + LEASE_S)
+        self._limits = {holder: held for holder, held in self._limits.items() if held[1] > now}
+        present = {limits for limits, _ in self._limits.values()}
         if present != before:
-            requests = min((requests for requests, _ in present if requests), default=None)
-            self._budget.set_limits(requests, min((tokens for _, tokens in present if tokens), default=None))
+            requests = min((one.requests_per_minute for one in present if one.requests_per_minute), default=None)
+            tokens = min((one.tokens_per_minute for one in present if one.tokens_per_minute), default=None)
+            self._budget.set_limits(Limits(requests, tokens))
         return bool(present)
 
 
