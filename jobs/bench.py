@@ -135,7 +135,7 @@ def _run(plan: Any, directory: Any, words: Sequence[str], job: Any, *, own_clust
     from rambla_ray.display import one_line
     from rambla_ray.errors import RunStopped
 
-    threading.Thread(target=_import_pipeline, daemon=True).start()
+    threading.Thread(target=_import_what_is_needed_later, daemon=True).start()
 
     again = f"python jobs/bench.py {shlex.join(words)}".rstrip()
     run = None
@@ -169,10 +169,11 @@ def _run(plan: Any, directory: Any, words: Sequence[str], job: Any, *, own_clust
     return _status(plan, scores)
 
 
-def _import_pipeline() -> None:
-    """A second of work, done while the cluster starts. Who imports it meanwhile waits for it."""
+def _import_what_is_needed_later() -> None:
+    """Seconds of work, done while the cluster starts. Who imports one of them meanwhile waits for it."""
     with contextlib.suppress(Exception):  # the process ends meanwhile, or whoever needs it sees the same error
-        importlib.import_module("rambla_ray.pipeline")
+        for module in ("rambla_ray.pipeline", "rambla_ray.scoring"):  # later, it would hold up the stream
+            importlib.import_module(module)
 
 
 def _print_results(directory: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import signal
@@ -128,9 +127,7 @@ class Run:
         """Stream a target's samples into their files."""
         writer = self.directory.sample_writer(target, scoring_spec(self.config, self.plan.expected))
         try:
-            for number, table in enumerate(self._stream(target)):
-                if number == 0:  # scoring takes a second to import: now, while the models answer, and not before
-                    threading.Thread(target=importlib.import_module, args=("rambla_ray.scoring",), daemon=True).start()
+            for table in self._stream(target):
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # the rest was not asked: the run is stopping
                 writer.add(ended)
                 for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
