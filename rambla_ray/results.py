@@ -243,6 +243,10 @@ def throughput(actors: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "out_of_memory": total["out_of_memory"],
         "busy_s": round(busy, 3),
         "load_s": round(max(actor["load_s"] for actor in actors), 3),
+        **{
+            f"{what}_gib": round(max(actor[f"{what}_bytes"] for actor in actors) / 2**30, 3)
+            for what in ("weights", "free", "peak")
+        },
     }
 
 

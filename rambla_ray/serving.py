@@ -43,6 +43,7 @@ class Replica:
     def __init__(self, name: str, config: ModelConfig) -> None:
         kind = model_class(config.name, name)
         self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
+        self._model.open()
 
     async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:
         """Answer some requests together; the first error is that of all."""

@@ -66,7 +66,9 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 def load(folder: Path | str, kind: type[HuggingFaceLLM] = HuggingFaceLLM, batch_size: Any = 8, **params: Any) -> Any:
     given = {"loading_params": FLOAT32, "generation_config": {"max_new_tokens": NEW}, **params}
     settled = kind.settle(HuggingFaceParams(model_name=str(folder), **given))
-    return kind(settled, Pool(batch_size=batch_size), None)
+    model = kind(settled, Pool(batch_size=batch_size), None)
+    model.open()
+    return model
 
 
 def ask(model: HuggingFaceLLM, *prompts: str) -> list[Any]:

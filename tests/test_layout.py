@@ -33,8 +33,8 @@ ORDER = [
     ["rambla_ray.outcomes", "rambla_ray.results", "rambla_ray.actors.adaptive", "rambla_ray.actors.http"],
     ["rambla_ray.report", "rambla_ray.audit", "rambla_ray.plan", "rambla_ray.actors.governor"],
     ["rambla_ray.actors.gate", "rambla_ray.actors.retry", "rambla_ray.actors.ledger"],
-    ["rambla_ray.actors.base", "rambla_ray.actors.decoding"],
-    ["rambla_ray.actors.checkpoint"],
+    ["rambla_ray.actors.base", "rambla_ray.actors.decoding", "rambla_ray.actors.weights"],
+    ["rambla_ray.actors.checkpoint", "rambla_ray.actors.continuous", "rambla_ray.actors.vllm"],
     [
         "rambla_ray.actors.mock",
         "rambla_ray.actors.overlap",
@@ -50,7 +50,7 @@ LEVEL = {module: level for level, modules in enumerate(ORDER) for module in modu
 
 LOCAL_MODELS = (
     *("rambla_ray.actors.checkpoint", "rambla_ray.actors.decoding"),
-    *("rambla_ray.actors.huggingface", "rambla_ray.actors.judges"),
+    *("rambla_ray.actors.huggingface", "rambla_ray.actors.judges", "rambla_ray.actors.continuous"),
 )
 
 # A heavy library and the modules that may import it (anywhere in the file).
@@ -63,6 +63,7 @@ ROOMS = {
     "uvicorn": ("rambla_ray.gateway",),
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
+    "vllm": ("rambla_ray.actors.vllm",),
     "openai": ("rambla_ray.actors.openai",),
     "sklearn": ("rambla_ray.rambla",),
     "scipy": ("rambla_ray.stats", "rambla_ray.rambla"),

@@ -51,6 +51,9 @@ class Work:
     busy_s: float = 0.0  # answering
     idle_s: float = 0.0  # waiting for requests
     load_s: float = 0.0
+    weights_bytes: int = 0
+    free_bytes: int = 0  # where the weights go, before they came
+    peak_bytes: int = 0  # that this actor has had
 
 
 class ModelParams(BaseModel):
@@ -133,6 +136,10 @@ class Model(ABC):
             own["verbatim"] = True
         asked = request.options.asked()
         return {**own, "options": asked} if asked else own
+
+    def open(self) -> None:
+        """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
+        return None
 
     def measure(self) -> Work | None:
         """What this actor has done; None where others do the work."""

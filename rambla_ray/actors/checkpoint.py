@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import json
 import math
+import resource
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rambla_ray.actors import weights
 from rambla_ray.actors.base import Emit, Model, ModelParams, Work
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
@@ -28,8 +30,8 @@ BATCH_SIZE = {"cpu": 64, "cuda": 256}  # requests at most in a batch that fits i
 BATCH_TOKENS = {"cpu": 4096, "cuda": 131072}  # and their tokens, padding and answers included
 RUN_CODE = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")  # or unpickle it, when loading
 DTYPES = ("auto", "float16", "bfloat16", "float32")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+GIB = 1024**3
+PLACED_BY_USER = ("max_memory", "offload_folder", "quantization_config", "load_in_4bit", "load_in_8bit")
 
 
 class CheckpointParams(ModelParams):
@@ -92,7 +94,10 @@ class CheckpointParams(ModelParams):
 
 
 class BaseHuggingFaceModel(Model):
-    """A checkpoint loaded into this actor. A subclass loads it, and runs a batch of jobs in the model's thread.
+    """A checkpoint in this actor. A subclass loads it, and runs a batch of jobs in the model's thread.
+
+    `load` is called at once, `load_weights` in the model's thread behind it: what the ledger holds already is told
+    without waiting for weights.
 
     Requests that wait are answered together: the longest first, so that memory trouble shows at once, and those of
     one batch alike in how they begin and in length, so that little is computed twice and little is padding.
@@ -107,12 +112,16 @@ class BaseHuggingFaceModel(Model):
         super().__init__(params, pool, rate)
         import torch
 
+        began = time.monotonic()
         self.params = params
         on_gpu = bool(pool.num_gpus) and torch.cuda.is_available()
         self.device_type = params.device or ("cuda" if on_gpu else "cpu")
-        if self.device_type == "cpu":
-            torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
         self.chip = "cpu" if self.device_type == "cpu" else "cuda"
+        self.memory_share = min(1.0, pool.num_gpus or 1.0)  # of a GPU's memory
+        if self.chip == "cpu":
+            torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
+        elif self.memory_share < 1.0:
+            torch.cuda.set_per_process_memory_fraction(self.memory_share)
         self.batch_size = BATCH_SIZE[self.chip] if pool.batch_size == "auto" else pool.batch_size
         self.batch_tokens = BATCH_TOKENS[self.chip] if pool.batch_size == "auto" else None
         self.work = Work()
@@ -120,14 +129,17 @@ class BaseHuggingFaceModel(Model):
         self._waiting: list[Job] = []
         self._runner: asyncio.Task[None] | None = None
         self._draining = False
-        began = time.monotonic()
+        self._idle_since = 0.0
         self.load()
-        self._idle_since = time.monotonic()
-        self.work.load_s = self._idle_since - began
+        self._loaded = self._thread.submit(self._finish_loading, began)
 
     @abstractmethod
     def load(self) -> None:
-        """Load tokenizer and weights; raises CallError (`load`) when that cannot be done."""
+        """Settle what the model is: tokenizer, config, identity. Raises CallError (`load`) when it cannot."""
+
+    def load_weights(self) -> None:
+        """Load what is needed to answer, unless `load` has. Raises CallError (`load`)."""
+        return None
 
     @abstractmethod
     def prepare(self, request: Request) -> Job:
@@ -137,54 +149,133 @@ class BaseHuggingFaceModel(Model):
     def run(self, jobs: list[Job]) -> None:
         """Answer the jobs together: set the `response` or the `error` of each. Called in the model's thread."""
 
+    def open(self) -> None:
+        self._loaded.result()
+
+    def _finish_loading(self, began: float) -> None:
+        try:
+            self.load_weights()
+        except CallError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a library's own; it ends the run in a line
+            raise self.load_error(_in_a_line(error)) from None
+        self._idle_since = time.monotonic()
+        self.work.load_s = self._idle_since - began
+
     def cpu_dtype(self) -> str:
         """In what a CPU computes when the config does not say."""
         return "float32"
 
-    def load_checkpoint(self, kind: Any) -> None:
-        """Load the tokenizer and, with `kind`, one of transformers' Auto classes, the weights.
+    def read_checkpoint(self) -> None:
+        """Read the tokenizer and the config, and settle how the weights will be loaded.
 
         Raises:
-            CallError: `load`: files are missing, broken, or do not belong together.
+            CallError: `load`: files are missing or broken.
         """
-        from transformers import AutoTokenizer, logging
+        from transformers import AutoConfig, AutoTokenizer, logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         params = self.params
-        shared = {
+        self._shared = {
             "revision": params.revision,
             "local_files_only": params.local_files_only,
             "trust_remote_code": params.trust_remote_code,
         }
         loading = dict(params.loading_params)
-        loading["dtype"] = loading.get("dtype") or ("auto" if self.device_type != "cpu" else self.cpu_dtype())
         gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 params.tokenizer_name or params.model_name,
-                **shared,
+                **self._shared,
                 **(gguf if not params.tokenizer_name else {}),
             )
-            self._model: Any
-            self._model, found = kind.from_pretrained(
-                params.model_name, device_map=self._device_map(), output_loading_info=True, **shared, **loading
-            )
+            self._config: Any = AutoConfig.from_pretrained(params.model_name, **self._shared, **gguf)
+            dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
+            if dtype == "auto":
+                own = weights.own_dtype(Path(params.model_name)) if Path(params.model_name).is_dir() else None
+                dtype = self._config.dtype or own or "float32"
+        self._dtype = str(dtype).removeprefix("torch.")
+        self._loading = {**loading, "dtype": f"torch.{self._dtype}"}
+
+    def load_checkpoint(self, kind: Any) -> None:
+        """Load the weights with `kind`, one of transformers' Auto classes, by mapping the files.
+
+        Raises:
+            CallError: `load`: files are missing, broken, do not belong together, or do not fit into memory.
+        """
+        import torch
+
+        params = self.params
+        self.work.free_bytes = self._free_bytes()
+        self._check_room()
+        with self.loading():
+            try:
+                self._model: Any
+                self._model, found = kind.from_pretrained(
+                    params.model_name,
+                    device_map=self._device_map(),
+                    output_loading_info=True,
+                    **self._shared,
+                    **{**params.loading_params, "dtype": self._dtype},
+                )
+                if params.device:
+                    self._model.to(params.device)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise self._no_room(self.work.free_bytes) from None
         missing = [name for name in found["missing_keys"] if not name.startswith(self.unused_weights)]
         if missing:
             raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
-        if params.device:
-            self._model.to(params.device)
         self._model.eval()
-        self._loading = {**loading, "dtype": str(self._model.dtype)}
+        self.work.weights_bytes = self._model.get_memory_footprint()
+
+    def _free_bytes(self) -> int:
+        """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees."""
+        if self.chip == "cpu":
+            import psutil
+
+            limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+            free = int(psutil.virtual_memory().available)
+            with contextlib.suppress(OSError, ValueError):  # no such limit: then it says "max"
+                free = min(free, int(limit.read_text()) - int(used.read_text()))
+            return free
+        import torch
+
+        total = 0
+        for number in range(torch.cuda.device_count()):
+            free, whole = torch.cuda.mem_get_info(number)
+            total += min(free, int(self.memory_share * whole) - torch.cuda.memory_reserved(number))
+        return total
+
+    def _check_room(self) -> None:
+        """Refuse weights that cannot fit, where they are in safetensors and nobody has placed them by hand."""
+        params = self.params
+        by_hand = isinstance(params.device_map, dict) or any(key in params.loading_params for key in PLACED_BY_USER)
+        if by_hand or self._config.to_dict().get("quantization_config"):
+            return
+        needed = weights.loaded_bytes(Path(params.model_name), self._dtype)
+        if needed is not None and needed > self.work.free_bytes:
+            raise self._no_room(self.work.free_bytes, needed)
+
+    def _no_room(self, free: int, needed: int | None = None) -> CallError:
+        takes = f"its weights take {needed / GIB:.1f} GiB in {self._dtype}" if needed else "its weights do not fit"
+        if self.chip == "cpu":
+            return self.load_error(f"{takes}, and this machine has {free / GIB:.1f} GiB of memory free")
+        gpus = f"{self.pool.num_gpus:g} GPU{'' if self.pool.num_gpus == 1 else 's'}"
+        return self.load_error(
+            f"{takes}, and {gpus} of this actor {'has' if self.pool.num_gpus == 1 else 'have'} {free / GIB:.1f} GiB "
+            "free; raise pool.num_gpus (with device_map: auto), or load it in fewer bits"
+        )
 
     @contextmanager
     def loading(self) -> Iterator[None]:
         """What goes wrong inside is a load error of one line."""
         try:
             yield
+        except CallError:
+            raise
         except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
-            raise self.load_error(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+            raise self.load_error(_in_a_line(error)) from None
 
     def load_error(self, reason: str) -> CallError:
         """That the checkpoint cannot be loaded."""
@@ -193,9 +284,11 @@ class BaseHuggingFaceModel(Model):
     def _device_map(self) -> Any:
         if self.params.device:
             return None
-        if self.device_type == "cpu":
+        if self.chip == "cpu":
             return {"": "cpu"}
-        return {"": 0} if self.params.device_map == "auto" and self.pool.num_gpus == 1 else self.params.device_map
+        return (
+            {"": 0} if self.params.device_map == "auto" and (self.pool.num_gpus or 0) <= 1 else self.params.device_map
+        )
 
     def identity(self) -> dict[str, object]:
         return self._identity
@@ -204,28 +297,34 @@ class BaseHuggingFaceModel(Model):
         """What was loaded: class, weights, tokenizer and how, without a path."""
         params = self.params
         if Path(params.model_name).is_dir():
-            weights = fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
+            loaded = weights.fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
         else:
-            weights = f"{params.model_name}@{self._commit() or 'main'}"
+            loaded = f"{params.model_name}@{self._commit() or 'main'}"
         return {
             "class": type(self).__name__,
-            "weights": weights,
+            "weights": loaded,
             "tokenizer": _tokenizer_identity(params.tokenizer_name),
             "loading": json.loads(json.dumps(self._loading, default=str)),
         }
 
     def _commit(self) -> str | None:
         """Of a hub id: what was loaded, as exactly as is known."""
-        commit: str | None = getattr(self._model.config, "_commit_hash", None)
+        commit: str | None = getattr(self._config, "_commit_hash", None)
         return commit or self.params.revision
 
     @classmethod
     def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
-        if same_machine and params.is_path and not Path(params.model_name).is_dir():
-            raise UserError(f"params.model_name: there is no folder {params.model_name}")
-        gguf = params.loading_params.get("gguf_file")
-        if same_machine and params.is_path and gguf and not (Path(params.model_name) / gguf).is_file():
-            raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {params.model_name}")
+        if not (same_machine and params.is_path):
+            return
+        folder, gguf = Path(params.model_name), params.loading_params.get("gguf_file")
+        if not folder.is_dir():
+            raise UserError(f"params.model_name: there is no folder {folder}")
+        if gguf and not (folder / gguf).is_file():
+            raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
+        if not weights.has_weights(folder):
+            raise UserError(f"params.model_name: there are no weights (*.safetensors, *.bin) in {folder}")
+        if package := weights.missing_quantiser(weights.config_of(folder), params.loading_params):
+            raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
 
     def drain(self) -> None:
         self._draining = True
@@ -235,21 +334,38 @@ class BaseHuggingFaceModel(Model):
                 job.done.set_exception(Draining())
 
     def measure(self) -> Work:
-        return replace(self.work)
+        return replace(self.work, peak_bytes=self._peak_bytes())
+
+    def _peak_bytes(self) -> int:
+        """The most memory that this actor has had: of its GPUs, or of the machine."""
+        if self.chip == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        import torch
+
+        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         at, began = time.time(), time.monotonic()
         if self._draining:
             raise Draining
+        if not self._loaded.done():
+            await asyncio.shield(asyncio.wrap_future(self._loaded))
+        self._loaded.result()
+        if self._draining:
+            raise Draining
         job = self.prepare(request)
         job.emit = emit
         job.done = asyncio.get_running_loop().create_future()
-        self._waiting.append(job)
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run_waiting())
+        self.take(job)
         response = await job.done
         took = time.monotonic() - began
         return replace(response, latency_s=took, tries=(Try(at, took),))
+
+    def take(self, job: Job) -> None:
+        """Answer a job: its `done` gets a response or an error. Cancelled, it is not needed any more."""
+        self._waiting.append(job)
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run_waiting())
 
     async def _run_waiting(self) -> None:
         loop = asyncio.get_running_loop()
@@ -354,19 +470,17 @@ class Job:
         return max((encoding["input_ids"] for encoding in self.encodings), key=len)
 
 
-def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
-    """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits."""
-    weights = [folder / gguf_file] if gguf_file else [p for p in folder.rglob("*") if p.suffix in WEIGHTS]
-    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
-    whole = hashlib.sha256()
-    for path in sorted({*weights, *texts}):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
-    return whole.hexdigest()
+def _in_a_line(error: Exception) -> str:
+    """What went wrong when a library read a checkpoint, and what to do, where that is known."""
+    if any(kind.__name__ == "GatedRepoError" for kind in type(error).__mro__):
+        return "it is gated: accept its licence on its page of the hub, and set HF_TOKEN where Ray starts"
+    words = " ".join(str(error).split())
+    if "trust_remote_code" in words:
+        return "it comes with code of its own; set params.trust_remote_code: true if you trust it"
+    return f"{type(error).__name__}: {words[:300]}"
 
 
 def _tokenizer_identity(name: str | None) -> str:
     """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
     folder = Path(name) if name else None
-    return fingerprint(folder) if folder and folder.is_dir() else name or ""
+    return weights.fingerprint(folder) if folder and folder.is_dir() else name or ""

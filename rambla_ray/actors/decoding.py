@@ -21,6 +21,8 @@ from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -30,6 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUPED = "grouped"  # the name of our attention
+QUERIES = 128  # of a prompt that attend together on a CPU
 WORTH_SHARING = 16  # tokens; fewer are computed anew
 
 # Options of transformers.GenerationConfig that shape a draw, in the order in which transformers applies them.
@@ -122,6 +125,41 @@ class Draws(LogitsProcessor):  # type: ignore[misc]
             at = torch.tensor(points, device=shares.device).unsqueeze(1) * shares[:, -1:]
             chosen = torch.searchsorted(shares, at, right=True).clamp(max=shares.shape[1] - 1)
             scores[rows] = some.scatter(1, chosen, float("inf"))
+        return scores
+
+
+class Histories:
+    """Generation options that look at what a row holds: `generate` would show them the padding, too.
+
+    Args:
+        options: of transformers.GenerationConfig; those in question are taken out of it.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        penalty, size = options.pop("repetition_penalty", None), options.pop("no_repeat_ngram_size", None)
+        self._each: list[LogitsProcessor] = []
+        if penalty not in (None, 1.0):
+            self._each.append(RepetitionPenaltyLogitsProcessor(penalty))
+        if size:
+            self._each.append(NoRepeatNGramLogitsProcessor(size))
+
+    def of(self, rows: Sequence[list[int]], width: int) -> list[LogitsProcessor]:
+        """The processors of one batch: its prompts, and the tokens before the answers, padding included."""
+        return [_History(self._each, rows, width)] if self._each else []
+
+
+class _History(LogitsProcessor):  # type: ignore[misc]
+    def __init__(self, each: Sequence[LogitsProcessor], rows: Sequence[list[int]], width: int) -> None:
+        self._each = each
+        self._rows = rows
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for number, row in enumerate(self._rows):
+            held = torch.cat([torch.tensor(row, device=input_ids.device), input_ids[number, self._width :]])
+            for one in self._each:
+                scores[number : number + 1] = one(held.unsqueeze(0), scores[number : number + 1])
         return scores
 
 
@@ -241,8 +279,10 @@ class Beginning:
     padding: int
 
 
-def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once: int) -> Beginning:
+def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once: int, room: int) -> Beginning:
     """Run what comes before the rows' rests, at most about `at_once` tokens together.
+
+    The cache has room for `room` more tokens behind the rests.
 
     A chip computes no faster when more prompts than fill it run together, but a step of the decoding that follows
     costs little more for many rows than for a few: so prompts run in parts, and go on as one batch.
@@ -273,10 +313,11 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
     width = max(mask.shape[1] for _, _, mask, _ in parts)
     ids = torch.cat([pad_left(ids, width - ids.shape[1], pad) for _, ids, _, _ in parts])[chosen]
     mask = torch.cat([pad_left(mask, width - mask.shape[1], 0) for _, _, mask, _ in parts])[chosen]
-    cache = _joined(model, [cache for *_, cache in parts], width, chosen.to(model.device))
     rests, rest_mask = padded(
         [row[len(layout.prefixes[number]) :] for row, number in zip(rows, layout.of, strict=True)], pad
     )
+    room += rests.shape[1]
+    cache = _joined(model, [cache for *_, cache in parts], width, chosen.to(model.device), room) if width else None
     return Beginning(
         torch.cat([ids, rests], dim=1).to(model.device),
         torch.cat([mask, rest_mask], dim=1).to(model.device),
@@ -291,27 +332,78 @@ def pad_left(rows: torch.Tensor, count: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (count, 0), value=value)
 
 
-def _joined(model: Any, caches: list[Any], width: int, chosen: torch.Tensor) -> Any:
-    """The rows of some caches, padded to `width`, as one, in the order of `chosen`."""
-    if not width:  # no row has a beginning
-        return caches[0]
-    if len(caches) == 1 and chosen.tolist() == list(range(caches[0].layers[0].keys.shape[0])):
-        return caches[0]
+class Roomy(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values with room for those to come, which are then written and not joined to a copy.
 
-    def rows(of: str, number: int) -> torch.Tensor:
-        each = [getattr(cache.layers[number], of) for cache in caches]
-        each = [torch.nn.functional.pad(one, (0, 0, width - one.shape[2], 0)) for one in each]
-        return (torch.cat(each) if len(each) > 1 else each[0])[chosen]
+    Args:
+        like: keys (rows, heads, tokens, size), for their other dimensions and type.
+        rows: how many there will be.
+        tokens: of each row, those that are put in at once.
+        room: for so many more.
+        whole: let attention see all of it, and the mask cut what is not there yet: for `grouped_attention`, whose
+            products would copy a part of it.
+    """
 
-    return _cache(model, ((rows("keys", number), rows("values", number)) for number in range(len(caches[0].layers))))
+    def __init__(self, like: torch.Tensor, rows: int, tokens: int, room: int, whole: bool) -> None:
+        super().__init__()
+        self.lazy_initialization(like, like)
+        _, heads, _, size = like.shape
+        self.keys = like.new_zeros(rows, heads, tokens + room, size)  # a mask hides what is not there, but not NaN
+        self.values = torch.zeros_like(self.keys)
+        self._held = tokens
+        self._whole = whole
+
+    def put(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill some rows from the right."""
+        start = self._held - keys.shape[2]
+        self.keys[rows, :, start : self._held] = keys
+        self.values[rows, :, start : self._held] = values
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        start, self._held = self._held, self._held + key_states.shape[2]
+        self.keys[:, :, start : self._held] = key_states
+        self.values[:, :, start : self._held] = value_states
+        if self._whole:
+            return self.keys, self.values
+        return self.keys[:, :, : self._held], self.values[:, :, : self._held]
+
+    def get_seq_length(self) -> int:
+        return self._held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2] if self._whole else self._held + query_length, 0
+
+
+def _joined(model: Any, caches: list[Any], width: int, chosen: torch.Tensor, room: int) -> Any:
+    """The rows of some caches, padded to `width`, as one with room for more, in the order of `chosen`."""
+    joined = DynamicCache(config=model.config)
+    whole = model.config._attn_implementation == GROUPED
+    for number in range(len(caches[0].layers)):
+        first = 0
+        layer = Roomy(caches[0].layers[number].keys, len(chosen), width, room, whole)
+        for cache in caches:
+            part = cache.layers[number]
+            rows = part.keys.shape[0]
+            mine = ((chosen >= first) & (chosen < first + rows)).nonzero().squeeze(1)
+            layer.put(mine, part.keys[chosen[mine] - first], part.values[chosen[mine] - first])
+            first += rows
+        joined.layers[number] = layer
+    return joined
 
 
 def use_grouped_attention(model: Any) -> None:
     """On a CPU, decode with `grouped_attention`; a model that has an attention of its own keeps it."""
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         AttentionInterface.register(GROUPED, grouped_attention)
-        AttentionMaskInterface.register(GROUPED, sdpa_mask)
+        AttentionMaskInterface.register(GROUPED, _mask)
         model.set_attn_implementation(GROUPED)
+
+
+def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, **kwargs: Any) -> Any:
+    """transformers' mask for SDPA, which it leaves out where all keys are seen: not where `Roomy` has room."""
+    if kv_length > q_offset + q_length:
+        kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
 
 
 def grouped_attention(
@@ -327,14 +419,33 @@ def grouped_attention(
     """Attention for transformers' AttentionInterface: with one query a row, matrix products per group of heads.
 
     PyTorch's kernel for CPUs is made for long queries: with one, it spends ten times as long repeating and packing
-    the keys (PyTorch 2.13, bfloat16, 8 rows of 400 tokens: 1.9 ms against 0.17 ms a layer).
+    the keys (PyTorch 2.13, bfloat16, 8 rows of 400 tokens: 1.9 ms against 0.17 ms a layer). With many and a mask, it
+    computes what the mask hides, too; so they come in parts, each with the keys up to its own end.
     """
     rows, heads, queries, size = query.shape
     if queries > 1 or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return whole
+        if attention_mask is None:  # all that came before is seen, which PyTorch's kernel knows
+            whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
+                module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs
+            )
+            return whole
+        before = key.shape[2] - queries  # keys that stand before all of them
+        parts = []
+        for first in range(0, queries, QUERIES):
+            last = min(first + QUERIES, queries)
+            seen = before + last
+            part, _ = sdpa_attention_forward(
+                module,
+                query[:, :, first:last],
+                key[:, :, :seen],
+                value[:, :, :seen],
+                attention_mask[:, :, first:last, :seen],
+                dropout=dropout,
+                scaling=scaling,
+                **kwargs,
+            )
+            parts.append(part)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], None
     grouped = query.view(rows, key.shape[1], -1, size)
     scores = (grouped @ key.transpose(2, 3)).float() * (size**-0.5 if scaling is None else scaling)
     if attention_mask is not None:

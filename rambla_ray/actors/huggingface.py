@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from jinja2 import TemplateError
 from pydantic import Field, model_validator
 
 from rambla_ray import prompts
+from rambla_ray.actors import weights
 from rambla_ray.actors.base import ModelParams
 from rambla_ray.actors.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.config import Chaos
 from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
 from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_json
 
@@ -23,18 +27,39 @@ if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
 PROMPT_TOKENS = {"cpu": 4096, "cuda": 16384}  # of prompts that run together: more fill no chip better
-DECODED_TOKENS = {"cpu": 8192, "cuda": 1_000_000}  # of rows that are decoded together: some ten seconds of a CPU
-CACHE_SHARE = 0.3  # of a GPU's free memory that those may take: what grows is copied, and prompts need room too
+DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together: more gain no more
+CONTINUOUS_TOKENS = 16384  # in the cache of continuous batching on a CPU
+CACHE_SHARE = 0.3  # of the free memory that those may take: prompts need room, too
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
 
 # Generation options that a batch of independent answers cannot honour, and what to do instead.
 REFUSED_OPTIONS = {
     "max_time": "set max_new_tokens",
+    "min_length": "set min_new_tokens: prompts differ in length",
     "stop_strings": "end tokens are eos_token_id",
     "num_return_sequences": "one prompt has one answer",
     "return_dict_in_generate": "only the text is kept",
     "prompt_lookup_num_tokens": "it works on one prompt at a time",
 }
+NO_EFFECT = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "use_cache": True, "min_p": 0.0}
+DRAWING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")  # need do_sample
+
+# The ways to generate, and the generation options that each honours; None for all that are not refused.
+Backend = Literal["transformers", "transformers_continuous", "vllm"]
+_EVERYWHERE = frozenset(
+    {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "eos_token_id", "pad_token_id"}
+    | {"bos_token_id"}
+)
+OPTIONS: dict[Backend, Collection[str] | None] = {
+    "transformers": None,
+    "transformers_continuous": _EVERYWHERE,
+    "vllm": _EVERYWHERE | {"repetition_penalty", "min_new_tokens"},
+}
+VLLM_LOADING = ("dtype", "quantization")  # what its engine takes of loading_params
+NOT_CAUSAL = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
+    r"|(?<!LMHead)(?<!DoubleHeads)Model$"
+)
 
 
 class HuggingFaceParams(CheckpointParams):
@@ -45,6 +70,11 @@ class HuggingFaceParams(CheckpointParams):
     )
     is_finetuned: bool = Field(False, description="apply the chat template (or message_formatting_template)")
     message_formatting_template: str | None = Field(None, description="used for the chat template; holds {message}")
+    backend: Literal["auto", Backend] = Field(
+        "auto",
+        description="transformers: static batches; transformers_continuous: continuous batching with paged attention; "
+        "vllm: its engine (pip install vllm); auto: by device and options",
+    )
 
     @model_validator(mode="after")
     def _template_takes_the_message(self) -> Self:
@@ -61,14 +91,20 @@ class HuggingFaceParams(CheckpointParams):
 
 
 class HuggingFaceLLM(BaseHuggingFaceModel):
-    """A causal language model, generating in static batches."""
+    """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
     params: HuggingFaceParams
 
     @classmethod
     def settle(cls, params: HuggingFaceParams) -> HuggingFaceParams:
-        """Refuse generation options that transformers does not know."""
+        """Refuse generation options that transformers does not know, or the backend cannot honour."""
+        if params.backend == "vllm":
+            strange = [key for key in params.loading_params if key not in VLLM_LOADING]
+            if strange:
+                raise UserError(
+                    f"params.loading_params.{strange[0]}: backend vllm does not take it; backend: transformers does"
+                )
         if not params.generation_config:
             return params
         try:
@@ -83,25 +119,85 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 raise UserError(f"params.generation_config: no key '{key}'; {choose_from(key, known)}")
             if key in REFUSED_OPTIONS:
                 raise UserError(f"params.generation_config.{key} cannot be used here: {REFUSED_OPTIONS[key]}")
+        unheard = _unheard(params, params.backend) if params.backend != "auto" else None
+        if unheard:
+            able = [backend for backend in OPTIONS if not _unheard(params, backend)]
+            raise UserError(
+                f"params.generation_config.{unheard}: backend {params.backend} cannot honour it; {able[0]} can"
+            )
         return params
+
+    @classmethod
+    def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
+        super().preflight(params, same_machine=same_machine)
+        if not (same_machine and isinstance(params, HuggingFaceParams)):
+            return
+        if params.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise UserError("params.backend: vllm is not installed; pip install 'rambla_ray[vllm]', or backend: auto")
+        if (
+            not params.is_path or "gguf_file" in params.loading_params
+        ):  # a hub's files, and GGUF, are read when loading
+            return
+        folder = Path(params.model_name)
+        config = weights.config_of(folder)
+        if wrong := [kind for kind in config.get("architectures") or [] if NOT_CAUSAL.search(kind)]:
+            raise UserError(f"params.model_name: {folder} is a {wrong[0]}, which is not a causal language model")
+        most, new = weights.context_length(config), params.generation_config.get("max_new_tokens")
+        if most is not None and isinstance(new, int) and new >= most:
+            raise UserError(f"params.generation_config.max_new_tokens={new} leaves no room in its context of {most}")
+        tokenizer = Path(params.tokenizer_name or folder)
+        templated = params.is_finetuned and not params.message_formatting_template
+        if templated and tokenizer.is_dir() and not weights.has_chat_template(tokenizer):
+            raise UserError(f"params.model_name: {_no_template(str(tokenizer))}")
 
     def cpu_dtype(self) -> str:
         return _fast_cpu_dtype()
 
     def load(self) -> None:
+        self.read_checkpoint()
+        params = self.params
+        if params.is_finetuned and not params.message_formatting_template and not self._tokenizer.chat_template:
+            raise CallError(ErrorKind.LOAD, _no_template(params.model_name))
+        self._backend, self._why = choose_backend(params, self.chip)
+        self._generation = self._resolved_generation()
+        eos = self._generation.eos_token_id
+        self._ends = set(eos if isinstance(eos, list) else [eos])
+        options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
+        self._samples = bool(options["do_sample"])
+        self._draw_options = {name: options[name] for name in DRAWING if name in options}
+        self._by_rows = (self._generation.num_beams or 1) == 1  # beams are not rows
+        self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
+
+    def load_weights(self) -> None:
+        self._engine: Engine | None = None
+        if self._backend == "vllm":
+            from rambla_ray.actors.vllm import VLLM
+
+            with self.loading():
+                self._engine = VLLM(self.params, self.pool, self._generation, self._dtype, self.work)
+            return
         from transformers import AutoModelForCausalLM
 
         self.load_checkpoint(AutoModelForCausalLM)
-        params = self.params
-        if params.is_finetuned and not params.message_formatting_template and not self._tokenizer.chat_template:
-            raise CallError(
-                ErrorKind.LOAD,
-                f"the tokenizer of {params.model_name} has no chat template, which is_finetuned asks for; give "
-                "message_formatting_template or set is_finetuned: false",
+        if self._backend == "transformers":
+            self._settle_decoding()
+            return
+        from rambla_ray.actors.continuous import Continuous
+
+        tokens = CONTINUOUS_TOKENS if self.chip == "cpu" else None
+        self._engine = Continuous(
+            self._model, self._generation, self.work, lambda line: self.note(line), tokens, self.memory_share
+        )
+
+    def attach(self, note: Callable[[str], None], chaos: Chaos, is_held: Callable[[], bool] = lambda: False) -> None:
+        super().attach(note, chaos, is_held)
+        if self.params.backend == "auto":
+            note(f"backend {self._backend}: {self._why}")
+        if self._samples and self._backend == "transformers_continuous":
+            note(
+                "backend transformers_continuous draws all answers from one source, so that a draw depends on its "
+                "neighbours; backend: transformers seeds each by its own text"
             )
-        self._generation = self._resolved_generation()
-        self._settle_decoding()
-        self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
 
     def _resolved_generation(self) -> Any:
         """What the model will really do. Nothing is left unset that generate() would fill in from elsewhere."""
@@ -109,11 +205,10 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
 
         options = {"do_sample": False, **self.params.generation_config}
         if not options["do_sample"]:
-            for key in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+            for key in DRAWING:
                 options.pop(key, None)  # they do nothing in greedy decoding
         options.pop("max_length", None)  # part of each job's own limit
-        own = self._model.generation_config
-        eos = options.get("eos_token_id", own.eos_token_id if own else None)
+        eos = options.get("eos_token_id", self._own_generation().eos_token_id)
         options["eos_token_id"] = self._tokenizer.eos_token_id if eos is None else eos
         pad = options.get("pad_token_id", self._tokenizer.pad_token_id)
         first_eos = options["eos_token_id"]
@@ -124,40 +219,52 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             raise self.load_error(f"generation_config.max_new_tokens={new} leaves no room in its context of {most}")
         return GenerationConfig(**options)
 
+    def _own_generation(self) -> Any:
+        """The checkpoint's generation config: a file of its own, or what stands in its config."""
+        from transformers import GenerationConfig
+
+        with self.loading():
+            try:
+                return GenerationConfig.from_pretrained(self.params.model_name, **self._shared)
+            except OSError:  # it has none
+                return GenerationConfig.from_model_config(self._config)
+
     def _settle_decoding(self) -> None:
         """How `generate` is called: a row's draw is made by `decoding.Draws`, so `generate` itself is greedy."""
-        import torch
         from transformers import GenerationConfig
 
         from rambla_ray.actors import decoding
 
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
-        self._draw_options = {name: options.pop(name) for name in decoding.WARPERS if name in options}
-        self._samples = options.pop("do_sample")
+        for name in ("do_sample", *DRAWING):
+            options.pop(name, None)
+        self._history = decoding.Histories(options if self._by_rows else {})
         self._greedy = GenerationConfig(**options, do_sample=False)
         self._model.generation_config = self._greedy
-        eos = self._generation.eos_token_id
-        self._ends = set(eos if isinstance(eos, list) else [eos])
-        self._by_rows = (self._generation.num_beams or 1) == 1  # beams are not rows
         self._shares = self._by_rows and decoding.can_share(self._model)
         if self.pool.batch_size == "auto":
             self.batch_tokens = (DECODED_TOKENS if self._shares else PROMPT_TOKENS)[self.chip]
-            if self.chip == "cuda":
-                free, _ = torch.cuda.mem_get_info(self._model.device)
-                self.batch_tokens = max(1, min(self.batch_tokens, int(CACHE_SHARE * free / self._bytes_per_token())))
+            room = int(CACHE_SHARE * self._free_bytes() / self._bytes_per_token())
+            self.batch_tokens = max(1, min(self.batch_tokens, room))
         decoding.use_grouped_attention(self._model)
         self._start = decoding.Start()
 
     def _bytes_per_token(self) -> int:
         """What the cache holds of one token: a key and a value in each layer."""
-        config = self._model.config.get_text_config()
+        config = self._config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * size * self._model.dtype.itemsize)
 
+    def take(self, job: Job) -> None:
+        if self._engine is not None and isinstance(job, Prompt):
+            self._engine.take(job)
+        else:
+            super().take(job)
+
     def _context_length(self) -> int | None:
         """Tokens that prompt and answer may have together: the model's positions, or less where max_length says so."""
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         limits = [int(limit) for limit in (positions, self.params.generation_config.get("max_length")) if limit]
         return min(limits, default=None)
 
@@ -171,6 +278,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         return {
             "generation": json.loads(json.dumps(generation, default=str)),
             "template": template if params.is_finetuned else None,
+            **({"backend": self._backend} if self._backend != "transformers" else {}),
         }
 
     def prepare(self, request: Request) -> Job:
@@ -178,6 +286,10 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         asked = request.options
         if not self._by_rows and asked != NO_OPTIONS:
             raise CallError(ErrorKind.BAD_REQUEST, "with num_beams, a request cannot have options of its own")
+        own_draw = (asked.temperature, asked.top_p, asked.seed) != (None, None, None)
+        if self._backend == "transformers_continuous" and own_draw and (self._samples or asked.temperature):
+            reason = "backend transformers_continuous draws all answers alike: leave temperature, top_p and seed out"
+            raise CallError(ErrorKind.BAD_REQUEST, reason)
         most = self._context_length()
         room = most - len(tokens) if most is not None else None
         if room is not None and room < 1:
@@ -252,12 +364,14 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         rows = [job.tokens for job in jobs]
         pad = self._generation.pad_token_id
         if self._shares:
-            begun = begin(self._model, rows, self._start, pad, PROMPT_TOKENS[self.chip])
+            room = max(job.max_new_tokens for job in jobs)
+            begun = begin(self._model, rows, self._start, pad, PROMPT_TOKENS[self.chip], room)
         else:
             ids, mask = (tensor.to(self._model.device) for tensor in padded(rows, pad))
             begun = Beginning(ids, mask, None, ids.numel(), int((mask == 0).sum()))
         width = begun.input_ids.shape[1]
         draws = [job.draw for job in jobs]
+        processors = [*self._history.of(rows, width), *([Draws(draws)] if any(draws) else [])]
         out = self._model.generate(
             input_ids=begun.input_ids,
             attention_mask=begun.attention_mask,
@@ -265,9 +379,10 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             generation_config=self._greedy,
             max_new_tokens=max(job.max_new_tokens for job in jobs),
             stopping_criteria=StoppingCriteriaList([RowEnds(jobs, width)]),
-            logits_processor=LogitsProcessorList([Draws(draws)] if any(draws) else []),
+            logits_processor=LogitsProcessorList(processors),
         )
-        self._answer(jobs, out[:, width:].tolist())
+        for job, row in zip(jobs, out[:, width:].tolist(), strict=True):
+            job.answer(row, self._ends)
         self.work.computed_tokens += begun.computed
         self.work.padding_tokens += begun.padding
 
@@ -281,23 +396,10 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             generation_config=self._generation,
             max_new_tokens=limit,
         )
-        self._answer(jobs, out[:, ids.shape[1] :].tolist())
+        for job, row in zip(jobs, out[:, ids.shape[1] :].tolist(), strict=True):
+            job.answer(row, self._ends)
         self.work.computed_tokens += ids.numel()
         self.work.padding_tokens += int((mask == 0).sum())
-
-    def _answer(self, jobs: list[Prompt], rows: list[list[int]]) -> None:
-        """Set the response of each job from what its row holds, from its prompt on."""
-        for job, row in zip(jobs, rows, strict=True):
-            row = row[: job.max_new_tokens]
-            end = next((place for place, token in enumerate(row) if token in self._ends), None)
-            made = row if end is None else row[:end]
-            text, stopped = job.finish(made)
-            job.response = Response(
-                text=text,
-                finish_reason="stop" if stopped or end is not None else "length",
-                prompt_tokens=len(job.tokens),
-                completion_tokens=len(made) + (end is not None),
-            )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -329,12 +431,19 @@ class Prompt(Job):
             self._hand_on(text[: len(text) - held])
         return False
 
-    def finish(self, tokens: list[int]) -> tuple[str, bool]:
-        """The answer's text, and whether a stop text ended it."""
-        text = self.decode(tokens)
-        end = min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=None)
-        self._hand_on(text[:end])
-        return text[:end], end is not None
+    def answer(self, tokens: list[int], ends: Collection[int]) -> None:
+        """Set the response from the tokens that were made, up to the first end token among them."""
+        tokens = tokens[: self.max_new_tokens]
+        end = next((place for place, token in enumerate(tokens) if token in ends), None)
+        text = self.decode(tokens[:end])
+        cut = min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=None)
+        self._hand_on(text[:cut])
+        self.response = Response(
+            text=text[:cut],
+            finish_reason="length" if cut is None and end is None else "stop",
+            prompt_tokens=len(self.tokens),
+            completion_tokens=len(tokens) if end is None else end + 1,
+        )
 
     @property
     def _longest_stop(self) -> int:
@@ -348,6 +457,55 @@ class Prompt(Job):
         if self.emit is not None and self.done is not None and piece:
             self.sent = len(text)
             self.done.get_loop().call_soon_threadsafe(self.emit, piece)
+
+
+class Engine(Protocol):
+    """A backend that keeps its own order: it gets prompts one by one, and answers each when it is done."""
+
+    def take(self, job: Prompt) -> None:
+        """As `BaseHuggingFaceModel.take`."""
+
+
+def choose_backend(params: HuggingFaceParams, chip: str) -> tuple[Backend, str]:
+    """The backend that `params.backend` means where the model runs, and why.
+
+    Args:
+        params: the model's.
+        chip: cpu or cuda.
+    """
+    if params.backend != "auto":
+        return params.backend, "it was asked for"
+    if chip == "cpu":
+        return "transformers", "static batches, the fastest on a CPU"
+    if key := _unheard(params, "transformers_continuous"):
+        return "transformers", f"static batches, as continuous batching cannot honour {key}"
+    if params.generation_config.get("do_sample"):
+        return "transformers", "static batches, whose draws do not depend on their neighbours"
+    return "transformers_continuous", "continuous batching, which keeps a GPU busy"
+
+
+def _unheard(params: HuggingFaceParams, backend: Backend) -> str | None:
+    """The first generation option that a backend cannot honour, if any."""
+    able = OPTIONS[backend]
+    if able is None:
+        return None
+    given = params.generation_config
+    silent = set() if given.get("do_sample") else set(DRAWING)
+    return next(
+        (
+            key
+            for key, value in given.items()
+            if key not in able and key not in silent and value is not None and value != NO_EFFECT.get(key)
+        ),
+        None,
+    )
+
+
+def _no_template(tokenizer: str) -> str:
+    return (
+        f"the tokenizer of {tokenizer} has no chat template, which is_finetuned asks for; give "
+        "message_formatting_template or set is_finetuned: false"
+    )
 
 
 def _fast_cpu_dtype() -> str:

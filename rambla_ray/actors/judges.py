@@ -68,6 +68,7 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
         """The response's text from the values of one request's encodings."""
 
     def load_checkpoint(self, kind: Any) -> None:
+        self.read_checkpoint()
         super().load_checkpoint(kind)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
