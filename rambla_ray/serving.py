@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.schema import DeploymentStatus
 
+from rambla_ray.actors.base import hide_gpus
 from rambla_ray.cluster import cluster, settle_logging
 from rambla_ray.config import ModelConfig, ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
@@ -41,6 +42,7 @@ class Replica:
     """
 
     def __init__(self, name: str, config: ModelConfig) -> None:
+        hide_gpus(config.pool)
         kind = model_class(config.name, name)
         self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
         self._model.open()

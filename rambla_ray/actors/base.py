@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from abc import ABC, abstractmethod
@@ -54,6 +55,12 @@ class Work:
     weights_bytes: int = 0
     free_bytes: int = 0  # where the weights go, before they came
     peak_bytes: int = 0  # that this actor has had
+
+
+def hide_gpus(pool: Pool) -> None:
+    """In an actor that was given no GPU, before its model is made: let it see none. Ray shows it the node's."""
+    if not pool.num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class ModelParams(BaseModel):

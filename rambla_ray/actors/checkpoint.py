@@ -322,7 +322,9 @@ class BaseHuggingFaceModel(Model):
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
         if not weights.has_weights(folder):
-            raise UserError(f"params.model_name: there are no weights (*.safetensors, *.bin) in {folder}")
+            raise UserError(
+                f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
+            )
         if package := weights.missing_quantiser(weights.config_of(folder), params.loading_params):
             raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
 

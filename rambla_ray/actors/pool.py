@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray import prompts
-from rambla_ray.actors.base import Model
+from rambla_ray.actors.base import Model, hide_gpus
 from rambla_ray.actors.ledger import LedgerClient
 from rambla_ray.config import Chaos, ModelConfig, TaskConfig
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
@@ -106,6 +106,7 @@ class PoolActor:
         self._asked = 0
         self._model: Model | None = None
         self._broken: CallError | None = None
+        hide_gpus(config.pool)
         kind = model_class(config.name, name)
         try:
             self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
@@ -187,7 +188,12 @@ class PoolActor:
                 self._ledger.stop(fault, stage.role)
             return Step(*about, "", prompt, error_kind=fault.kind, error=fault.message)
         identity = self._identity.request_id(model.request_identity(request))
-        record = await self._answered(model, identity, stage.role, request)
+        try:
+            record = await self._answered(model, identity, stage.role, request)
+        except CallError as fault:  # the model cannot be loaded: nothing was asked
+            self._broken = fault
+            self._ledger.stop(fault, stage.role)
+            return Step(*about, identity, prompt, error_kind=fault.kind, error=fault.message)
         given = record.response
         if given is None:
             return Step(
@@ -228,7 +234,11 @@ class PoolActor:
         return Request(prompts.render(stage.template, sample.fields), **hints)
 
     async def _answered(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
-        """The record of a request: from the ledger, or asked now and stored before anything else sees it."""
+        """The record of a request: from the ledger, or asked now and stored before anything else sees it.
+
+        Raises:
+            CallError: `load`, which is no end of a request: it is asked again when the model can be loaded.
+        """
         known = await self._ledger.claim(request_id, role)
         if isinstance(known, Record):
             return known
@@ -242,6 +252,9 @@ class PoolActor:
                 request_id, role, response if text is response.text else replace(response, text=text)
             )
         except CallError as error:
+            if error.kind == ErrorKind.LOAD:
+                await self._ledger.release(request_id)
+                raise
             return await self._ledger.failed(request_id, role, error)
         except Draining:
             await self._ledger.release(request_id)

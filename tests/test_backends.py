@@ -1,0 +1,420 @@
+"""The ways to run a local model: what each honours, that they answer alike, and what they do in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llama
+import tiny_nli
+import torch
+from test_huggingface import NEW, PROMPTS, ask, load, texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rambla_ray.actors import weights
+from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFaceParams, choose_backend
+from rambla_ray.config import Chaos, Pool
+from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.schema import Options, Request
+
+ENGINES = ["transformers_continuous", "vllm"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama.build(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vllm() -> Iterator[None]:
+    """A stand-in for vLLM where it is not installed, which needs a GPU."""
+    folder = str(Path(__file__).parent / "vllm_standin")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[name]
+
+
+def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
+    """What transformers itself generates for each prompt, one at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
+    made = []
+    for prompt in prompts:
+        given = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **options)
+        made.append(tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+    return made
+
+
+def answer(model: Any, *requests: Request) -> list[Any]:
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(all_at_once(), 60))
+
+
+# Which one
+
+
+@pytest.mark.parametrize(
+    ("chip", "params", "expected"),
+    [
+        ("cpu", {}, "transformers"),
+        ("cuda", {}, "transformers_continuous"),
+        ("cuda", {"generation_config": {"repetition_penalty": 1.2}}, "transformers"),
+        ("cuda", {"generation_config": {"repetition_penalty": 1.0, "num_beams": 1}}, "transformers_continuous"),
+        ("cuda", {"generation_config": {"do_sample": True, "temperature": 0.7}}, "transformers"),
+        ("cuda", {"generation_config": {"do_sample": False, "typical_p": 0.9}}, "transformers_continuous"),
+        ("cpu", {"backend": "transformers_continuous"}, "transformers_continuous"),
+        ("cuda", {"backend": "vllm"}, "vllm"),
+    ],
+)
+def test_auto_goes_by_device_and_options(chip: str, params: dict[str, Any], expected: str) -> None:
+    assert choose_backend(HuggingFaceParams(model_name="x", **params), chip)[0] == expected
+
+
+def test_what_auto_has_chosen_is_said_with_the_reason(tiny: Path) -> None:
+    said: list[str] = []
+    load(tiny).attach(said.append, Chaos())
+    load(tiny, backend="transformers").attach(said.append, Chaos())
+    assert said == ["backend transformers: static batches, the fastest on a CPU"]
+
+
+def test_draws_that_depend_on_their_neighbours_are_told(tiny: Path) -> None:
+    said: list[str] = []
+    given = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.9}
+    load(tiny, backend="transformers_continuous", generation_config=given).attach(said.append, Chaos())
+    assert ["depends on its neighbours" in line for line in said] == [True]
+
+
+@pytest.mark.parametrize(
+    ("backend", "option", "able"),
+    [
+        ("transformers_continuous", {"repetition_penalty": 1.3}, "transformers"),
+        ("transformers_continuous", {"min_new_tokens": 3}, "transformers"),
+        ("transformers_continuous", {"num_beams": 2}, "transformers"),
+        ("transformers_continuous", {"do_sample": True, "min_p": 0.1}, "transformers"),
+        ("vllm", {"no_repeat_ngram_size": 3}, "transformers"),
+        ("vllm", {"num_beams": 4}, "transformers"),
+        ("vllm", {"do_sample": True, "typical_p": 0.9}, "transformers"),
+    ],
+)
+def test_an_option_that_a_backend_cannot_honour_is_refused_with_one_that_can(
+    backend: Any, option: dict[str, Any], able: str
+) -> None:
+    params = HuggingFaceParams(model_name="x", backend=backend, generation_config={"max_new_tokens": 5, **option})
+    name = list(option)[-1]
+    with pytest.raises(UserError, match=rf"generation_config\.{name}: backend {backend} cannot honour it; {able} can"):
+        HuggingFaceLLM.settle(params)
+    HuggingFaceLLM.settle(params.model_copy(update={"backend": able}))
+
+
+@pytest.mark.parametrize("option", [{"repetition_penalty": 1.3}, {"min_new_tokens": 3}, {"num_beams": 1}])
+def test_what_a_backend_honours_is_not_refused(option: dict[str, Any]) -> None:
+    HuggingFaceLLM.settle(HuggingFaceParams(model_name="x", backend="vllm", generation_config=option))
+
+
+def test_loading_params_that_vllm_does_not_take_are_refused() -> None:
+    params = HuggingFaceParams(model_name="x", backend="vllm", loading_params={"gguf_file": "x.gguf"})
+    with pytest.raises(UserError, match="loading_params.gguf_file: backend vllm does not take it"):
+        HuggingFaceLLM.settle(params)
+
+
+def test_the_backend_is_part_of_what_may_change_an_answer(tiny: Path) -> None:
+    static, auto, continuous = (
+        load(tiny, backend=backend).identity() for backend in ("transformers", "auto", "transformers_continuous")
+    )
+    assert static == auto
+    assert continuous == {**static, "backend": "transformers_continuous"}
+
+
+# The same answers
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path, backend: str) -> None:
+    model = load(tiny, backend=backend)
+    expected = alone(tiny, *PROMPTS)
+    assert texts(model, *PROMPTS) == expected
+    assert texts(model, *reversed(PROMPTS)) == expected[::-1]  # in another event loop
+    assert model.work.requests == 2 * len(PROMPTS)
+    assert model.work.completion_tokens == 2 * NEW * len(PROMPTS)
+    assert model.work.busy_s > 0
+
+
+@pytest.mark.parametrize("option", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
+def test_what_looks_at_a_rows_past_does_not_see_its_padding(tiny: Path, option: dict[str, Any]) -> None:
+    plain = alone(tiny, *PROMPTS)
+    expected = alone(tiny, *PROMPTS, **option)
+    assert expected != plain
+    model = load(tiny, generation_config={"max_new_tokens": NEW, "pad_token_id": 100, **option})
+    assert texts(model, *PROMPTS) == expected
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_an_end_token_ends_an_answer(tiny: Path, backend: str) -> None:
+    (whole,) = ask(load(tiny), PROMPTS[0])
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    ends = tokenizer(whole.text[1], add_special_tokens=False).input_ids
+    given = {"max_new_tokens": NEW, "eos_token_id": [1, *ends]}
+    (static,) = ask(load(tiny, generation_config=given), PROMPTS[0])
+    (response,) = ask(load(tiny, backend=backend, generation_config=given), PROMPTS[0])
+    assert (response.text, response.finish_reason, response.completion_tokens) == (
+        static.text,
+        "stop",
+        static.completion_tokens,
+    )
+    assert static.completion_tokens < NEW
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("emits", [False, True])
+def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backend: str, emits: bool) -> None:
+    whole, pieces = alone(tiny, PROMPTS[0])[0], []
+    stop = whole[2:4]
+    model = load(tiny, backend=backend)
+    request = Request(PROMPTS[0], options=Options(stop=("never there", stop)))
+    response = asyncio.run(asyncio.wait_for(model.generate(request, pieces.append if emits else None), 30))
+    assert response.text == whole[: whole.index(stop)]
+    assert response.finish_reason == "stop"
+    assert response.completion_tokens < NEW
+    assert "".join(pieces) == (response.text if emits else "")
+    assert texts(model, "c") == alone(tiny, "c")  # what was given up leaves no trace
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -> None:
+    async def leave() -> tuple[Any, int]:
+        model = load(tiny, backend=backend, generation_config={"max_new_tokens": 200, "eos_token_id": 0})
+        begun = asyncio.Event()
+        task = asyncio.create_task(model.generate(Request("hello"), lambda piece: begun.set()))
+        await begun.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)
+        response = await model.generate(Request("c", options=Options(max_tokens=3)))
+        return response, model.work.completion_tokens
+
+    response, made = asyncio.run(asyncio.wait_for(leave(), 60))
+    assert response.completion_tokens == made == 3
+
+
+def test_continuous_batching_refuses_a_draw_of_a_requests_own(tiny: Path) -> None:
+    model = load(tiny, backend="transformers_continuous")
+    drawn, greedy = answer(
+        model,
+        Request("hello", options=Options(temperature=0.7)),
+        Request("hello", options=Options(temperature=0.0, top_p=0.9)),
+    )
+    assert drawn.kind == ErrorKind.BAD_REQUEST
+    assert greedy.text == alone(tiny, "hello")[0]
+
+
+# vLLM
+
+
+def test_vllm_is_told_all_that_the_config_says(tiny: Path) -> None:
+    given = {"max_new_tokens": 7, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5}
+    given |= {"repetition_penalty": 1.1, "min_new_tokens": 2, "eos_token_id": [1, 9]}
+    model = load(tiny, backend="vllm", generation_config=given)
+    one, same, other = answer(model, Request("hello"), Request("hello"), Request("hullo"))
+    engine = model._engine._engine
+    first, second, third = engine.asked
+    assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.6, 0.9, 5, 1.1)
+    assert (first.max_tokens, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (7, 2, [1, 9], True)
+    assert first.seed == second.seed != third.seed
+    assert one.text == same.text
+    assert other.text != one.text
+    assert (engine.args.dtype, engine.args.generation_config, engine.args.tensor_parallel_size) == (
+        "float32",
+        "vllm",
+        1,
+    )
+
+
+@pytest.mark.parametrize(("gpus", "share", "parallel"), [(1, 0.9, 1), (0.5, 0.45, 1), (4, 0.9, 4)])
+def test_vllm_takes_its_share_of_the_gpus(tiny: Path, gpus: float, share: float, parallel: int) -> None:
+    params = HuggingFaceParams(model_name=str(tiny), backend="vllm", loading_params={"dtype": "float32"})
+    model = HuggingFaceLLM(params, Pool(num_gpus=gpus), None)
+    model.open()
+    args = model._engine._engine.args
+    assert args.gpu_memory_utilization == pytest.approx(share)
+    assert args.tensor_parallel_size == parallel
+    assert args.distributed_executor_backend == ("mp" if parallel > 1 else None)
+
+
+def test_when_vllms_engine_dies_the_model_is_broken(tiny: Path) -> None:
+    model = load(tiny, backend="vllm")
+    model._engine._engine.dead = True
+    results = ask(model, "hello", "c")
+    assert {result.kind for result in results} == {ErrorKind.LOAD}
+
+
+def test_what_vllm_refuses_is_the_outcome_of_one_request(tiny: Path) -> None:
+    hot, fine = answer(
+        load(tiny, backend="vllm"), Request("hello", options=Options(temperature=5.0)), Request("hello")
+    )
+    assert hot.kind == ErrorKind.INTERNAL
+    assert fine.text == alone(tiny, "hello")[0]
+
+
+# Trouble in continuous batching
+
+
+def breaking(model: Any, *steps: int, error: Exception) -> None:
+    """Let some of the model's forward passes break; without any named, all."""
+    count = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if not steps or count in steps:
+            raise error
+
+    model._model.register_forward_pre_hook(hook)
+
+
+def test_a_running_batch_that_does_not_fit_is_asked_again_in_a_smaller_one(tiny: Path) -> None:
+    model, said = load(tiny, backend="transformers_continuous"), []
+    model.attach(said.append, Chaos())
+    breaking(model, 3, 6, error=torch.OutOfMemoryError("CUDA out of memory."))
+    assert texts(model, *PROMPTS) == alone(tiny, *PROMPTS)
+    assert model.work.out_of_memory == 2
+    assert said.count("the running batch did not fit into memory; from now on it has half as much") == 2
+
+
+def test_a_prompt_that_never_fits_the_running_batch_is_out_of_memory(tiny: Path) -> None:
+    model = load(tiny, backend="transformers_continuous")
+    breaking(model, error=torch.OutOfMemoryError("CUDA out of memory."))
+    assert {result.kind for result in ask(model, "hello", "c")} == {ErrorKind.OUT_OF_MEMORY}
+
+
+def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: Path) -> None:
+    model = load(tiny, backend="transformers_continuous")
+    breaking(model, 2, error=RuntimeError("broken"))
+    results = ask(model, "hello", "c")
+    assert {result.kind for result in results} == {ErrorKind.INTERNAL}
+    assert "broken" in str(results[0])
+    assert texts(model, "hello", "c") == alone(tiny, "hello", "c")
+
+
+# Refused before anything is asked
+
+
+def refused(folder: Path, **params: Any) -> str:
+    given = HuggingFaceParams(model_name=str(folder), **params)
+    HuggingFaceLLM.preflight(given, same_machine=False)  # what cannot be looked for there is not refused
+    with pytest.raises(UserError) as caught:
+        HuggingFaceLLM.preflight(given, same_machine=True)
+    return str(caught.value)
+
+
+def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(tiny), backend="vllm"), same_machine=True)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("vllm_standin")])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install 'rambla_ray[vllm]'" in refused(tiny, backend="vllm")
+
+
+def test_a_checkpoint_that_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
+    folder = tiny_nli.build(tmp_path / "nli")
+    assert "is a BertForSequenceClassification, which is not a causal language model" in refused(folder)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+    folder = tiny_llama.build(tmp_path / "llama")
+    HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(folder), is_finetuned=True), same_machine=True)
+    (folder / "chat_template.jinja").unlink()
+    assert "give message_formatting_template" in refused(folder, is_finetuned=True)
+    for fine in ({}, {"is_finetuned": True, "message_formatting_template": "{message}"}):
+        HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(folder), **fine), same_machine=True)
+
+
+def test_an_answer_longer_than_the_context_is_refused(tiny: Path) -> None:
+    said = refused(tiny, generation_config={"max_new_tokens": 256})
+    assert said == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    folder = tiny_llama.build(tmp_path / "llama")
+    (folder / "model.safetensors").unlink()
+    assert "it holds no weights" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "loading", "package"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, {}, "gptqmodel"),
+        ({"quant_method": "compressed-tensors"}, {}, "compressed-tensors"),
+        (None, {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+    ],
+)
+def test_a_missing_package_for_quantised_weights_is_named(
+    tmp_path: Path, quantised: Any, loading: dict[str, Any], package: str
+) -> None:
+    folder = tiny_llama.build(tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    assert f"pip install {package}" in refused(folder, loading_params=loading)
+
+
+# Memory
+
+
+def huge(folder: Path) -> Path:
+    """Weights of 4 TiB as safetensors describe them, of which the file has just the description."""
+    shape = [2**20, 2**20]
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 2**40]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return folder
+
+
+def test_weights_that_cannot_fit_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    folder = huge(tiny_llama.build(tmp_path / "llama"))
+    with pytest.raises(CallError, match=r"4096.0 GiB in float32, and this machine has \d+\.\d GiB") as caught:
+        load(folder)
+    assert caught.value.kind == ErrorKind.LOAD
+    with pytest.raises(CallError, match=r"2048.0 GiB in bfloat16"):
+        load(folder, loading_params={"dtype": "bfloat16"})
+
+
+def test_the_memory_that_weights_take_is_known_before_they_are_loaded(tiny: Path) -> None:
+    model = load(tiny)
+    parameters = sum(weight.numel() for weight in model._model.parameters())
+    assert weights.loaded_bytes(tiny, "float32") == 4 * parameters
+    assert weights.loaded_bytes(tiny, "bfloat16") == 2 * parameters
+    assert weights.own_dtype(tiny) == "float32"
+    did = model.measure()
+    assert did.weights_bytes >= 4 * parameters
+    assert did.peak_bytes > did.weights_bytes
+    assert did.free_bytes > did.weights_bytes
+    assert did.load_s > 0
+
+
+def test_what_a_model_is_needs_no_weights(tmp_path: Path) -> None:
+    folder = tiny_llama.build(tmp_path / "llama")
+    whole = load(folder).identity()
+    (folder / "model.safetensors").rename(tmp_path / "away")
+    params = HuggingFaceLLM.settle(
+        HuggingFaceParams(
+            model_name=str(folder), loading_params={"dtype": "float32"}, generation_config={"max_new_tokens": NEW}
+        )
+    )
+    model = HuggingFaceLLM(params, Pool(), None)
+    assert {**model.identity(), "weights": ""} == {**whole, "weights": ""}
+    (failed,) = ask(model, "hello")
+    assert failed.kind == ErrorKind.LOAD
+    with pytest.raises(CallError, match="cannot be loaded"):
+        model.open()
+
+
+def test_every_backend_has_a_line_of_its_own() -> None:
+    assert set(OPTIONS) == {"transformers", *ENGINES}

@@ -1,0 +1,5 @@
+"""How an engine ends."""
+
+
+class EngineDeadError(Exception):
+    """Its process has gone."""
