@@ -123,7 +123,7 @@ def test_what_a_backend_honours_is_not_refused(option: dict[str, Any]) -> None:
 
 def test_loading_params_that_vllm_does_not_take_are_refused() -> None:
     params = HuggingFaceParams(model_name="x", backend="vllm", loading_params={"gguf_file": "x.gguf"})
-    with pytest.raises(UserError, match="loading_params.gguf_file: backend vllm does not take it"):
+    with pytest.raises(UserError, match="gguf_file: backend vllm does not take it"):
         HuggingFaceLLM.settle(params)
 
 

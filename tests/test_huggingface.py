@@ -24,6 +24,7 @@ from rambla_ray.schema import Request, Response, canonical_json
 
 FLOAT32 = {"dtype": "float32"}
 NEW = 12
+ASK_S = 600  # a real model on a slow machine takes some minutes
 CONTEXT = 256  # tokens of the tiny Llama; a token is a byte, and each prompt begins with BOS
 PROMPTS = [
     "Is it?",
@@ -77,7 +78,7 @@ def ask(model: HuggingFaceLLM, *prompts: str) -> list[Any]:
     async def all_at_once() -> list[Any]:
         return await asyncio.gather(*(model.generate(Request(prompt)) for prompt in prompts), return_exceptions=True)
 
-    return asyncio.run(asyncio.wait_for(all_at_once(), 60))
+    return asyncio.run(asyncio.wait_for(all_at_once(), ASK_S))
 
 
 def texts(model: HuggingFaceLLM, *prompts: str) -> list[str]:
