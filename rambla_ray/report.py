@@ -130,7 +130,7 @@ def _work(actors: Sequence[Mapping[str, float]]) -> str:
     """Whether a local model or the stream to it is the bottleneck, in a few words."""
     did = throughput(actors)
     if not did["prompt_tokens_per_s"]:
-        return "at its first batch"
+        return "loading its weights, or at its first batch"
     return (
         f"{did['prompt_tokens_per_s']:.0f} + {did['generated_tokens_per_s']:.0f} tokens/s, batches of "
         f"{did['requests_per_batch']:.0f}, {did['padding_share']:.0%} padding, "

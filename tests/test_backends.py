@@ -245,6 +245,7 @@ def test_vllm_takes_its_share_of_the_gpus(tiny: Path, gpus: float, share: float,
     model = HuggingFaceLLM(params, Pool(num_gpus=gpus), None)
     model.open()
     args = model._engine._engine.args
+    assert args.max_num_seqs is None
     assert args.gpu_memory_utilization == pytest.approx(share)
     assert args.tensor_parallel_size == parallel
     assert args.distributed_executor_backend == ("mp" if parallel > 1 else None)
@@ -263,6 +264,13 @@ def test_what_vllm_refuses_is_the_outcome_of_one_request(tiny: Path) -> None:
     )
     assert hot.kind == ErrorKind.INTERNAL
     assert fine.text == alone(tiny, "hello")[0]
+
+
+def test_a_batch_size_is_the_most_that_an_engine_runs_together(tiny: Path) -> None:
+    assert load(tiny, backend="vllm", batch_size=3)._engine._engine.args.max_num_seqs == 3
+    one, many = (load(tiny, backend="transformers_continuous", batch_size=size) for size in (1, "auto"))
+    assert texts(one, *PROMPTS) == texts(many, *PROMPTS) == alone(tiny, *PROMPTS)
+    assert one.work.batches >= NEW * len(PROMPTS) > many.work.batches
 
 
 # Trouble in continuous batching
@@ -364,6 +372,26 @@ def test_a_missing_package_for_quantised_weights_is_named(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
     assert f"pip install {package}" in refused(folder, loading_params=loading)
+
+
+def test_a_checkpoint_with_code_of_its_own_says_how_to_trust_it(tmp_path: Path) -> None:
+    folder = tiny_llama.build(tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text("raise SystemExit('this must not run')\n")
+    with pytest.raises(CallError, match="it comes with code of its own; set params"):
+        load(folder)
+
+
+def test_a_gated_model_says_what_to_do(tiny: Path) -> None:
+    class GatedRepoError(OSError):
+        """As huggingface_hub names it."""
+
+    model = load(tiny)
+    with pytest.raises(CallError, match="it is gated: accept its licence") as caught, model.loading():
+        raise GatedRepoError("403 Client Error. Cannot access gated repo for url https://huggingface.co/x")
+    assert caught.value.kind == ErrorKind.LOAD
 
 
 # Memory

@@ -425,6 +425,7 @@ def test_names_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
 def test_what_actors_did_is_added_up():
     one = {"batches": 2, "requests": 6, "prompt_tokens": 60, "completion_tokens": 12, "computed_tokens": 50}
     one |= {"padding_tokens": 10, "out_of_memory": 1, "busy_s": 3.0, "idle_s": 1.0, "load_s": 2.0}
+    one |= {"weights_bytes": 2**30, "free_bytes": 3 * 2**30, "peak_bytes": 2**31}
     other = {**dict.fromkeys(one, 0), "load_s": 5.0}
     assert throughput([one, other]) == {
         "actors": 2,
@@ -439,5 +440,8 @@ def test_what_actors_did_is_added_up():
         "out_of_memory": 1,
         "busy_s": 3.0,
         "load_s": 5.0,
+        "weights_gib": 1.0,
+        "free_gib": 3.0,
+        "peak_gib": 2.0,
     }
     assert throughput([other])["prompt_tokens_per_s"] is None

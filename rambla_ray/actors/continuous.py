@@ -40,6 +40,7 @@ class Continuous:
         note: takes a line for the user.
         cache_tokens: how many tokens the cache holds; None for what fits a GPU.
         memory_share: the part of the GPU's memory that is this actor's.
+        most: prompts in the batch at most; None for as many as fit.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Continuous:
         note: Callable[[str], None],
         cache_tokens: int | None,
         memory_share: float,
+        most: int | None,
     ) -> None:
         self._model = model
         self._generation = generation
@@ -57,6 +59,7 @@ class Continuous:
         self._note = note
         self._cache_tokens = cache_tokens
         self._memory_share = MEMORY_SHARE * memory_share
+        self._most = most
         self._step_tokens = STEP_TOKENS if cache_tokens is not None else None
         self._numbers = itertools.count()
         self._manager: Any = None
@@ -99,6 +102,7 @@ class Continuous:
             **({"page_size": PAGE_TOKENS, "num_blocks": pages} if pages else {}),
             max_batch_tokens=self._step_tokens,
             max_memory_percent=None if pages else self._memory_share,
+            max_requests_per_batch=self._most,
             auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,  # never code from the hub
             drop_unsupported_processors=False,
         )

@@ -184,9 +184,14 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             return
         from rambla_ray.actors.continuous import Continuous
 
-        tokens = CONTINUOUS_TOKENS if self.chip == "cpu" else None
         self._engine = Continuous(
-            self._model, self._generation, self.work, lambda line: self.note(line), tokens, self.memory_share
+            self._model,
+            self._generation,
+            self.work,
+            lambda line: self.note(line),
+            cache_tokens=CONTINUOUS_TOKENS if self.chip == "cpu" else None,
+            memory_share=self.memory_share,
+            most=None if self.pool.batch_size == "auto" else self.pool.batch_size,
         )
 
     def attach(self, note: Callable[[str], None], chaos: Chaos, is_held: Callable[[], bool] = lambda: False) -> None:

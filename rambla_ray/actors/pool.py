@@ -114,6 +114,7 @@ class PoolActor:
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
+            self._tell_work()
         except CallError as error:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
@@ -130,10 +131,14 @@ class PoolActor:
                 task = self._tasks[sample.task]
                 if has_ended(sample) or len(sample.steps) == len(task.generates):
                     finish(sample, task)
+        self._tell_work()
+        return pack(to_table(samples))
+
+    def _tell_work(self) -> None:
+        """Tell the run what a local model has done so far."""
         work = self._model.measure() if self._model is not None else None
         if work is not None:
             self._ledger.worked(asdict(work))
-        return pack(to_table(samples))
 
     def _stop_asking(self) -> None:
         """The run is being stopped: what waits in the model for its turn is not asked any more."""

@@ -53,6 +53,7 @@ class VLLM:
                 distributed_executor_backend="mp" if gpus > 1 else None,  # this actor has all the GPUs already
                 generation_config="vllm",  # nothing is left for the engine to fill in
                 disable_log_stats=True,
+                **({} if pool.batch_size == "auto" else {"max_num_seqs": pool.batch_size}),
             )
         )
         eos = generation.eos_token_id

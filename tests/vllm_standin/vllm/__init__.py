@@ -27,6 +27,7 @@ class AsyncEngineArgs:
     distributed_executor_backend: str | None = None
     generation_config: str = "auto"
     disable_log_stats: bool = False
+    max_num_seqs: int | None = None
 
 
 class TokensPrompt(TypedDict):
