@@ -13,8 +13,9 @@ import pytest
 import tiny_llama
 import tiny_nli
 import torch
+from test_decoding import answer
 from test_huggingface import NEW, PROMPTS, ask, load, texts
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rambla_ray.actors import weights
 from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFaceParams, choose_backend
@@ -42,22 +43,7 @@ def vllm() -> Iterator[None]:
 
 
 def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
-    """What transformers itself generates for each prompt, one at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
-    made = []
-    for prompt in prompts:
-        given = tokenizer(prompt, return_tensors="pt")
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **options)
-        made.append(tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
-    return made
-
-
-def answer(model: Any, *requests: Request) -> list[Any]:
-    async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
-
-    return asyncio.run(asyncio.wait_for(all_at_once(), 60))
+    return tiny_llama.answers_alone(tiny, prompts, NEW, **options)
 
 
 # Which one

@@ -11,7 +11,7 @@ import pytest
 import tiny_llama
 import torch
 from test_huggingface import NEW, ask, load, texts
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rambla_ray.actors.decoding import Draw, Draws, lay_out
 from rambla_ray.errors import CallError, ErrorKind
@@ -33,15 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tiny: Path) -> list[str]:
-    """What transformers generates for each prompt, one at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
-    made = []
-    for prompt in PROMPTS:
-        given = tokenizer(prompt, return_tensors="pt")
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-        made.append(tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
-    return made
+    return tiny_llama.answers_alone(tiny, PROMPTS, NEW)
 
 
 def answer(model: Any, *requests: Request) -> list[Any]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 BOS, EOS = "<s>", "</s>"
 CHAT_TEMPLATE = (
@@ -44,6 +51,18 @@ def build(folder: Path, **config_overrides: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def answers_alone(folder: Path, prompts: Sequence[str], new: int, **options: Any) -> list[str]:
+    """What transformers itself generates for each prompt, greedily and one at a time, in `new` tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    made = []
+    for prompt in prompts:
+        given = tokenizer(prompt, return_tensors="pt")
+        out = model.generate(**given, max_new_tokens=new, do_sample=False, pad_token_id=0, **options)
+        made.append(tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+    return made
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -134,10 +134,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
             return
         if params.backend == "vllm" and importlib.util.find_spec("vllm") is None:
             raise UserError("params.backend: vllm is not installed; pip install 'rambla_ray[vllm]', or backend: auto")
-        if (
-            not params.is_path or "gguf_file" in params.loading_params
-        ):  # a hub's files, and GGUF, are read when loading
-            return
+        if not params.is_path or "gguf_file" in params.loading_params:
+            return  # a hub's files, and GGUF, are looked into when they are loaded
         folder = Path(params.model_name)
         config = weights.config_of(folder)
         if wrong := [kind for kind in config.get("architectures") or [] if NOT_CAUSAL.search(kind)]:
