@@ -13,7 +13,8 @@ import torch
 from test_huggingface import NEW, ask, load, texts
 from transformers import AutoTokenizer
 
-from rambla_ray.actors.decoding import Draw, Draws, lay_out
+from rambla_ray.actors import decoding
+from rambla_ray.actors.decoding import ROOM, Draw, Draws, Roomy, lay_out
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Options, Request
 
@@ -53,6 +54,33 @@ def test_rows_that_begin_alike_share_a_prefix_and_every_row_keeps_a_token():
         assert len(prefix) < len(row)
     assert layout.of[2] == layout.of[3] == layout.of[4]
     assert len(layout.prefixes) == 4
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_cache_with_room_holds_what_one_that_is_copied_holds(whole: bool):
+    parts = [torch.randn(3, 2, tokens, 4) for tokens in (5, 2, 1, ROOM, 1, 1)]
+    prompt, *later = parts
+    roomy = Roomy(prompt, rows=3, tokens=6, room=3, whole=whole)
+    roomy.put(torch.tensor([2, 0, 1]), prompt, -prompt)
+    expected = torch.nn.functional.pad(prompt[[1, 2, 0]], (0, 0, 1, 0))
+    for part in later:
+        seen, offset = roomy.get_mask_sizes(part.shape[2])
+        keys, values = roomy.update(part, -part)
+        expected = torch.cat([expected, part], dim=2)
+        held = expected.shape[2]
+        assert (roomy.get_seq_length(), keys.shape[2], offset) == (held, seen, 0)
+        assert keys.shape[2] == held or (whole and not keys[:, :, held:].any())
+        assert torch.equal(keys[:, :, :held], expected)
+        assert torch.equal(values[:, :, :held], -expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_answers_longer_than_the_room_for_them_are_as_they_are_alone(
+    tiny: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(decoding, "ROOM", 3)
+    model = load(tiny, batch_size=batch_size, generation_config={"max_new_tokens": 40})
+    assert texts(model, *PROMPTS[:4]) == tiny_llama.answers_alone(tiny, PROMPTS[:4], 40)
 
 
 @pytest.mark.parametrize("shares", [True, False])

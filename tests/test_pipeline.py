@@ -212,6 +212,12 @@ def test_local_actors_take_a_gpu_each_and_see_just_their_own(bench, tiny):
     assert len({actor["cuda_visible_devices"] for actor in actors}) == len(actors) > 0
 
 
+def test_an_actor_without_a_gpu_sees_none(bench):
+    done = bench(["model=mock", "limit=4"])
+    actors = json.loads(done.read("env.json"))["models"]["mock"]["actors"]
+    assert [(actor["gpus"], actor["cuda_visible_devices"]) for actor in actors] == [([], "")]
+
+
 def test_pools_that_do_not_fit_together_run_one_after_the_other(bench, tiny, tmp_path):
     tiny_llama.build(tmp_path / "judge", seed=1)
     (tmp_path / "conf/model/judge.yaml").write_text(
@@ -221,6 +227,12 @@ def test_pools_that_do_not_fit_together_run_one_after_the_other(bench, tiny, tmp
     done = bench([*tiny, "task=conclusion_generation", "roles.judge=judge", "limit=3"])
     assert json.loads(done.read("plan.json"))["placement"]["tiny"]["together"] is False
     assert cells(done)["conclusion_generation"]["n"] == 3
+    (invocation,) = json.loads(done.read("calls.json"))["invocations"]
+    assert set(invocation["local"]) == {"tiny", "judge"}
+    assert all(
+        did["free_gib"] > did["peak_gib"] > did["weights_gib"] >= 0 and did["load_s"] > 0
+        for did in invocation["local"].values()
+    )
 
 
 def test_a_pool_larger_than_the_cluster_is_refused_with_the_numbers(bench, tiny):

@@ -33,6 +33,7 @@ from transformers.masking_utils import sdpa_mask
 
 GROUPED = "grouped"  # the name of our attention
 QUERIES = 128  # of a prompt that attend together on a CPU
+ROOM = 256  # tokens that a cache has room for behind its prompts, before it grows by as many
 WORTH_SHARING = 16  # tokens; fewer are computed anew
 
 # Options of transformers.GenerationConfig that shape a draw, in the order in which transformers applies them.
@@ -282,7 +283,7 @@ class Beginning:
 def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once: int, room: int) -> Beginning:
     """Run what comes before the rows' rests, at most about `at_once` tokens together.
 
-    The cache has room for `room` more tokens behind the rests.
+    Some `room` more tokens are expected behind the rests.
 
     A chip computes no faster when more prompts than fill it run together, but a step of the decoding that follows
     costs little more for many rows than for a few: so prompts run in parts, and go on as one batch.
@@ -316,7 +317,7 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
     rests, rest_mask = padded(
         [row[len(layout.prefixes[number]) :] for row, number in zip(rows, layout.of, strict=True)], pad
     )
-    room += rests.shape[1]
+    room = min(room, ROOM) + rests.shape[1]
     cache = _joined(model, [cache for *_, cache in parts], width, chosen.to(model.device), room) if width else None
     return Beginning(
         torch.cat([ids, rests], dim=1).to(model.device),
@@ -339,7 +340,7 @@ class Roomy(DynamicLayer):  # type: ignore[misc]
         like: keys (rows, heads, tokens, size), for their other dimensions and type.
         rows: how many there will be.
         tokens: of each row, those that are put in at once.
-        room: for so many more.
+        room: for so many more; it grows when there are more than that.
         whole: let attention see all of it, and the mask cut what is not there yet: for `grouped_attention`, whose
             products would copy a part of it.
     """
@@ -360,6 +361,11 @@ class Roomy(DynamicLayer):  # type: ignore[misc]
         self.values[rows, :, start : self._held] = values
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        more = self._capacity(key_states.shape[2]) - self.keys.shape[2]
+        if more:
+            self.keys, self.values = (
+                torch.nn.functional.pad(one, (0, 0, 0, more)) for one in (self.keys, self.values)
+            )
         start, self._held = self._held, self._held + key_states.shape[2]
         self.keys[:, :, start : self._held] = key_states
         self.values[:, :, start : self._held] = value_states
@@ -371,7 +377,12 @@ class Roomy(DynamicLayer):  # type: ignore[misc]
         return self._held
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2] if self._whole else self._held + query_length, 0
+        return self._capacity(query_length) if self._whole else self._held + query_length, 0
+
+    def _capacity(self, more: int) -> int:
+        """Tokens that there is room for once so many more have come."""
+        room = self.keys.shape[2]
+        return room if self._held + more <= room else self._held + more + ROOM
 
 
 def _joined(model: Any, caches: list[Any], width: int, chosen: torch.Tensor, room: int) -> Any:
