@@ -79,7 +79,8 @@ def test_a_local_model_of_rambla_loads_as_it_stands(conf: Path) -> None:
         "is_finetuned": True,
         "device_map": "auto",
     }
-    assert {key for key, value in config.params.items() if value not in (None, False)} == set(given)
+    assert {key for key, value in config.params.items() if value not in (None, False)} == {*given, "backend"}
+    assert config.params["backend"] == "auto"
 
 
 def test_an_api_model_of_rambla_loads_as_it_stands(conf: Path) -> None:

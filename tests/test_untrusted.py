@@ -157,9 +157,10 @@ def load_model(folder: Path, **params: object) -> HuggingFaceLLM:
     from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
     from rambla_ray.config import Pool
 
-    return HuggingFaceLLM(
-        HuggingFaceParams.model_validate({"model_name": str(folder), **params}), Pool(num_cpus=1), None
-    )
+    given = HuggingFaceParams.model_validate({"model_name": str(folder), **params})
+    model = HuggingFaceLLM(given, Pool(num_cpus=1), None)
+    model.open()
+    return model
 
 
 def test_weights_are_not_unpickled(tiny: Path, sprung: Path):
