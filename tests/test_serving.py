@@ -323,6 +323,7 @@ def test_what_cannot_be_served_is_refused_at_once(words, environment, told):
 def test_a_model_that_cannot_be_loaded_ends_it_with_a_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     process = serve("model=llama_ft", LLAMA_FT_PATH=str(tmp_path))
     out, err = process.communicate(timeout=4 * PATIENCE_S)
     assert (process.returncode, out) == (1, "")
