@@ -23,6 +23,7 @@ from rambla_ray.actors import weights
 from rambla_ray.actors.base import Emit, Model, ModelParams, Work
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
+from rambla_ray.plan import counted
 from rambla_ray.schema import Request, Response, Try
 
 GATHER_S = 0.02  # how long the first request of a batch waits for company
@@ -153,12 +154,8 @@ class BaseHuggingFaceModel(Model):
         self._loaded.result()
 
     def _finish_loading(self, began: float) -> None:
-        try:
+        with self.loading():
             self.load_weights()
-        except CallError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a library's own; it ends the run in a line
-            raise self.load_error(_in_a_line(error)) from None
         self._idle_since = time.monotonic()
         self.work.load_s = self._idle_since - began
 
@@ -222,7 +219,7 @@ class BaseHuggingFaceModel(Model):
                 if params.device:
                     self._model.to(params.device)
             except (torch.OutOfMemoryError, MemoryError):
-                raise self._no_room(self.work.free_bytes) from None
+                raise self._no_room() from None
         missing = [name for name in found["missing_keys"] if not name.startswith(self.unused_weights)]
         if missing:
             raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
@@ -255,16 +252,16 @@ class BaseHuggingFaceModel(Model):
             return
         needed = weights.loaded_bytes(Path(params.model_name), self._dtype)
         if needed is not None and needed > self.work.free_bytes:
-            raise self._no_room(self.work.free_bytes, needed)
+            raise self._no_room(needed)
 
-    def _no_room(self, free: int, needed: int | None = None) -> CallError:
+    def _no_room(self, needed: int | None = None) -> CallError:
+        free = f"{self.work.free_bytes / GIB:.1f} GiB"
         takes = f"its weights take {needed / GIB:.1f} GiB in {self._dtype}" if needed else "its weights do not fit"
         if self.chip == "cpu":
-            return self.load_error(f"{takes}, and this machine has {free / GIB:.1f} GiB of memory free")
-        gpus = f"{self.pool.num_gpus:g} GPU{'' if self.pool.num_gpus == 1 else 's'}"
+            return self.load_error(f"{takes}, and this machine has {free} of memory free")
         return self.load_error(
-            f"{takes}, and {gpus} of this actor {'has' if self.pool.num_gpus == 1 else 'have'} {free / GIB:.1f} GiB "
-            "free; raise pool.num_gpus (with device_map: auto), or load it in fewer bits"
+            f"{takes}, and there are {free} free on the {counted(self.pool.num_gpus or 0.0, 'GPU')} of this actor; "
+            "raise pool.num_gpus (with device_map: auto), or load it in fewer bits"
         )
 
     @contextmanager

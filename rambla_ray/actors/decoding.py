@@ -389,15 +389,18 @@ def _joined(model: Any, caches: list[Any], width: int, chosen: torch.Tensor, roo
     """The rows of some caches, padded to `width`, as one with room for more, in the order of `chosen`."""
     joined = DynamicCache(config=model.config)
     whole = model.config._attn_implementation == GROUPED
+    places = []  # of each cache: the rows that it fills, and the rows of its own that go there
+    first = 0
+    for cache in caches:
+        last = first + cache.layers[0].keys.shape[0]
+        mine = ((chosen >= first) & (chosen < last)).nonzero().squeeze(1)
+        places.append((mine, chosen[mine] - first))
+        first = last
     for number in range(len(caches[0].layers)):
-        first = 0
         layer = Roomy(caches[0].layers[number].keys, len(chosen), width, room, whole)
-        for cache in caches:
+        for cache, (there, here) in zip(caches, places, strict=True):
             part = cache.layers[number]
-            rows = part.keys.shape[0]
-            mine = ((chosen >= first) & (chosen < first + rows)).nonzero().squeeze(1)
-            layer.put(mine, part.keys[chosen[mine] - first], part.values[chosen[mine] - first])
-            first += rows
+            layer.put(there, part.keys[here], part.values[here])
         joined.layers[number] = layer
     return joined
 

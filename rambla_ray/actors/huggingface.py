@@ -171,8 +171,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         if self._backend == "vllm":
             from rambla_ray.actors.vllm import VLLM
 
-            with self.loading():
-                self._engine = VLLM(self.params, self.pool, self._generation, self._dtype, self.work)
+            self._engine = VLLM(self.params, self.pool, self._generation, self._dtype, self.work)
             return
         from transformers import AutoModelForCausalLM
 
