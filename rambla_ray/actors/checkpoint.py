@@ -377,15 +377,7 @@ class BaseHuggingFaceModel(Model):
             self.work.busy_s += self._idle_since - began
             self.work.requests += len(batch)
             for job in batch:
-                done = job.done
-                if done is None or done.done():  # whoever asked went away
-                    continue
-                if job.error is not None:
-                    done.set_exception(job.error)
-                else:
-                    self.work.prompt_tokens += job.response.prompt_tokens
-                    self.work.completion_tokens += job.response.completion_tokens
-                    done.set_result(job.response)
+                job.tell(self.work)
 
     def _next_batch(self) -> list[Job]:
         """Of what waits: the longest, what begins like it, the next longest, and so on, as far as they fit."""
@@ -462,6 +454,17 @@ class Job:
     done: asyncio.Future[Response] | None = None
     response: Response = field(init=False)
     error: Exception | None = None
+
+    def tell(self, work: Work) -> None:
+        """Give whoever waits the response or the error, and count a response's tokens; nothing if nobody waits."""
+        if self.done is None or self.done.done():
+            return
+        if self.error is not None:
+            self.done.set_exception(self.error)
+            return
+        work.prompt_tokens += self.response.prompt_tokens
+        work.completion_tokens += self.response.completion_tokens
+        self.done.set_result(self.response)
 
     @cached_property
     def tokens(self) -> list[int]:

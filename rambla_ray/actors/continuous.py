@@ -127,12 +127,9 @@ class Continuous:
         if not output.is_finished():
             self._cancel(manager, name)
         job.answer(output.generated_tokens, self._ends)
-        self._work.prompt_tokens += job.response.prompt_tokens
         self._work.computed_tokens += job.response.prompt_tokens
-        self._work.completion_tokens += job.response.completion_tokens
         self._forget(job)
-        if job.done is not None and not job.done.done():
-            job.done.set_result(job.response)
+        job.tell(self._work)
 
     def _forget(self, job: Prompt) -> None:
         del self._out[job]
@@ -177,12 +174,11 @@ class Continuous:
             return
         if too_much:
             reason = f"a prompt of {len(job.tokens)} tokens fills the device, even in a smaller batch"
-            failure = CallError(ErrorKind.OUT_OF_MEMORY, reason)
+            job.error = CallError(ErrorKind.OUT_OF_MEMORY, reason)
         else:
-            failure = CallError(ErrorKind.INTERNAL, f"continuous batching broke: {error[:200]}")
+            job.error = CallError(ErrorKind.INTERNAL, f"continuous batching broke: {error[:200]}")
         self._forget(job)
-        if job.done is not None and not job.done.done():
-            job.done.set_exception(failure)
+        job.tell(self._work)
 
     def _halve(self) -> None:
         """The next manager gets half of the memory."""

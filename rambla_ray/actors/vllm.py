@@ -76,28 +76,20 @@ class VLLM:
 
     async def _ask(self, job: Prompt) -> None:
         self._count(1)
-        failure: CallError | None = None
         try:
             job.answer(await self._tokens(job), self._ends)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the engine's own errors, which differ from version to version
-            failure = CallError(ErrorKind.INTERNAL, f"vllm: {type(error).__name__}: {str(error)[:200]}")
+            job.error = CallError(ErrorKind.INTERNAL, f"vllm: {type(error).__name__}: {str(error)[:200]}")
             if type(error).__name__ == "EngineDeadError":
-                failure = CallError(ErrorKind.LOAD, "vllm's engine has died; its own log says why")
+                job.error = CallError(ErrorKind.LOAD, "vllm's engine has died; its own log says why")
         finally:
             self._count(-1)
-        if failure is None:
+        if job.error is None:
             self._work.requests += 1
-            self._work.prompt_tokens += job.response.prompt_tokens
             self._work.computed_tokens += job.response.prompt_tokens
-            self._work.completion_tokens += job.response.completion_tokens
-        if job.done is None or job.done.done():
-            return
-        if failure is not None:
-            job.done.set_exception(failure)
-        else:
-            job.done.set_result(job.response)
+        job.tell(self._work)
 
     async def _tokens(self, job: Prompt) -> list[int]:
         """The tokens that the engine makes of a prompt; leaving the loop early ends the request there."""
