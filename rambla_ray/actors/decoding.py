@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LogitsProcessor, StoppingCriteria
@@ -31,8 +32,10 @@ from transformers.generation.logits_process import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+P = TypeVar("P")
+R = TypeVar("R")
 GROUPED = "grouped"  # the name of our attention
-QUERIES = 128  # of a prompt that attend together on a CPU
+QUERIES = 64  # of a prompt that attend together on a CPU
 ROOM = 256  # tokens that a cache has room for behind its prompts, before it grows by as many
 WORTH_SHARING = 16  # tokens; fewer are computed anew
 
@@ -292,40 +295,75 @@ def begin(model: Any, rows: Sequence[list[int]], start: Start, pad: int, at_once
     shared, layers = start.of(model, rows)
     known = len(shared)
     order = sorted(range(len(layout.prefixes)), key=lambda number: len(layout.prefixes[number]), reverse=True)
+    lanes = _lanes(model, len(order))
     parts = []
-    computed = padding = 0
     while order:
-        width = max(1, len(layout.prefixes[order[0]]) - known)
-        part, order = order[: max(1, at_once // width)], order[max(1, at_once // width) :]
+        count = max(1, at_once // lanes // max(1, len(layout.prefixes[order[0]]) - known))
+        parts.append(order[:count])
+        order = order[count:]
+
+    def run(part: list[int]) -> tuple[torch.Tensor, torch.Tensor, Any]:
         ids, mask = padded([layout.prefixes[number][known:] for number in part], pad)
-        ones = torch.ones(len(part), known, dtype=torch.long)
-        computed += mask.numel()
-        padding += int((mask == 0).sum())
-        mask = torch.cat([ones, mask], dim=1)
-        cache = _cache(
-            model,
-            [(keys.expand(len(part), -1, -1, -1), values.expand(len(part), -1, -1, -1)) for keys, values in layers],
-        )
+        before = torch.tensor([shared] * len(part), dtype=torch.long)
+        mask = torch.cat([torch.ones_like(before), mask], dim=1)
+        size = (len(part), -1, -1, -1)
+        cache = _cache(model, [(keys.expand(size), values.expand(size)) for keys, values in layers])
         if ids.shape[1]:
             _forward(model, ids, mask, cache)
-        parts.append((part, torch.cat([ones * torch.tensor(shared, dtype=torch.long), ids], dim=1), mask, cache))
-    place = {number: at for at, number in enumerate(number for part, *_ in parts for number in part)}
+        return torch.cat([before, ids], dim=1), mask, cache
+
+    ran = _side_by_side(run, parts, lanes)
+    place = {number: at for at, number in enumerate(number for part in parts for number in part)}
     chosen = torch.tensor([place[number] for number in layout.of])
-    width = max(mask.shape[1] for _, _, mask, _ in parts)
-    ids = torch.cat([pad_left(ids, width - ids.shape[1], pad) for _, ids, _, _ in parts])[chosen]
-    mask = torch.cat([pad_left(mask, width - mask.shape[1], 0) for _, _, mask, _ in parts])[chosen]
+    width = max(mask.shape[1] for _, mask, _ in ran)
+    ids = torch.cat([pad_left(ids, width - ids.shape[1], pad) for ids, _, _ in ran])[chosen]
+    mask = torch.cat([pad_left(mask, width - mask.shape[1], 0) for _, mask, _ in ran])[chosen]
     rests, rest_mask = padded(
         [row[len(layout.prefixes[number]) :] for row, number in zip(rows, layout.of, strict=True)], pad
     )
     room = min(room, ROOM) + rests.shape[1]
-    cache = _joined(model, [cache for *_, cache in parts], width, chosen.to(model.device), room) if width else None
+    cache = _joined(model, [cache for *_, cache in ran], width, chosen.to(model.device), room) if width else None
     return Beginning(
         torch.cat([ids, rests], dim=1).to(model.device),
         torch.cat([mask, rest_mask], dim=1).to(model.device),
         cache,
-        computed + rests.numel(),
-        padding + int((rest_mask == 0).sum()),
+        sum(mask[:, known:].numel() for _, mask, _ in ran) + rests.numel(),
+        sum(int((mask == 0).sum()) for mask in (*(mask for _, mask, _ in ran), rest_mask)),
     )
+
+
+def _lanes(model: Any, prompts: int) -> int:
+    """How many parts of a batch run side by side: on a CPU as many as its threads, with at least two prompts each."""
+    keeps_state = any(
+        rope in str(getattr(module, "rope_type", "")) for module in model.modules() for rope in ("dynamic", "longrope")
+    )
+    if model.device.type != "cpu" or keeps_state or not type(model).__module__.startswith("transformers."):
+        return 1
+    threads = torch.get_num_threads()
+    shared_out = (lanes for lanes in range(1, threads + 1) if threads % lanes == 0)  # evenly
+    return max(lanes for lanes in shared_out if lanes == 1 or 2 * lanes <= prompts)
+
+
+def _side_by_side(run: Callable[[P], R], parts: Sequence[P], lanes: int) -> list[R]:
+    """Run the parts in threads of their own, which share out the threads of this one.
+
+    Threads that compute one product wait for each other at its end, and so for whatever else gets a core for a
+    moment; threads with a part each do not.
+    """
+    if lanes == 1:
+        return [run(part) for part in parts]
+    threads = torch.get_num_threads()
+
+    def alone(part: P) -> R:
+        torch.set_num_threads(threads // lanes)  # of this thread
+        with torch.inference_mode():
+            return run(part)
+
+    try:
+        with ThreadPoolExecutor(lanes) as pool:
+            return list(pool.map(alone, parts))
+    finally:
+        torch.set_num_threads(threads)  # of this thread, and of those that start
 
 
 def pad_left(rows: torch.Tensor, count: int, value: int) -> torch.Tensor:
@@ -413,11 +451,20 @@ def use_grouped_attention(model: Any) -> None:
         model.set_attn_implementation(GROUPED)
 
 
-def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, **kwargs: Any) -> Any:
-    """transformers' mask for SDPA, which it leaves out where all keys are seen: not where `Roomy` has room."""
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, dtype: Any = None, **kwargs: Any
+) -> torch.Tensor | None:
+    """transformers' mask for SDPA as one to add to scores, made once for all layers.
+
+    SDPA's is left out where all keys are seen: not where `Roomy` has room.
+    """
     if kv_length > q_offset + q_length:
         kwargs["allow_is_causal_skip"] = False
-    return sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+    seen = sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+    if seen is None:
+        return None
+    # not minus infinity: padding sees nothing, and must not become NaN
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def grouped_attention(
@@ -428,42 +475,41 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for transformers' AttentionInterface: with one query a row, matrix products per group of heads.
+    """Attention for transformers' AttentionInterface: matrix products per group of heads, a part of the queries each.
 
-    PyTorch's kernel for CPUs is made for long queries: with one, it spends ten times as long repeating and packing
-    the keys (PyTorch 2.13, bfloat16, 8 rows of 400 tokens: 1.9 ms against 0.17 ms a layer). With many and a mask, it
-    computes what the mask hides, too; so they come in parts, each with the keys up to its own end.
+    PyTorch's kernel for CPUs repeats the keys for each head, packs them even for one query, and computes what the
+    mask hides (PyTorch 2.13, bfloat16, 9 heads in 3 groups: 10 rows of 380 tokens 27 ms against 12 ms a layer; 8 rows
+    of 1 query after 400 tokens 1.9 ms against 0.17 ms).
+
+    Args:
+        attention_mask: as `_mask` makes it, (rows or 1, heads or 1, queries, keys), or None.
     """
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        other: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+        return other
     rows, heads, queries, size = query.shape
-    if queries > 1 or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        if attention_mask is None:  # all that came before is seen, which PyTorch's kernel knows
-            whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
-                module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs
-            )
-            return whole
-        before = key.shape[2] - queries  # keys that stand before all of them
-        parts = []
-        for first in range(0, queries, QUERIES):
-            last = min(first + QUERIES, queries)
-            seen = before + last
-            part, _ = sdpa_attention_forward(
-                module,
-                query[:, :, first:last],
-                key[:, :, :seen],
-                value[:, :, :seen],
-                attention_mask[:, :, first:last, :seen],
-                dropout=dropout,
-                scaling=scaling,
-                **kwargs,
-            )
-            parts.append(part)
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], None
-    grouped = query.view(rows, key.shape[1], -1, size)
-    scores = (grouped @ key.transpose(2, 3)).float() * (size**-0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        mask = attention_mask[..., : key.shape[2]]
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    attended = scores.softmax(-1).to(value.dtype) @ value
-    return attended.reshape(rows, heads, 1, -1).transpose(1, 2).contiguous(), None
+    groups = key.shape[1]
+    causal = queries > 1 and attention_mask is None and getattr(module, "is_causal", True) and is_causal is not False
+    before = key.shape[2] - queries  # keys that stand before all of them
+    grouped = query.view(rows, groups, heads // groups, queries, size)
+    parts = []
+    for first in range(0, queries, QUERIES):
+        last = min(first + QUERIES, queries)
+        seen = before + last if causal or attention_mask is not None else key.shape[2]
+        some = grouped[:, :, :, first:last].reshape(rows, groups, -1, size)
+        scores = (some @ key[:, :, :seen].transpose(2, 3)).mul_(size**-0.5 if scaling is None else scaling)
+        scores = scores.view(rows, heads, last - first, seen)
+        if attention_mask is not None:
+            scores += attention_mask[:, :, first:last, :seen]
+        elif causal:
+            later = torch.ones(last - first, last - first, dtype=torch.bool, device=scores.device).triu_(1)
+            scores[..., before + first :].masked_fill_(later, float("-inf"))
+        shares = scores.softmax(-1).view(rows, groups, -1, seen)
+        attended = (shares @ value[:, :, :seen]).view(rows, heads, last - first, -1)
+        parts.append(attended.transpose(1, 2))
+    return torch.cat(parts, dim=1), None

@@ -26,7 +26,7 @@ from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_
 if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
-PROMPT_TOKENS = {"cpu": 4096, "cuda": 16384}  # of prompts that run together: more fill no chip better
+PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of prompts that run together: more fill no chip better
 DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together: more gain no more
 CONTINUOUS_TOKENS = 16384  # in the cache of continuous batching on a CPU
 CACHE_SHARE = 0.3  # of the free memory that those may take: prompts need room, too
