@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 import tiny_llama
 import torch
 from test_huggingface import NEW, ask, load, texts
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 
 from rambla_ray.actors import decoding
 from rambla_ray.actors.decoding import ROOM, Draw, Draws, Roomy, lay_out
@@ -72,6 +75,89 @@ def test_a_cache_with_room_holds_what_one_that_is_copied_holds(whole: bool):
         assert keys.shape[2] == held or (whole and not keys[:, :, held:].any())
         assert torch.equal(keys[:, :, :held], expected)
         assert torch.equal(values[:, :, :held], -expected)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 2 * decoding.QUERIES + 3])
+@pytest.mark.parametrize("before", [0, 7])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_parts_is_that_of_pytorch(queries: int, before: int, masked: bool):
+    keys = before + queries
+    query, key, value = (torch.randn(3, heads, tokens, 8) for heads, tokens in ((6, queries), (2, keys), (2, keys)))
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(before).repeat(3, 1, 1, 1)
+    mask = None
+    if masked:
+        padding = torch.tensor([[0] * count + [1] * (keys - count) for count in (0, min(2, keys - 1), 0)])
+        mask = decoding._mask(3, queries, keys, before, dtype=torch.float32, attention_mask=padding.bool())
+        seen &= padding.bool()[:, None, None]
+    got, _ = decoding.grouped_attention(None, query, key, value, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+    real = seen.any(-1)[:, 0]  # padding sees nothing
+    assert torch.isfinite(got).all()
+    assert torch.allclose(got[real], expected.transpose(1, 2)[real], atol=1e-5)
+
+
+def test_attention_sees_everything_where_nothing_is_hidden():
+    query, key = torch.randn(1, 2, 70, 4), torch.randn(1, 2, 70, 4)
+    got, _ = decoding.grouped_attention(None, query, key, key, None, is_causal=False, scaling=0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, scale=0.3)
+    assert torch.allclose(got, expected.transpose(1, 2), atol=1e-5)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("prompts", "each"), [(1, 4), (3, 4), (4, 2), (9, 1)])
+@pytest.mark.usefixtures("four_threads")
+def test_parts_of_a_batch_share_out_the_threads(
+    tiny: Path, alone: list[str], prompts: int, each: int, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    forward = decoding._forward
+    monkeypatch.setattr(decoding, "_forward", lambda *args: (seen.append(torch.get_num_threads()), forward(*args)))
+    model = LlamaForCausalLM.from_pretrained(tiny).eval()
+    rows = [list(range(10 * number, 10 * number + 9)) for number in range(prompts)]
+    begun = decoding.begin(model, rows, decoding.Start(), 0, at_once=18, room=1)
+    assert set(seen) == {each}
+    assert torch.get_num_threads() == 4
+    whole = DynamicCache(config=model.config)
+    forward(model, torch.tensor(rows)[:, :-1], torch.ones(prompts, 8, dtype=torch.long), whole)
+    for layer, expected in zip(begun.cache.layers, whole.layers, strict=True):
+        assert torch.allclose(layer.keys[:, :, :8], expected.keys, atol=1e-5)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_part_that_does_not_fit_fails_its_batch_once_the_others_are_done(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun, done = Barrier(2), []
+
+    def failing(model: Any, ids: torch.Tensor, *more: Any) -> None:
+        begun.wait(10)
+        if ids[0, 0] == 0:
+            raise torch.OutOfMemoryError
+        time.sleep(0.3)
+        done.append(int(ids[0, 0]))
+
+    monkeypatch.setattr(decoding, "_forward", failing)
+    model = LlamaForCausalLM.from_pretrained(tiny).eval()
+    rows = [list(range(10 * number, 10 * number + 9)) for number in range(4)]
+    with pytest.raises(torch.OutOfMemoryError):
+        decoding.begin(model, rows, decoding.Start(), 0, at_once=36, room=1)
+    assert (done, torch.get_num_threads()) == ([20], 4)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_model_whose_positions_depend_on_the_longest_prompt_runs_one_part_at_a_time(tiny: Path):
+    model = LlamaForCausalLM.from_pretrained(tiny)
+    assert decoding._lanes(model, prompts=8) == 4
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    dynamic = LlamaForCausalLM.from_pretrained(tiny, rope_parameters=rope)
+    assert decoding._lanes(dynamic, prompts=8) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
