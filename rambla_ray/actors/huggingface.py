@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rambla_ray.actors.decoding import Draw
 
 PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of prompts that run together: more fill no chip better
-DECODED_TOKENS = {"cpu": 40960, "cuda": 1_000_000}  # of rows that are decoded together: more gain no more
+DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together: more gain no more
 CONTINUOUS_TOKENS = 16384  # in the cache of continuous batching on a CPU
 CACHE_SHARE = 0.3  # of the free memory that those may take: prompts need room, too
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: a character of which not all tokens are there
