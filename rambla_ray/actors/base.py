@@ -57,6 +57,26 @@ class Work:
     peak_bytes: int = 0  # that this actor has had
 
 
+class Clock:
+    """Shares out a local model's time, from when it was made, into busy and idle.
+
+    Args:
+        work: where it is counted.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._since = time.monotonic()
+
+    def count(self, *, busy: bool) -> None:
+        """The time since this was called last was spent so."""
+        before, self._since = self._since, time.monotonic()
+        if busy:
+            self._work.busy_s += self._since - before
+        else:
+            self._work.idle_s += self._since - before
+
+
 def hide_gpus(pool: Pool) -> None:
     """In an actor that was given no GPU, before its model is made: let it see none. Ray shows it the node's."""
     if not pool.num_gpus:

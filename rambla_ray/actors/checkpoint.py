@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from rambla_ray.actors import weights
-from rambla_ray.actors.base import Emit, Model, ModelParams, Work
+from rambla_ray.actors.base import Clock, Emit, Model, ModelParams, Work
 from rambla_ray.config import Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
 from rambla_ray.plan import counted
@@ -130,7 +130,6 @@ class BaseHuggingFaceModel(Model):
         self._waiting: list[Job] = []
         self._runner: asyncio.Task[None] | None = None
         self._draining = False
-        self._idle_since = 0.0
         self.load()
         self._loaded = self._thread.submit(self._finish_loading, began)
 
@@ -156,8 +155,8 @@ class BaseHuggingFaceModel(Model):
     def _finish_loading(self, began: float) -> None:
         with self.loading():
             self.load_weights()
-        self._idle_since = time.monotonic()
-        self.work.load_s = self._idle_since - began
+        self.work.load_s = time.monotonic() - began
+        self._clock = Clock(self.work)
 
     def cpu_dtype(self) -> str:
         """In what a CPU computes when the config does not say."""
@@ -370,11 +369,9 @@ class BaseHuggingFaceModel(Model):
         loop = asyncio.get_running_loop()
         await asyncio.sleep(GATHER_S)
         while batch := self._next_batch():
-            began = time.monotonic()
-            self.work.idle_s += began - self._idle_since
+            self._clock.count(busy=False)
             await loop.run_in_executor(self._thread, self._run_halving, batch)
-            self._idle_since = time.monotonic()
-            self.work.busy_s += self._idle_since - began
+            self._clock.count(busy=True)
             self.work.requests += len(batch)
             for job in batch:
                 job.tell(self.work)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from rambla_ray.actors.base import Work
+from rambla_ray.actors.base import Clock, Work
 from rambla_ray.errors import CallError, ErrorKind
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ class Continuous:
         self._out: dict[Prompt, str] = {}  # what the manager has, by its name there
         self._tries: dict[Prompt, int] = {}  # of those that a batch broke under
         self._steps_before = 0  # of managers that have gone
-        self._since = time.monotonic()  # when the first of those out came, or the last one left
+        self._clock = Clock(work)
         eos = generation.eos_token_id
         self._ends = eos if isinstance(eos, list) else [-1 if eos is None else eos]
 
     def take(self, job: Prompt) -> None:
         """Answer a prompt; see `BaseHuggingFaceModel.take`."""
         if not self._out:
-            self._turn_to("idle_s")
+            self._clock.count(busy=False)
         if job.done is not None and job not in self._tries:
             job.done.add_done_callback(partial(self._not_needed, job))
         self._out[job] = name = str(next(self._numbers))
@@ -137,12 +137,7 @@ class Continuous:
         self._work.requests += 1
         self._work.batches = self._steps_before + getattr(self._manager, "current_batch", 0)
         if not self._out:
-            self._turn_to("busy_s")
-
-    def _turn_to(self, spent: str) -> None:
-        now = time.monotonic()
-        setattr(self._work, spent, getattr(self._work, spent) + now - self._since)
-        self._since = now
+            self._clock.count(busy=True)
 
     def _not_needed(self, job: Prompt, done: Any) -> None:
         if done.cancelled() and job in self._out:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rambla_ray.actors.base import Work
+from rambla_ray.actors.base import Clock, Work
 from rambla_ray.config import Pool
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -65,7 +64,7 @@ class VLLM:
         self._work = work
         self._numbers = itertools.count()
         self._out = 0
-        self._since = time.monotonic()
+        self._clock = Clock(work)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, job: Prompt) -> None:
@@ -124,12 +123,8 @@ class VLLM:
     def _count(self, one: int) -> None:
         """Keep the time: busy as long as the engine has a prompt, else idle."""
         before, self._out = self._out, self._out + one
-        now = time.monotonic()
         if not (before and self._out):
-            busy = bool(before)
-            self._work.busy_s += (now - self._since) * busy
-            self._work.idle_s += (now - self._since) * (not busy)
-            self._since = now
+            self._clock.count(busy=bool(before))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
