@@ -96,10 +96,12 @@ def test_attention_in_parts_is_that_of_pytorch(queries: int, before: int, masked
     assert torch.allclose(got[real], expected.transpose(1, 2)[real], atol=1e-5)
 
 
-def test_attention_sees_everything_where_nothing_is_hidden():
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_that_is_not_causal_sees_what_comes_later(masked: bool):
     query, key = torch.randn(1, 2, 70, 4), torch.randn(1, 2, 70, 4)
-    got, _ = decoding.grouped_attention(None, query, key, key, None, is_causal=False, scaling=0.3)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, scale=0.3)
+    mask = torch.zeros(1, 1, 70, 70).index_fill(3, torch.tensor([0, 1]), torch.finfo().min) if masked else None
+    got, _ = decoding.grouped_attention(None, query, key, key, mask, is_causal=False, scaling=0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask, scale=0.3)
     assert torch.allclose(got, expected.transpose(1, 2), atol=1e-5)
 
 

@@ -494,19 +494,19 @@ def grouped_attention(
         return other
     rows, heads, queries, size = query.shape
     groups = key.shape[1]
-    causal = queries > 1 and attention_mask is None and getattr(module, "is_causal", True) and is_causal is not False
+    causal = is_causal is not False and getattr(module, "is_causal", True)
     before = key.shape[2] - queries  # keys that stand before all of them
     grouped = query.view(rows, groups, heads // groups, queries, size)
     parts = []
     for first in range(0, queries, QUERIES):
         last = min(first + QUERIES, queries)
-        seen = before + last if causal or attention_mask is not None else key.shape[2]
+        seen = before + last if causal else key.shape[2]
         some = grouped[:, :, :, first:last].reshape(rows, groups, -1, size)
         scores = (some @ key[:, :, :seen].transpose(2, 3)).mul_(size**-0.5 if scaling is None else scaling)
         scores = scores.view(rows, heads, last - first, seen)
         if attention_mask is not None:
             scores += attention_mask[:, :, first:last, :seen]
-        elif causal:
+        elif causal and queries > 1:
             later = torch.ones(last - first, last - first, dtype=torch.bool, device=scores.device).triu_(1)
             scores[..., before + first :].masked_fill_(later, float("-inf"))
         shares = scores.softmax(-1).view(rows, groups, -1, seen)
