@@ -166,7 +166,7 @@ def loop(row: Row) -> Answer:
 def ours(row: Row) -> Answer:
     """A model of rambla_ray in this process, without Ray."""
     from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
-    from rambla_ray.config import Pool
+    from rambla_ray.config.sections import Pool
     from rambla_ray.schema import Request
 
     asked = {
@@ -175,7 +175,7 @@ def ours(row: Row) -> Answer:
         "loading_params": {"dtype": "bfloat16"},
         "generation_config": {"max_new_tokens": row.new},
     }
-    params = HuggingFaceLLM.settle(HuggingFaceParams.model_validate(asked))
+    params = HuggingFaceParams.model_validate(asked).resolved()
     pool = Pool(num_gpus=int(row.device == "cuda"), num_cpus=CPUS, batch_size=row.batch)
     model = HuggingFaceLLM(params, pool, None)
     model.open()

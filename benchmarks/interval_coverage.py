@@ -19,7 +19,7 @@ from scipy.special import ndtr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rambla_ray.stats import Estimate, bootstrap_mean, roc_auc, slope, wilson
+from rambla_ray.scoring.stats import Estimate, bootstrap_mean, roc_auc, slope, wilson
 
 Interval = tuple[float, float]
 MUTATIONS = np.array([0, 1, 3, 10, 20, 50])

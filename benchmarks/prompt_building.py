@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import time
 
-from rambla_ray import config, prompts
-from rambla_ray.plan import Plan
+from rambla_ray.config import load as config
+from rambla_ray.run.plan import Plan
+from rambla_ray.tasks import prompts
 
 
 def main() -> None:

@@ -33,8 +33,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(REPOSITORY))
 
-from rambla_ray import config, prompts
-from rambla_ray.plan import Plan
+from rambla_ray.config import load as config
+from rambla_ray.run.plan import Plan
+from rambla_ray.tasks import prompts
 
 MODEL, MAX_TOKENS, DTYPE = "smollm2", 32, "bfloat16"
 MOCK_REQUESTS = 1500
@@ -122,8 +123,8 @@ def plain_app() -> Any:
 
     params = config.load([f"model={MODEL}", "task=mcqabaseline", "roles.judge=mock"]).targets[MODEL].params
     source = {
-        "pretrained_model_name_or_path": params["model_name"],
-        "gguf_file": params["loading_params"]["gguf_file"],
+        "pretrained_model_name_or_path": params.model_name,
+        "gguf_file": params.loading_params["gguf_file"],
     }
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=getattr(torch, DTYPE)).eval()
@@ -147,7 +148,7 @@ def serve_plain() -> None:
     """Run the peer on a free port, and say where."""
     import uvicorn
 
-    from rambla_ray import gateway
+    from rambla_ray.serving import gateway
 
     with gateway.bind("127.0.0.1", 0) as bound:
         app = plain_app()

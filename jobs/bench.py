@@ -61,16 +61,17 @@ def main(words: Sequence[str]) -> int:
 
 
 def _bench(words: Sequence[str]) -> int:
-    from rambla_ray import config as configs
-    from rambla_ray.job import Job
-    from rambla_ray.plan import Plan
-    from rambla_ray.results import RunDirectory
+    from rambla_ray.config import load as configs
+    from rambla_ray.config.run import cluster_address
+    from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.run.job import Job
+    from rambla_ray.run.plan import Plan
     from rambla_ray.storage import Folder
 
     job = Job.current()
     config = configs.load(words)
     options = config.options
-    own_cluster = job is None and configs.cluster_address(options.address) == "local"
+    own_cluster = job is None and cluster_address(options.address) == "local"
     if not own_cluster and not options.dry_run:
         _check_places(config, job)
     if options.doctor:
@@ -90,11 +91,11 @@ def _bench(words: Sequence[str]) -> int:
 
 def _doctor(config: Any) -> int:
     """Check every node and endpoint; prints a line each."""
-    from rambla_ray.cluster import connect
     from rambla_ray.display import one_line
+    from rambla_ray.run.cluster import connect
 
     connect(config.options.address, verbose=config.options.verbose)
-    from rambla_ray import doctor
+    from rambla_ray.run import doctor
 
     well = True
     for check in doctor.diagnose(config):
@@ -105,9 +106,9 @@ def _doctor(config: Any) -> int:
 
 def _nodes_are_ready(config: Any) -> bool:
     """The short form of the doctor, on a cluster that others have made; prints what is wrong."""
-    from rambla_ray import doctor
-    from rambla_ray.cluster import cluster
     from rambla_ray.display import one_line
+    from rambla_ray.run import doctor
+    from rambla_ray.run.cluster import cluster
 
     models = doctor.models_of(config, cluster())
     wrong = [check for check in doctor.check_nodes(models, *doctor.look(models)) if not check.holds]
@@ -131,9 +132,9 @@ def _check_places(config: Any, job: Any) -> None:
 
 
 def _run(plan: Any, directory: Any, words: Sequence[str], job: Any, *, own_cluster: bool) -> int:
-    from rambla_ray.cluster import connect, dashboard, settle_logging
     from rambla_ray.display import one_line
     from rambla_ray.errors import RunStopped
+    from rambla_ray.run.cluster import connect, dashboard, settle_logging
 
     threading.Thread(target=_import_what_is_needed_later, daemon=True).start()
 
@@ -143,7 +144,7 @@ def _run(plan: Any, directory: Any, words: Sequence[str], job: Any, *, own_clust
         connect(plan.config.options.address, verbose=plan.config.options.verbose)
         if job is not None:
             again = job.command([sys.argv[0], *words], dashboard())
-        from rambla_ray import pipeline
+        from rambla_ray.run import pipeline
 
         settle_logging(verbose=plan.config.options.verbose)
         if not own_cluster and not _nodes_are_ready(plan.config):
@@ -177,7 +178,7 @@ def _import_what_is_needed_later() -> None:
 
 
 def _print_results(directory: Any) -> None:
-    from rambla_ray import report
+    from rambla_ray.results import report
 
     report.write_summary(directory)
     report.print_run(directory, report.console_on(sys.stdout))

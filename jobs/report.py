@@ -19,10 +19,10 @@ def main(words: Sequence[str]) -> int:
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(__doc__)
         return 0 if {"-h", "--help"} & set(flags) else 1
-    from rambla_ray import report
-    from rambla_ray.audit import audit
     from rambla_ray.errors import UserError
-    from rambla_ray.results import RunDirectory, to_json
+    from rambla_ray.results import report
+    from rambla_ray.results.audit import audit
+    from rambla_ray.results.directory import RunDirectory, to_json
     from rambla_ray.storage import Folder
 
     directory = RunDirectory(Folder(places[0]))

@@ -54,9 +54,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _serve(words: Sequence[str]) -> int:
-    from rambla_ray import config as configs
+    from rambla_ray.config import load as configs
+    from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
-    from rambla_ray.job import Job
+    from rambla_ray.run.job import Job
 
     config = configs.load_served(words)
     if job := Job.current():
@@ -65,7 +66,7 @@ def _serve(words: Sequence[str]) -> int:
     if key is not None and not key.strip():
         raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
     try:
-        from rambla_ray import gateway
+        from rambla_ray.serving import gateway
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'rambla_ray[serve]' -c constraints.txt") from None
     options = config.options
@@ -73,7 +74,7 @@ def _serve(words: Sequence[str]) -> int:
         raise UserError(
             f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
         )
-    own_cluster = job is None and configs.cluster_address(options.address) == "local"
+    own_cluster = job is None and cluster_address(options.address) == "local"
     with gateway.bind(options.host, options.port) as socket:  # before a model is loaded in vain
         return _run(config, gateway, socket, key and key.strip(), own_cluster=own_cluster)
 
@@ -81,10 +82,10 @@ def _serve(words: Sequence[str]) -> int:
 def _run(config: Any, gateway: Any, socket: Any, key: str | None, *, own_cluster: bool) -> int:
     import uvloop
 
-    from rambla_ray.cluster import connect  # which silences Ray, if it is the first to import it
+    from rambla_ray.run.cluster import connect
 
     host, port = socket.getsockname()[:2]
-    from rambla_ray import serving
+    from rambla_ray.serving import deployment as serving
 
     serving.preflight(config, same_machine=own_cluster)
     connect(config.options.address, verbose=config.options.verbose)

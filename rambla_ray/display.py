@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -28,3 +29,19 @@ def in_markdown(line: str) -> str:
     """A line as Markdown that shows just it: no HTML, no formatting, no new cell of a table."""
     escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
     return "".join(_HTML.get(character, character) for character in escaped)
+
+
+def counted(count: float, what: str) -> str:
+    """A number of things, in words."""
+    return f"{count:.12g} {what}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the audit, and whether what it says is as it should be."""
+
+    line: str
+    holds: bool
+
+    def __str__(self) -> str:
+        return f"{'✓' if self.holds else '✗'} {self.line}"

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rambla_ray.errors import UserError, choose_from
-
-if TYPE_CHECKING:
-    from rambla_ray.actors.base import Model
 
 MODEL_MAP: Mapping[str, str] = {
     "openai_chat": "rambla_ray.actors.openai:OpenAIChat",
@@ -27,10 +24,10 @@ MODEL_MAP: Mapping[str, str] = {
 }
 
 
-def model_class(name: str, where: str) -> type[Model]:
-    """The class behind a `name`. Raises UserError, naming `where` it was asked for, when there is none."""
+def model_class(name: str) -> type[Any]:
+    """The class behind a `name`, a subclass of `rambla_ray.actors.base.Model`. Raises UserError when there is none."""
     if name not in MODEL_MAP:
-        raise UserError(f"{where}: name {name!r} is not a kind of model; {choose_from(name, MODEL_MAP)}")
+        raise UserError(f"name {name!r} is not a kind of model; {choose_from(name, MODEL_MAP)}")
     module, _, attribute = MODEL_MAP[name].partition(":")
-    loaded: type[Model] = getattr(importlib.import_module(module), attribute)
+    loaded: type[Any] = getattr(importlib.import_module(module), attribute)
     return loaded

@@ -6,6 +6,7 @@ Arrow's type inference on mixed or missing values loses data.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -274,3 +275,25 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One dataset item: its id, the same in every task, and its columns as text."""
+
+    root_id: str
+    fields: dict[str, str]
+    fault: str = ""  # why this item cannot be asked, if a stage could not do its work on it
+
+    def with_field(self, name: str, value: str) -> Item:
+        """A copy with `name` set; see `overwrite`."""
+        fields = dict(self.fields)
+        overwrite(fields, name, value)
+        return dataclasses.replace(self, fields=fields)
+
+
+def overwrite(fields: dict[str, str], name: str, value: str) -> None:
+    """Set `fields[name]`; what stood there first is kept as `original_<name>`."""
+    if name in fields:
+        fields.setdefault(f"original_{name}", fields[name])
+    fields[name] = value

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from rambla_ray.results import RunDirectory
+from rambla_ray.results.directory import RunDirectory
 from rambla_ray.schema import Outcome, Sample, Step, to_table
 from rambla_ray.storage import Folder
 

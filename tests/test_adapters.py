@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rambla_ray.config import SHIPPED_CONF, load
-from rambla_ray.datasets import DEMO_DIR, FIELDS, DatasetConfig, fields_of, load_items
+from rambla_ray.config.dataset import FIELDS, DatasetConfig, fields_of
+from rambla_ray.config.folder import SHIPPED_CONF
+from rambla_ray.config.load import load
+from rambla_ray.data.source import DEMO_DIR, load_items
 from rambla_ray.errors import UserError
-from rambla_ray.stages import Item
+from rambla_ray.schema import Item
 
 Record = dict[str, Any]
 TABLE: Record = {"id_column": "code", "fields": ["text", "score", "note"]}

@@ -17,9 +17,10 @@ from test_decoding import answer
 from test_huggingface import NEW, PROMPTS, ask, load, texts
 from transformers import AutoTokenizer
 
-from rambla_ray.actors import weights
+from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFaceParams, choose_backend
-from rambla_ray.config import Chaos, Pool
+from rambla_ray.actors.local import weights
+from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Options, Request
 
@@ -68,15 +69,15 @@ def test_auto_goes_by_device_and_options(chip: str, params: dict[str, Any], expe
 
 def test_what_auto_has_chosen_is_said_with_the_reason(tiny: Path) -> None:
     said: list[str] = []
-    load(tiny).attach(said.append, Chaos())
-    load(tiny, backend="transformers").attach(said.append, Chaos())
+    load(tiny).attach(RunContext(said.append))
+    load(tiny, backend="transformers").attach(RunContext(said.append))
     assert said == ["backend transformers: static batches, the fastest on a CPU"]
 
 
 def test_draws_that_depend_on_their_neighbours_are_told(tiny: Path) -> None:
     said: list[str] = []
     given = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.9}
-    load(tiny, backend="transformers_continuous", generation_config=given).attach(said.append, Chaos())
+    load(tiny, backend="transformers_continuous", generation_config=given).attach(RunContext(said.append))
     assert ["depends on its neighbours" in line for line in said] == [True]
 
 
@@ -98,19 +99,19 @@ def test_an_option_that_a_backend_cannot_honour_is_refused_with_one_that_can(
     params = HuggingFaceParams(model_name="x", backend=backend, generation_config={"max_new_tokens": 5, **option})
     name = list(option)[-1]
     with pytest.raises(UserError, match=rf"generation_config\.{name}: backend {backend} cannot honour it; {able} can"):
-        HuggingFaceLLM.settle(params)
-    HuggingFaceLLM.settle(params.model_copy(update={"backend": able}))
+        params.resolved()
+    params.model_copy(update={"backend": able}).resolved()
 
 
 @pytest.mark.parametrize("option", [{"repetition_penalty": 1.3}, {"min_new_tokens": 3}, {"num_beams": 1}])
 def test_what_a_backend_honours_is_not_refused(option: dict[str, Any]) -> None:
-    HuggingFaceLLM.settle(HuggingFaceParams(model_name="x", backend="vllm", generation_config=option))
+    HuggingFaceParams(model_name="x", backend="vllm", generation_config=option).resolved()
 
 
 def test_loading_params_that_vllm_does_not_take_are_refused() -> None:
     params = HuggingFaceParams(model_name="x", backend="vllm", loading_params={"gguf_file": "x.gguf"})
     with pytest.raises(UserError, match="gguf_file: backend vllm does not take it"):
-        HuggingFaceLLM.settle(params)
+        params.resolved()
 
 
 def test_the_backend_is_part_of_what_may_change_an_answer(tiny: Path) -> None:
@@ -277,7 +278,7 @@ def breaking(model: Any, *steps: int, error: Exception) -> None:
 
 def test_a_running_batch_that_does_not_fit_is_asked_again_in_a_smaller_one(tiny: Path) -> None:
     model, said = load(tiny, backend="transformers_continuous"), []
-    model.attach(said.append, Chaos())
+    model.attach(RunContext(said.append))
     breaking(model, 3, 6, error=torch.OutOfMemoryError("CUDA out of memory."))
     assert texts(model, *PROMPTS) == alone(tiny, *PROMPTS)
     assert model.work.out_of_memory == 2
@@ -304,14 +305,14 @@ def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: 
 
 def refused(folder: Path, **params: Any) -> str:
     given = HuggingFaceParams(model_name=str(folder), **params)
-    HuggingFaceLLM.preflight(given, same_machine=False)  # what cannot be looked for there is not refused
+    given.preflight(same_machine=False)  # what cannot be looked for there is not refused
     with pytest.raises(UserError) as caught:
-        HuggingFaceLLM.preflight(given, same_machine=True)
+        given.preflight(same_machine=True)
     return str(caught.value)
 
 
 def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(tiny), backend="vllm"), same_machine=True)
+    HuggingFaceParams(model_name=str(tiny), backend="vllm").preflight(same_machine=True)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("vllm_standin")])
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
@@ -325,11 +326,11 @@ def test_a_checkpoint_that_is_no_causal_language_model_is_refused(tmp_path: Path
 
 def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_needed(tmp_path: Path) -> None:
     folder = tiny_llama.build(tmp_path / "llama")
-    HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(folder), is_finetuned=True), same_machine=True)
+    HuggingFaceParams(model_name=str(folder), is_finetuned=True).preflight(same_machine=True)
     (folder / "chat_template.jinja").unlink()
     assert "give message_formatting_template" in refused(folder, is_finetuned=True)
     for fine in ({}, {"is_finetuned": True, "message_formatting_template": "{message}"}):
-        HuggingFaceLLM.preflight(HuggingFaceParams(model_name=str(folder), **fine), same_machine=True)
+        HuggingFaceParams(model_name=str(folder), **fine).preflight(same_machine=True)
 
 
 def test_an_answer_longer_than_the_context_is_refused(tiny: Path) -> None:
@@ -417,11 +418,11 @@ def test_what_a_model_is_needs_no_weights(tmp_path: Path) -> None:
     folder = tiny_llama.build(tmp_path / "llama")
     whole = load(folder).identity()
     (folder / "model.safetensors").rename(tmp_path / "away")
-    params = HuggingFaceLLM.settle(
+    params = (
         HuggingFaceParams(
             model_name=str(folder), loading_params={"dtype": "float32"}, generation_config={"max_new_tokens": NEW}
         )
-    )
+    ).resolved()
     model = HuggingFaceLLM(params, Pool(), None)
     assert {**model.identity(), "weights": ""} == {**whole, "weights": ""}
     (failed,) = ask(model, "hello")

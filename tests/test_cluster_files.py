@@ -18,9 +18,9 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rambla_ray import config as configs
-from rambla_ray.job import ENOUGH_S, STOP_WAIT
-from rambla_ray.secrets import is_secret
+from rambla_ray.config import load as configs
+from rambla_ray.config.secrets import is_secret
+from rambla_ray.run.job import ENOUGH_S, STOP_WAIT
 
 REPO = Path(__file__).resolve().parent.parent
 FILES = [REPO / name for name in ("cluster.yaml", "deploy/rayjob.yaml", "deploy/Dockerfile")]

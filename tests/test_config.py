@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rambla_ray.config import SHIPPED_CONF, DatasetConfig, RunConfig, load
+from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.folder import SHIPPED_CONF
+from rambla_ray.config.load import load
+from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
 
 HUGGINGFACE = """
@@ -72,20 +75,20 @@ def test_a_local_model_of_rambla_loads_as_it_stands(conf: Path) -> None:
     config = loaded(f"conf_dir={conf}", "model=hf").targets["hf"]
     assert config.name == "huggingface_llm"
     given = ("model_name", "loading_params", "generation_config", "is_finetuned", "device_map")
-    assert {key: config.params[key] for key in given} == {
+    assert {key: getattr(config.params, key) for key in given} == {
         "model_name": "<path/to/model/>",
         "loading_params": {"dtype": "bfloat16"},
         "generation_config": {"max_new_tokens": 200, "do_sample": False, "top_p": 1.0},
         "is_finetuned": True,
         "device_map": "auto",
     }
-    assert {key for key, value in config.params.items() if value not in (None, False)} == {*given, "backend"}
-    assert config.params["backend"] == "auto"
+    assert {key for key, value in config.params if value not in (None, False)} == {*given, "backend"}
+    assert config.params.backend == "auto"
 
 
 def test_an_api_model_of_rambla_loads_as_it_stands(conf: Path) -> None:
     config = loaded(f"conf_dir={conf}", "model=gpt").targets["gpt"]
-    assert config.params == {
+    assert config.params.model_dump() == {
         "engine": "gpt-4-32k",
         "temperature": 0.0,
         "async_calls": False,
@@ -129,7 +132,7 @@ def test_the_environment_settles_the_endpoint(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     params = loaded("model=openai_chat", *(f"model.params.{word}" for word in words)).targets["openai_chat"].params
-    assert (params["api_type"], params["base_url"], params["api_version"]) == expected
+    assert (params.api_type, params.base_url, params.api_version) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_a_role_is_cast_with_its_word_and_only_when_it_is_used() -> None:
     assert loaded("roles.judge=mock").roles == {}
     config = loaded("task=conclusion_generation", "roles.judge=mock", "model.params.flip=0.9")
     assert config.roles["judge"].config_name == "mock"
-    assert config.roles["judge"].config.params["flip"] == 0.2
+    assert config.roles["judge"].config.params.flip == 0.2
 
 
 @pytest.mark.parametrize(
@@ -372,7 +375,7 @@ def test_the_users_folder_goes_before_the_shipped_one(conf: Path) -> None:
     (conf / "model" / "mock.yaml").write_text("name: mock\nparams: {behaviour: oracle}\n")
     (conf / "config.yaml").write_text("seed: 99\n")
     config = loaded(f"conf_dir={conf}")
-    assert config.targets["mock"].params["behaviour"] == "oracle"
+    assert config.targets["mock"].params.behaviour == "oracle"
     assert (config.options.seed, config.options.data) == (99, "demo")
 
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rambla_ray.datasets import FIELDS, DatasetConfig, load_items
+from rambla_ray.config.dataset import FIELDS, DatasetConfig
+from rambla_ray.data.source import load_items
 from rambla_ray.errors import UserError
-from rambla_ray.stages import Item
+from rambla_ray.schema import Item
 
 Record = dict[str, Any]
 

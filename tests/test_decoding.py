@@ -16,8 +16,8 @@ import torch
 from test_huggingface import NEW, ask, load, texts
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 
-from rambla_ray.actors import decoding
-from rambla_ray.actors.decoding import ROOM, Draw, Draws, Roomy, lay_out
+from rambla_ray.actors.local import decoding
+from rambla_ray.actors.local.decoding import ROOM, Draw, Draws, Roomy, lay_out
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Options, Request
 

@@ -9,11 +9,11 @@ import pytest
 from conftest import Bench
 from openai_server import OpenAIServer
 
-from rambla_ray import config as configs
-from rambla_ray import doctor
-from rambla_ray.plan import Cluster
-from rambla_ray.plan import Node as Resources
-from rambla_ray.results import versions
+from rambla_ray.config import load as configs
+from rambla_ray.results.directory import versions
+from rambla_ray.run import doctor
+from rambla_ray.run.placement import Cluster
+from rambla_ray.run.placement import Node as Resources
 
 SUBJECTS = ["versions", "keys", "models", "room", "data", "output", "endpoints", "placement"]
 Diagnose = Callable[..., dict[str, tuple[bool, str]]]

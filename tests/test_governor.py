@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_server import OpenAIServer
 
-from rambla_ray.actors.adaptive import CUT, FORGET_S, GROWTH, LEASE_S, START, Concurrency, Usage
-from rambla_ray.actors.governor import (
+from rambla_ray.actors.api.adaptive import CUT, FORGET_S, GROWTH, LEASE_S, START, Concurrency, Usage
+from rambla_ray.actors.api.governor import (
     BURST_S,
     HORIZON_S,
     LONGEST_PAUSE_S,
@@ -34,7 +34,7 @@ from rambla_ray.actors.governor import (
     governor_name,
 )
 from rambla_ray.actors.openai import OpenAIChat
-from rambla_ray.config import Pool, Rate
+from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.schema import Request
 
 BEGAN = 1000.0  # a monotonic clock starts anywhere
@@ -488,7 +488,7 @@ class Caller:
 
     def __init__(self, url: str, rate: Limits) -> None:
         params = OpenAIChat.Params(engine="gpt-4", temperature=0, base_url=url)
-        self._model = OpenAIChat(OpenAIChat.settle(params), Pool(max_concurrency=64), rate)
+        self._model = OpenAIChat(params.resolved(), Pool(max_concurrency=64), rate)
 
     async def ask(self, prompts: list[str]) -> list[str]:
         answers = await asyncio.gather(*(self._model.generate(Request(prompt)) for prompt in prompts))

@@ -16,9 +16,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rambla_ray.actors.checkpoint import Job
 from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
-from rambla_ray.config import Pool
+from rambla_ray.actors.local.checkpoint import Job
+from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
 
@@ -66,7 +66,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 def load(folder: Path | str, kind: type[HuggingFaceLLM] = HuggingFaceLLM, batch_size: Any = 8, **params: Any) -> Any:
     given = {"loading_params": FLOAT32, "generation_config": {"max_new_tokens": NEW}, **params}
-    settled = kind.settle(HuggingFaceParams(model_name=str(folder), **given))
+    settled = HuggingFaceParams(model_name=str(folder), **given).resolved()
     model = kind(settled, Pool(batch_size=batch_size), None)
     model.open()
     return model
@@ -219,7 +219,7 @@ def test_a_generation_option_works_or_is_refused_before_any_request(tiny: Path, 
 def test_an_unknown_generation_option_is_refused_with_the_nearest_match() -> None:
     params = HuggingFaceParams(model_name="x", generation_config={"max_new_token": 5})
     with pytest.raises(UserError, match=r"'max_new_token'; did you mean 'max_new_tokens'\?"):
-        HuggingFaceLLM.settle(params)
+        params.resolved()
 
 
 # Parameters
@@ -258,14 +258,14 @@ def test_params_survive_the_way_to_an_actor(given: dict[str, Any]) -> None:
 
 def test_a_missing_folder_is_refused_only_where_the_model_runs(tmp_path: Path) -> None:
     params = HuggingFaceParams(model_name=str(tmp_path / "nowhere"))
-    HuggingFaceLLM.preflight(params, same_machine=False)
+    params.preflight(same_machine=False)
     with pytest.raises(UserError, match="nowhere"):
-        HuggingFaceLLM.preflight(params, same_machine=True)
+        params.preflight(same_machine=True)
 
 
 def test_a_path_may_start_at_home(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(copy.parent))
-    HuggingFaceLLM.preflight(HuggingFaceParams(model_name="~/copy"), same_machine=True)
+    HuggingFaceParams(model_name="~/copy").preflight(same_machine=True)
     assert load("~/copy").identity() == load(copy).identity()
 
 

@@ -16,10 +16,10 @@ from openai_server import Fault, OpenAIServer
 from ray.job_submission import JobStatus
 from ray_head import Head, wait_until
 
-from rambla_ray import job as jobs
 from rambla_ray.errors import UserError
-from rambla_ray.job import ENOUGH_S, STOP_WAIT, Job
-from rambla_ray.pipeline import DRAIN_S
+from rambla_ray.run import job as jobs
+from rambla_ray.run.job import ENOUGH_S, STOP_WAIT, Job
+from rambla_ray.run.pipeline import DRAIN_S
 
 REPO = Path(__file__).resolve().parent.parent
 DEMO_YES_NO = 57

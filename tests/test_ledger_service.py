@@ -16,9 +16,9 @@ import pytest
 import ray
 
 from rambla_ray.actors.ledger import ALONE, DRAINING, WAIT, YOURS, LedgerClient, LedgerService
-from rambla_ray.config import Budget, Price
+from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import CallError, Draining, ErrorKind
-from rambla_ray.ledger import Record
+from rambla_ray.ledger.store import Record
 from rambla_ray.schema import Response
 
 RUN = "run"

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.metrics import (
+from rambla_ray.schema import Outcome
+from rambla_ray.scoring.metrics import (
     CELL_SCHEMA,
     NULL,
     NULL_IN_RAMBLA,
@@ -23,8 +24,7 @@ from rambla_ray.metrics import (
     variant_effects,
     without_nan,
 )
-from rambla_ray.schema import Outcome
-from rambla_ray.stats import mcnemar_exact, wilson
+from rambla_ray.scoring.stats import mcnemar_exact, wilson
 
 YES_NO_NULL = ["yes", "no", NULL]
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.mock import MockModel, MockParams
-from rambla_ray.actors.retry import RetryPolicy
-from rambla_ray.config import Chaos, Pool, Rate
+from rambla_ray.config.sections import Chaos, Pool, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.schema import Identity, Request, Response
 
@@ -153,7 +154,7 @@ class QuickMock(MockModel):
 )
 def test_chaos_that_stays_ends_as_what_it_is(fault: str, kind: ErrorKind) -> None:
     model = QuickMock(MockParams(), Pool(), Rate(give_up_after_s=0.5))
-    model.attach(print, Chaos(**{fault: 1.0}))
+    model.attach(RunContext(print, Chaos(**{fault: 1.0})))
     (failed,) = ask(model, [A])
     assert failed.kind == kind
     assert failed.attempts == len(failed.tries) > 1
@@ -162,7 +163,7 @@ def test_chaos_that_stays_ends_as_what_it_is(fault: str, kind: ErrorKind) -> Non
 
 def test_answers_are_the_same_through_chaos() -> None:
     model = QuickMock(MockParams(), Pool(), None)
-    model.attach(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1))
+    model.attach(RunContext(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1)))
     through_chaos = ask(model, MANY[:300])
     assert [response.text for response in through_chaos] == texts(mock(), MANY[:300])
     assert sum(response.attempts for response in through_chaos) > 350
@@ -170,7 +171,7 @@ def test_answers_are_the_same_through_chaos() -> None:
 
 def test_chaos_that_is_no_fault_of_a_call_leaves_calls_alone() -> None:
     model = mock()
-    model.attach(print, Chaos(kill_actor_every=2))
+    model.attach(RunContext(print, Chaos(kill_actor_every=2)))
     assert {response.attempts for response in ask(model, MANY[:100])} == {1}
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.mutation import CharacterMutator, TooFewWords, sample_seed
+from rambla_ray.tasks.mutation import CharacterMutator, TooFewWords, sample_seed
 
 # The original has more mutators; its spelling task uses character_level alone, so the others are not built here.
 NOT_BUILT = {"character_level_nomatch", "case_upper", "case_both", "whitespace"}

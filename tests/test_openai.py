@@ -24,12 +24,13 @@ from typing import Any
 import pytest
 from openai_server import Fault, FaultKind, OpenAIServer, default_answer, embedding, prompt_sha
 
-from rambla_ray.actors.adaptive import START
-from rambla_ray.actors.base import HEDGE_AFTER
-from rambla_ray.actors.http import told_wait_s
+from rambla_ray.actors.api.adaptive import START
+from rambla_ray.actors.api.engine import HEDGE_AFTER
+from rambla_ray.actors.api.http import told_wait_s
+from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
-from rambla_ray.actors.retry import RetryPolicy
-from rambla_ray.config import Chaos, Pool, Rate
+from rambla_ray.config.sections import Chaos, Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
 
@@ -66,7 +67,7 @@ def _only_a_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def params(kind: type[OpenAIModel] = Chat, **given: Any) -> Any:
     text = {} if issubclass(kind, OpenAIEmbeddings) else {"temperature": 0.0}
-    return kind.settle(kind.Params(**{"engine": "gpt-4", **text, **given}))
+    return kind.Params(**{"engine": "gpt-4", **text, **given}).resolved()
 
 
 def build(
@@ -397,7 +398,7 @@ def test_an_estimate_above_the_budget_is_told_once_and_sent() -> None:
     notes: list[str] = []
     with OpenAIServer(answer=str.upper) as server:
         model = build(server, rate=Rate(tokens_per_minute=1000))
-        model.attach(notes.append, Chaos())
+        model.attach(RunContext(notes.append))
         first, second = asyncio.run(asyncio.wait_for(in_turn(model, "a" * 4000, "b" * 8000), 30))
     assert (first.text, second.text) == ("A" * 4000, "B" * 8000)
     assert len(notes) == 1
@@ -415,14 +416,14 @@ def test_nothing_is_asked_while_an_answer_is_not_durable(rate: Rate) -> None:
     async def scenario(server: OpenAIServer) -> int:
         nonlocal held
         model = build(server, at_once=2, rate=rate)
-        model.attach(print, Chaos(), lambda: held)
+        model.attach(RunContext(print, Chaos(), lambda: held))
         asked = [asyncio.create_task(model.generate(Request(f"prompt {number}"))) for number in range(6)]
         await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         held = True
         await asyncio.wait(asked, timeout=1.0)  # time for all of them, if they were let in
         before = len(server.requests)
         held = False
-        model.go_on()
+        model.resume()
         await asyncio.wait_for(asyncio.gather(*asked), 30)
         return before
 
@@ -522,7 +523,7 @@ CHAOS = [
 def test_chaos_passes_through_the_reading_of_replies(fault: str, kind: ErrorKind, message: str) -> None:
     with OpenAIServer() as server:
         model = build(server, rate=IMPATIENT)
-        model.attach(print, Chaos(**{fault: 1.0}))
+        model.attach(RunContext(print, Chaos(**{fault: 1.0})))
         failed = error(model)
         assert (failed.kind, failed.message, server.requests) == (kind, message, [])
     assert failed.attempts > 1
@@ -532,7 +533,7 @@ def test_every_prompt_is_answered_through_chaos() -> None:
     prompts = [f"prompt {number}" for number in range(100)]
     with OpenAIServer(answer=str.upper) as server:
         model = build(server, Stubborn)
-        model.attach(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1))
+        model.attach(RunContext(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1)))
         responses = ask(model, *prompts)
         assert [response.text for response in responses] == [prompt.upper() for prompt in prompts]
         assert sum(response.attempts for response in responses) > len(server.requests) == 100
@@ -878,15 +879,15 @@ def test_a_missing_key_is_refused_on_the_driver_naming_its_variable(
         monkeypatch.setenv("MY_KEY", value)
     given = params(api_key_var="MY_KEY")
     with pytest.raises(UserError, match="MY_KEY"):
-        Chat.preflight(given, same_machine=True)
-    Chat.preflight(given, same_machine=False)  # the key is needed where the calls are made
+        given.preflight(same_machine=True)
+    given.preflight(same_machine=False)  # the key is needed where the calls are made
     with pytest.raises(CallError, match="MY_KEY") as caught:
         Chat(given, Pool(), None)
     assert caught.value.kind == ErrorKind.AUTH
 
 
 def test_async_calls_false_is_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    Chat.preflight(params(async_calls=False), same_machine=True)
+    params(async_calls=False).preflight(same_machine=True)
     assert "async_calls has no effect" in capsys.readouterr().err
 
 
@@ -942,7 +943,7 @@ def test_the_endpoint_comes_from_the_config_then_the_environment_then_the_defaul
         monkeypatch.setenv(f"OPENAI_API_{name}", value)
     once = params(**given)
     assert (once.api_type, once.base_url, once.api_version) == settled
-    assert Chat.settle(Chat.Params.model_validate(once.model_dump(mode="json"))) == once
+    assert Chat.Params.model_validate(once.model_dump(mode="json")).resolved() == once
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rambla_ray.config import TaskConfig
+from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import ErrorKind
-from rambla_ray.outcomes import finish, has_ended
-from rambla_ray.parsing import read_rambla
 from rambla_ray.schema import SCORE, Outcome, Sample, Step
+from rambla_ray.scoring.outcomes import finish, has_ended
+from rambla_ray.scoring.reading import read_rambla
 
 YES_NO = ("yes", "no")
 

@@ -6,10 +6,13 @@ import json
 
 import pytest
 
-from rambla_ray.config import ModelConfig, Pool, load
+from rambla_ray.config.load import load
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.sections import Pool
 from rambla_ray.errors import UserError
-from rambla_ray.plan import Cluster, Level, Node, Plan, calls_per_actor, run_together, settle_pool, waits_for
-from rambla_ray.results import to_json
+from rambla_ray.results.directory import to_json
+from rambla_ray.run.placement import Cluster, Level, Node, calls_per_actor, run_together, settle_pool, waits_for
+from rambla_ray.run.plan import Plan
 from rambla_ray.schema import Role, Sample
 
 
@@ -171,8 +174,13 @@ THREE_NODES = Cluster((Node(8, 4),) * 3)
 EMPTY = Cluster((Node(0, 0),), grows=True)
 
 
+NEEDED = {"openai_chat": {"engine": "gpt-4", "temperature": 0}, "huggingface_llm": {"model_name": "m"}}
+
+
 def level(kind: str, **pool: float) -> Level:
-    return Level("m", ModelConfig.model_validate({"name": kind, "pool": pool}), (Role.TARGET,))
+    return Level(
+        "m", ModelConfig.model_validate({"name": kind, "params": NEEDED.get(kind, {}), "pool": pool}), (Role.TARGET,)
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.prompts import placeholders, render
+from rambla_ray.tasks.prompts import placeholders, render
 
 # Where this project differs from RAmBLA on purpose: a placeholder may stand twice, a field may stay unused.
 ALLOWED_HERE = {("{q}{q}", 1): "zz", ("{q}", 2): "z"}

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rambla_ray import protocol
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.protocol import ApiError, ChatCall, CompletionCall, EmbeddingsCall
 from rambla_ray.schema import Message, Options, Request, Response
+from rambla_ray.serving import replies
+from rambla_ray.serving import requests as protocol
+from rambla_ray.serving.requests import ApiError, ChatCall, CompletionCall, EmbeddingsCall
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -179,7 +180,7 @@ def events(stream: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_pieces_of_a_stream_add_up(usage):
-    reply = protocol.Reply(chat(stream=True, stream_options={"include_usage": usage}))
+    reply = replies.Reply(chat(stream=True, stream_options={"include_usage": usage}))
     response = Response("a µ b", "length", prompt_tokens=3, completion_tokens=2)
     sent = events(reply.first() + reply.piece("a µ") + reply.piece(" b") + reply.last(response))
     assert len({event["id"] for event in sent}) == 1
@@ -192,7 +193,7 @@ def test_the_pieces_of_a_stream_add_up(usage):
 
 def test_several_completions_are_numbered_and_counted_together():
     call = protocol.parse(CompletionCall, b'{"model": "m", "prompt": ["a", "b"]}')
-    whole = protocol.Reply(call).whole([Response("x", prompt_tokens=1), Response("y", prompt_tokens=2)])
+    whole = replies.Reply(call).whole([Response("x", prompt_tokens=1), Response("y", prompt_tokens=2)])
     assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == [(0, "x"), (1, "y")]
     assert whole["usage"]["total_tokens"] == 3
 
@@ -201,8 +202,8 @@ def test_vectors_are_sent_as_numbers_or_packed():
     responses = [Response("[0.5, -1.0]", prompt_tokens=1), Response("[2.0, 0.25]", prompt_tokens=4)]
     plain = protocol.parse(EmbeddingsCall, b'{"model": "m", "input": ["a", "b"]}')
     packed = protocol.parse(EmbeddingsCall, b'{"model": "m", "input": "a", "encoding_format": "base64"}')
-    body = protocol.embeddings(plain, responses)
+    body = replies.embeddings(plain, responses)
     assert [item["embedding"] for item in body["data"]] == [[0.5, -1.0], [2.0, 0.25]]
     assert body["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-    (item,) = protocol.embeddings(packed, responses[:1])["data"]
+    (item,) = replies.embeddings(packed, responses[:1])["data"]
     assert struct.unpack("<2f", base64.b64decode(item["embedding"])) == (0.5, -1.0)

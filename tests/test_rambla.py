@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.rambla import continuous_metrics, fewshot_bias, quality, relative_change, scale
+from rambla_ray.scoring.rambla import continuous_metrics, fewshot_bias, quality, relative_change, scale
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 CLASSES = ("no", "null", "yes")

@@ -20,10 +20,11 @@ from made_samples import many, sample, spec, store, task_spec
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from rambla_ray import config, report
-from rambla_ray.audit import audit
+from rambla_ray.config import load as config
 from rambla_ray.display import in_markdown, one_line
-from rambla_ray.results import RunDirectory, invocation, scoring_spec, to_json
+from rambla_ray.results import report
+from rambla_ray.results.audit import audit
+from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec, to_json
 from rambla_ray.schema import Sample, to_table
 
 # What an answer, an error or a name may hold to deceive or disturb whoever looks at it.

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from made_samples import blocks, many, sample, spec, store, task_spec
 
-from rambla_ray import config
+from rambla_ray.config import load as config
 from rambla_ray.errors import UserError
-from rambla_ray.results import RunDirectory, invocation, scoring_spec, throughput, to_json
+from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec, throughput, to_json
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Sample, Step, from_table, to_table
 from rambla_ray.storage import Folder
 

@@ -12,7 +12,8 @@ import pytest
 from test_huggingface import texts
 
 from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
-from rambla_ray.config import Pool, load
+from rambla_ray.config.load import load
+from rambla_ray.config.sections import Pool
 
 PROMPTS = 100
 WORDS = [

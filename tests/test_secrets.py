@@ -18,9 +18,9 @@ from openai_server import Fault, OpenAIServer
 from ray.job_submission import JobStatus
 from ray_head import Head, wait_until
 
-from rambla_ray.config import load
+from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
-from rambla_ray.job import STOP_WAIT
+from rambla_ray.run.job import STOP_WAIT
 
 SECRET = "sk-0123456789abcdef"
 DEMO_YES_NO = 57
@@ -132,7 +132,7 @@ def test_what_is_no_secret_goes(monkeypatch):
     words = ["model=mock", "runs_dir=/tmp/runs", "ledger=s3://bucket@eu/ledger", "model.params.answer=maybe"]
     config = load([*words, "task.dataset.path=${oc.env:LLAMA_PATH}/${oc.env:KEY_FILE}"])
     assert [dataset.path for dataset in config.datasets.values()] == ["/llama//k"]
-    assert load([*words[:-1], "model.params.answer=${oc.env:NOT_SET,none}"]).targets["mock"].params["answer"] == "none"
+    assert load([*words[:-1], "model.params.answer=${oc.env:NOT_SET,none}"]).targets["mock"].params.answer == "none"
 
 
 # A whole run, and everything it leaves behind

@@ -23,10 +23,10 @@ import pytest
 from conftest import KEY
 from openai_server import Fault, OpenAIServer
 
-from rambla_ray import gateway
-from rambla_ray.config import load_served
+from rambla_ray.config.load import load_served
 from rambla_ray.errors import UserError
-from rambla_ray.plan import Cluster, Node
+from rambla_ray.run.placement import Cluster, Node
+from rambla_ray.serving import gateway
 
 REPO = Path(__file__).resolve().parent.parent
 SERVE_KEY = KEY  # as the workers of the cluster know it, which ask what is served
@@ -59,7 +59,7 @@ class Endpoint:
 @pytest.fixture(scope="module")
 def endpoint(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Three models behind one gateway: a mock that says yes, and a chat and an embeddings API behind it."""
-    from rambla_ray import serving
+    from rambla_ray.serving import deployment as serving
 
     folder = tmp_path_factory.mktemp("served")
     (folder / "model").mkdir()
@@ -276,7 +276,7 @@ def test_wrong_words_are_told_in_a_line(words, told):
 
 def settled(there: Cluster, *words: str) -> list[tuple[float | None, float | None]]:
     """CPUs and GPUs of each model's replicas."""
-    from rambla_ray import serving
+    from rambla_ray.serving import deployment as serving
 
     levels = serving.settle(load_served(words).models, there)
     return [(level.config.pool.num_cpus, level.config.pool.num_gpus) for level in levels]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rambla_ray.similarity import bleu, combine_nli, inner_product, rouge
+from rambla_ray.scoring.similarity import bleu, combine_nli, inner_product, rouge
 
 BOTH = ["strict", "relaxed", "average"]
 LABELS = ["contradiction", "neutral", "entailment"]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.stages import AddDistractors, Generate, Item, ShuffleContext, Transform, check_order, parse_stage
+from rambla_ray.schema import Item
+from rambla_ray.tasks.stages import AddDistractors, Generate, ShuffleContext, Transform, check_order, parse_stage
 
 DRAWN_IN_RAMBLA = 1234
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score
 
-from rambla_ray.stats import Estimate, bootstrap, bootstrap_mean, holm, mcnemar_exact, roc_auc, slope, wilson
+from rambla_ray.scoring.stats import Estimate, bootstrap, bootstrap_mean, holm, mcnemar_exact, roc_auc, slope, wilson
 
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "interval_coverage.py"
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer
 
-from rambla_ray import cluster, config, pipeline
-from rambla_ray.plan import Level, Plan
-from rambla_ray.results import RunDirectory
+from rambla_ray.config import load as config
+from rambla_ray.results.directory import RunDirectory
+from rambla_ray.run import cluster, pipeline
+from rambla_ray.run.placement import Level
+from rambla_ray.run.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf.basecontainer import BaseContainer
 
-from rambla_ray.config import ConfigFolder, load
-from rambla_ray.datasets import DatasetConfig, load_items
+from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.folder import ConfigFolder
+from rambla_ray.config.load import load
+from rambla_ray.data.source import load_items
 from rambla_ray.errors import CallError, UserError
 from rambla_ray.schema import Request
 
@@ -155,7 +157,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_model(folder: Path, **params: object) -> HuggingFaceLLM:
     from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
-    from rambla_ray.config import Pool
+    from rambla_ray.config.sections import Pool
 
     given = HuggingFaceParams.model_validate({"model_name": str(folder), **params})
     model = HuggingFaceLLM(given, Pool(num_cpus=1), None)

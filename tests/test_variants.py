@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.stages import FewShot, Item, Mutate
+from rambla_ray.schema import Item
+from rambla_ray.tasks.stages import FewShot, Mutate
 
 ORDERS = (("yes", "yes"), ("no", "no"), ("yes", "no"), ("no", "yes"))
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from jinja2 import TemplateError
 from pydantic import Field, model_validator
 
-from rambla_ray import prompts
-from rambla_ray.actors import weights
-from rambla_ray.actors.base import ModelParams
-from rambla_ray.actors.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
-from rambla_ray.config import Chaos
+from rambla_ray.actors.local import weights
+from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.actors.model import RunContext
+from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
 from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_json
+from rambla_ray.tasks import prompts
 
 if TYPE_CHECKING:
-    from rambla_ray.actors.decoding import Draw
+    from rambla_ray.actors.local.decoding import Draw
 
 PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of prompts that run together: more fill no chip better
 DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # of rows that are decoded together: more gain no more
@@ -89,24 +89,16 @@ class HuggingFaceParams(CheckpointParams):
             raise ValueError("message_formatting_template needs exactly one placeholder, {message}")
         return self
 
-
-class HuggingFaceLLM(BaseHuggingFaceModel):
-    """A causal language model, generating with the backend that its params name."""
-
-    Params: ClassVar[type[ModelParams]] = HuggingFaceParams
-    params: HuggingFaceParams
-
-    @classmethod
-    def settle(cls, params: HuggingFaceParams) -> HuggingFaceParams:
+    def resolved(self) -> Self:
         """Refuse generation options that transformers does not know, or the backend cannot honour."""
-        if params.backend == "vllm":
-            strange = [key for key in params.loading_params if key not in VLLM_LOADING]
+        if self.backend == "vllm":
+            strange = [key for key in self.loading_params if key not in VLLM_LOADING]
             if strange:
                 raise UserError(
                     f"params.loading_params.{strange[0]}: backend vllm does not take it; backend: transformers does"
                 )
-        if not params.generation_config:
-            return params
+        if not self.generation_config:
+            return self
         try:
             from transformers import GenerationConfig
         except ImportError:
@@ -114,39 +106,45 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 "a local model needs transformers and torch: pip install 'rambla_ray[hf]' -c constraints.txt"
             ) from None
         known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
-        for key in params.generation_config:
+        for key in self.generation_config:
             if key not in known:
                 raise UserError(f"params.generation_config: no key '{key}'; {choose_from(key, known)}")
             if key in REFUSED_OPTIONS:
                 raise UserError(f"params.generation_config.{key} cannot be used here: {REFUSED_OPTIONS[key]}")
-        unheard = _unheard(params, params.backend) if params.backend != "auto" else None
+        unheard = _unheard(self, self.backend) if self.backend != "auto" else None
         if unheard:
-            able = [backend for backend in OPTIONS if not _unheard(params, backend)]
+            able = [backend for backend in OPTIONS if not _unheard(self, backend)]
             raise UserError(
-                f"params.generation_config.{unheard}: backend {params.backend} cannot honour it; {able[0]} can"
+                f"params.generation_config.{unheard}: backend {self.backend} cannot honour it; {able[0]} can"
             )
-        return params
+        return self
 
-    @classmethod
-    def preflight(cls, params: CheckpointParams, *, same_machine: bool) -> None:
-        super().preflight(params, same_machine=same_machine)
-        if not (same_machine and isinstance(params, HuggingFaceParams)):
+    def preflight(self, *, same_machine: bool) -> None:
+        super().preflight(same_machine=same_machine)
+        if not same_machine:
             return
-        if params.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        if self.backend == "vllm" and importlib.util.find_spec("vllm") is None:
             raise UserError("params.backend: vllm is not installed; pip install 'rambla_ray[vllm]', or backend: auto")
-        if not params.is_path or "gguf_file" in params.loading_params:
+        if not self.is_path or "gguf_file" in self.loading_params:
             return  # a hub's files, and GGUF, are looked into when they are loaded
-        folder = Path(params.model_name)
+        folder = Path(self.model_name)
         config = weights.config_of(folder)
         if wrong := [kind for kind in config.get("architectures") or [] if NOT_CAUSAL.search(kind)]:
             raise UserError(f"params.model_name: {folder} is a {wrong[0]}, which is not a causal language model")
-        most, new = weights.context_length(config), params.generation_config.get("max_new_tokens")
+        most, new = weights.context_length(config), self.generation_config.get("max_new_tokens")
         if most is not None and isinstance(new, int) and new >= most:
             raise UserError(f"params.generation_config.max_new_tokens={new} leaves no room in its context of {most}")
-        tokenizer = Path(params.tokenizer_name or folder)
-        templated = params.is_finetuned and not params.message_formatting_template
+        tokenizer = Path(self.tokenizer_name or folder)
+        templated = self.is_finetuned and not self.message_formatting_template
         if templated and tokenizer.is_dir() and not weights.has_chat_template(tokenizer):
             raise UserError(f"params.model_name: {_no_template(str(tokenizer))}")
+
+
+class HuggingFaceLLM(BaseHuggingFaceModel):
+    """A causal language model, generating with the backend that its params name."""
+
+    Params: ClassVar[type[ModelParams]] = HuggingFaceParams
+    params: HuggingFaceParams
 
     def cpu_dtype(self) -> str:
         return _fast_cpu_dtype()
@@ -169,7 +167,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
     def load_weights(self) -> None:
         self._engine: Engine | None = None
         if self._backend == "vllm":
-            from rambla_ray.actors.vllm import VLLM
+            from rambla_ray.actors.local.vllm import VLLM
 
             self._engine = VLLM(self.params, self.pool, self._generation, self._dtype, self.work)
             return
@@ -179,24 +177,24 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         if self._backend == "transformers":
             self._settle_decoding()
             return
-        from rambla_ray.actors.continuous import Continuous
+        from rambla_ray.actors.local.continuous import Continuous
 
         self._engine = Continuous(
             self._model,
             self._generation,
             self.work,
-            lambda line: self.note(line),
+            lambda line: self.context.notify(line),
             cache_tokens=CONTINUOUS_TOKENS if self.chip == "cpu" else None,
             memory_share=self.memory_share,
             most=None if self.pool.batch_size == "auto" else self.pool.batch_size,
         )
 
-    def attach(self, note: Callable[[str], None], chaos: Chaos, is_held: Callable[[], bool] = lambda: False) -> None:
-        super().attach(note, chaos, is_held)
+    def attach(self, context: RunContext) -> None:
+        super().attach(context)
         if self.params.backend == "auto":
-            note(f"backend {self._backend}: {self._why}")
+            context.notify(f"backend {self._backend}: {self._why}")
         if self._samples and self._backend == "transformers_continuous":
-            note(
+            context.notify(
                 "backend transformers_continuous draws all answers from one source, so that a draw depends on its "
                 "neighbours; backend: transformers seeds each by its own text"
             )
@@ -235,7 +233,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         """How `generate` is called: a row's draw is made by `decoding.Draws`, so `generate` itself is greedy."""
         from transformers import GenerationConfig
 
-        from rambla_ray.actors import decoding
+        from rambla_ray.actors.local import decoding
 
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         for name in ("do_sample", *DRAWING):
@@ -333,7 +331,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
 
     def _draw(self, tokens: list[int], asked: Options) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
-        from rambla_ray.actors.decoding import WARPERS, Draw
+        from rambla_ray.actors.local.decoding import WARPERS, Draw
 
         sampled = self._samples if asked.temperature is None else asked.temperature > 0
         if not sampled:
@@ -361,7 +359,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
     def _run_rows(self, jobs: list[Prompt]) -> None:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        from rambla_ray.actors.decoding import Beginning, Draws, RowEnds, begin, padded
+        from rambla_ray.actors.local.decoding import Beginning, Draws, RowEnds, begin, padded
 
         rows = [job.tokens for job in jobs]
         pad = self._generation.pad_token_id
@@ -389,7 +387,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
         self.work.padding_tokens += begun.padding
 
     def _run_beams(self, jobs: list[Prompt], limit: int) -> None:
-        from rambla_ray.actors.decoding import padded
+        from rambla_ray.actors.local.decoding import padded
 
         ids, mask = padded([job.tokens for job in jobs], self._generation.pad_token_id)
         out = self._model.generate(

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray import similarity
-from rambla_ray.actors.base import ModelParams
-from rambla_ray.actors.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
+from rambla_ray.scoring import similarity
 
 POOLING = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # sentence-transformers' names
 GIVE_BOTH = "to leave sentence-transformers' files unread, give pooling and normalize"
@@ -24,6 +24,8 @@ UNLIMITED = 10**9  # tokenizers without a limit name a larger one
 
 class NLIParams(CheckpointParams):
     """A classifier of text pairs, and how its two directions become one result."""
+
+    produces = "score"
 
     label_map: dict[int, str] | None = Field(
         None,
@@ -39,6 +41,9 @@ class NLIParams(CheckpointParams):
 class EmbeddingsParams(CheckpointParams):
     """An encoder, and how its token vectors become one."""
 
+    produces = "score"
+    embeds = True
+
     pooling: Literal["mean", "cls"] | None = Field(
         None, description="as the checkpoint's sentence-transformers files say when not given, else mean"
     )
@@ -52,8 +57,6 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
 
     All encodings of a request run in the same batch. A text that is too long is cut, as RAmBLA's is.
     """
-
-    produces = "score"
 
     @abstractmethod
     def encode(self, text: str, pair: str | None) -> Iterable[Any]:
@@ -173,7 +176,6 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
 
     Params: ClassVar[type[ModelParams]] = EmbeddingsParams
     params: EmbeddingsParams
-    embeds = True
     unused_weights = ("pooler.",)
 
     def load(self) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rambla_ray.config import Budget, Price
+from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
-from rambla_ray.ledger import Ledger, Record
+from rambla_ray.ledger.store import Ledger, Record
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
 

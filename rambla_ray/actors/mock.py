@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.base import BaseAPIModel, Emit, ModelParams
-from rambla_ray.config import Pool, Rate
+from rambla_ray.actors.api.engine import BaseAPIModel
+from rambla_ray.actors.model import Emit
+from rambla_ray.config.model import ModelParams
+from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Options, Request, Response
 
@@ -49,7 +51,6 @@ class MockModel(BaseAPIModel):
 
     Params: ClassVar[type[ModelParams]] = MockParams
     adaptive = False  # there is no endpoint to find out about
-    is_charged = False
 
     def __init__(self, params: MockParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)

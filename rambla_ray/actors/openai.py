@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from yarl import URL
 
-from rambla_ray import similarity
-from rambla_ray.actors.base import BaseAPIModel, ModelParams
-from rambla_ray.actors.http import Reply, Wire, exhausted_s, made_up, safe_words, told_wait_s, visible
-from rambla_ray.config import Pool, Rate
+from rambla_ray.actors.api.engine import BaseAPIModel
+from rambla_ray.actors.api.http import Reply, Wire, exhausted_s, made_up, safe_words, told_wait_s, visible
+from rambla_ray.config.model import KEY_VARIABLE, KeyedParams, ModelParams
+from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Message, Request, Response, well_formed
+from rambla_ray.scoring import similarity
 
 if TYPE_CHECKING:
     import httpx2
@@ -35,7 +36,7 @@ PING_S = 5.0  # how long an endpoint may take to a sign of life
 LONGEST_VECTOR = 100_000
 
 
-class EndpointParams(ModelParams):
+class EndpointParams(KeyedParams):
     """Where an OpenAI-compatible endpoint is and whose key it takes."""
 
     engine: str = Field(description="the model's name, or Azure's deployment")
@@ -46,10 +47,63 @@ class EndpointParams(ModelParams):
     api_version: str | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
     api_key_var: str = Field(
         "OPENAI_API_KEY",
-        pattern=r"^[A-Z_][A-Z0-9_]*$",  # what is pasted here by mistake is a key, and looks otherwise
+        pattern=KEY_VARIABLE,
         description="NAME of the environment variable with the key, in upper case",
     )
     async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
+
+    @property
+    def endpoint(self) -> str:
+        return str(self.base_url)
+
+    def resolved(self) -> Self:
+        """Fill in the endpoint from the environment, as RAmBLA's env file names it; never the key."""
+        version = self.api_version or os.environ.get("OPENAI_API_VERSION")
+        api_type = self.api_type or ("azure" if version else "openai")
+        base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
+        if base_url and not base_url.startswith(("http://", "https://")):
+            raise UserError(f"engine {self.engine}: base_url {base_url!r} is no URL; it begins with https://")
+        if api_type == "azure" and not base_url:
+            raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
+        if api_type == "azure" and not version:
+            raise UserError(
+                f"engine {self.engine}: Azure needs an API version; set OPENAI_API_VERSION or params.api_version"
+            )
+        return self.model_copy(
+            update={
+                "api_type": api_type,
+                "base_url": (base_url or PLAIN_URL).rstrip("/"),
+                "api_version": version if api_type == "azure" else None,
+            }
+        )
+
+    def preflight(self, *, same_machine: bool) -> None:
+        super().preflight(same_machine=same_machine)
+        if self.async_calls is False:
+            print(f"note: engine {self.engine}: async_calls has no effect, calls are concurrent", file=sys.stderr)
+
+    def ping(self) -> str:
+        """Its list of models; many that are like the API have none, and answer all the same."""
+        import openai
+
+        try:
+            key = self.read_key()
+            with _client(self, key) as client:
+                began = time.monotonic()
+                try:
+                    client.models.list(timeout=PING_S)
+                except openai.APIStatusError as error:
+                    if error.status_code in (401, 403):
+                        reason = f"turns the key in {self.api_key_var} away (HTTP {error.status_code})"
+                        raise UserError(f"{reason}; put a valid one where Ray starts") from None
+                    return f"answers (HTTP {error.status_code} to a question for its models)"
+                return f"answers, and takes the key in {self.api_key_var} ({time.monotonic() - began:.1f} s)"
+        except CallError as error:
+            raise UserError(error.message) from None
+        except openai.OpenAIError as error:
+            cause = error.__cause__ or error
+            reason = visible(f"{type(cause).__name__}: {cause}")[:120]
+            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
 
 
 class TextParams(EndpointParams):
@@ -59,9 +113,9 @@ class TextParams(EndpointParams):
     max_tokens: int = Field(800, gt=0, description="longest answer, in tokens")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
 
-
-class ChatParams(TextParams):
-    """Chat needs an engine; nothing else differs."""
+    @property
+    def longest_answer(self) -> int:
+        return self.max_tokens
 
 
 class CompletionParams(TextParams):
@@ -72,6 +126,9 @@ class CompletionParams(TextParams):
 
 class EmbeddingsParams(EndpointParams):
     """The embeddings API, with RAmBLA's default engine."""
+
+    produces = "score"
+    embeds = True
 
     engine: str = Field(
         "text-embedding-ada-002",
@@ -92,7 +149,7 @@ class OpenAIModel(BaseAPIModel):
     def __init__(self, params: EndpointParams, pool: Pool, rate: Rate | None) -> None:
         self.params = params
         super().__init__(params, pool, rate)
-        self._key = _key(params)
+        self._key = params.read_key()
         form = _form(params, self._key, self.write)
         self._body: dict[str, Any] = json.loads(form.content)
         before, after = form.content.decode().split(json.dumps(PLACE))
@@ -100,67 +157,6 @@ class OpenAIModel(BaseAPIModel):
         self._url = URL(str(form.url), encoded=True)
         headers = {name: value for name, value in form.headers.items() if not name.startswith(OWN_HEADERS)}
         self._wire = Wire(headers, pool.max_concurrency, _trust)
-
-    @classmethod
-    def settle(cls, params: EndpointParams) -> EndpointParams:
-        """Fill in the endpoint from the environment, as RAmBLA's env file names it; never the key."""
-        version = params.api_version or os.environ.get("OPENAI_API_VERSION")
-        api_type = params.api_type or ("azure" if version else "openai")
-        base_url = params.base_url or os.environ.get("OPENAI_API_BASE")
-        if base_url and not base_url.startswith(("http://", "https://")):
-            raise UserError(f"engine {params.engine}: base_url {base_url!r} is no URL; it begins with https://")
-        if api_type == "azure" and not base_url:
-            raise UserError(f"engine {params.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
-        if api_type == "azure" and not version:
-            raise UserError(
-                f"engine {params.engine}: Azure needs an API version; set OPENAI_API_VERSION or params.api_version"
-            )
-        return params.model_copy(
-            update={
-                "api_type": api_type,
-                "base_url": (base_url or PLAIN_URL).rstrip("/"),
-                "api_version": version if api_type == "azure" else None,
-            }
-        )
-
-    @classmethod
-    def preflight(cls, params: EndpointParams, *, same_machine: bool) -> None:
-        """The key's variable must be set where calls are made; elsewhere than on this machine it is not looked for."""
-        if same_machine and not os.environ.get(params.api_key_var):
-            raise UserError(f"needs a key in the environment variable {params.api_key_var}, which is not set")
-        if params.async_calls is False:
-            print(
-                f"note: engine {params.engine}: async_calls has no effect, calls are concurrent",
-                file=sys.stderr,
-            )
-
-    @classmethod
-    def endpoint(cls, params: EndpointParams) -> str:
-        return str(params.base_url)
-
-    @classmethod
-    def ping(cls, params: EndpointParams) -> str:
-        """Its list of models; many that are like the API have none, and answer all the same."""
-        import openai
-
-        try:
-            key = _key(params)
-            with _client(params, key) as client:
-                began = time.monotonic()
-                try:
-                    client.models.list(timeout=PING_S)
-                except openai.APIStatusError as error:
-                    if error.status_code in (401, 403):
-                        reason = f"turns the key in {params.api_key_var} away (HTTP {error.status_code})"
-                        raise UserError(f"{reason}; put a valid one where Ray starts") from None
-                    return f"answers (HTTP {error.status_code} to a question for its models)"
-                return f"answers, and takes the key in {params.api_key_var} ({time.monotonic() - began:.1f} s)"
-        except CallError as error:
-            raise UserError(error.message) from None
-        except openai.OpenAIError as error:
-            cause = error.__cause__ or error
-            reason = visible(f"{type(cause).__name__}: {cause}")[:120]
-            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
 
     def identity(self) -> dict[str, object]:
         return {
@@ -252,7 +248,7 @@ class OpenAITextModel(OpenAIModel):
 class OpenAIChat(OpenAITextModel):
     """`/chat/completions`: the prompt as one user message, no system message, as RAmBLA sends it."""
 
-    Params: ClassVar[type[ModelParams]] = ChatParams
+    Params: ClassVar[type[ModelParams]] = TextParams
 
     def write(self, client: openai.OpenAI) -> None:
         client.chat.completions.create(messages=[{"role": "user", "content": PLACE}], **self.options())
@@ -297,8 +293,6 @@ class OpenAIEmbeddings(OpenAIModel):
     """
 
     Params: ClassVar[type[ModelParams]] = EmbeddingsParams
-    produces = "score"
-    embeds = True
 
     def estimate_tokens(self, request: Request) -> int:
         return super().estimate_tokens(request) + len(request.pair or "") // 4
@@ -333,17 +327,6 @@ def _count(usage: Any, name: str) -> int:
     """A number of tokens as an endpoint tells it; 0 where that is no such number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and 0 <= count < 2**31 else 0
-
-
-def _key(params: EndpointParams) -> str:
-    key = os.environ.get(params.api_key_var, "").strip()
-    if not key:
-        raise CallError(
-            ErrorKind.AUTH, f"the environment variable {params.api_key_var} is not set where the model runs"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise CallError(ErrorKind.AUTH, f"{params.api_key_var} has characters that a header cannot hold")
-    return key
 
 
 def _trust() -> ssl.SSLContext:

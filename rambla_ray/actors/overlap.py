@@ -7,15 +7,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray import similarity
-from rambla_ray.actors.base import Emit, Model, ModelParams
-from rambla_ray.config import Pool, Rate
+from rambla_ray.actors.model import Emit, Model
+from rambla_ray.config.model import ModelParams
+from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
+from rambla_ray.scoring import similarity
 
 
 class OverlapParams(ModelParams):
     """Which overlap."""
+
+    produces = "score"
 
     metric: Literal["bleu", "rouge1", "rouge2", "rougeL"] = Field(
         description="bleu: up to 4-grams, no smoothing; rouge*: the F-measure"
@@ -26,7 +29,6 @@ class OverlapModel(Model):
     """BLEU or ROUGE of the prompt with its pair as the reference; needs no endpoint and no GPU."""
 
     Params: ClassVar[type[ModelParams]] = OverlapParams
-    produces = "score"
 
     def __init__(self, params: OverlapParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)

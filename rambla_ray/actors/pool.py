@@ -18,27 +18,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from rambla_ray import prompts
-from rambla_ray.actors.base import Model, hide_gpus
 from rambla_ray.actors.ledger import LedgerClient
-from rambla_ray.config import Chaos, ModelConfig, TaskConfig
+from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.sections import Chaos
+from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
-from rambla_ray.ledger import Record
-from rambla_ray.outcomes import finish, has_ended
-from rambla_ray.plan import sample_of
-from rambla_ray.registry import model_class
+from rambla_ray.ledger.store import Record
 from rambla_ray.schema import (
     SCORE,
     Identity,
+    Item,
     Request,
     Role,
     Sample,
     Step,
     from_table,
+    overwrite,
     to_table,
     well_formed,
 )
-from rambla_ray.stages import Compare, Generate, Item, overwrite
+from rambla_ray.scoring.outcomes import finish, has_ended
+from rambla_ray.tasks import prompts
+from rambla_ray.tasks.stages import Compare, Generate
 
 PACKED = "samples"  # the one column that streams from pool to pool
 
@@ -107,10 +109,10 @@ class PoolActor:
         self._model: Model | None = None
         self._broken: CallError | None = None
         hide_gpus(config.pool)
-        kind = model_class(config.name, name)
+        self._scores = config.params.produces == SCORE
         try:
-            self._model = kind(kind.Params.model_validate(config.params), config.pool, config.rate)
-            self._model.attach(self._ledger.note, chaos, self._ledger.is_late)
+            self._model = config.kind(config.params, config.pool, config.rate)
+            self._model.attach(RunContext(self._ledger.note, chaos, self._ledger.is_late))
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
@@ -148,7 +150,7 @@ class PoolActor:
     def _ask_on(self) -> None:
         """Answers have become durable: what was held back until then may be asked."""
         if self._model is not None:
-            self._model.go_on()
+            self._model.resume()
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
         """The samples of a row: those it holds, or those to be made of the items it names."""
@@ -182,8 +184,7 @@ class PoolActor:
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
         """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
         model = self._model
-        scores = model is not None and model.produces == SCORE
-        request = self._request(sample, stage, is_last=is_last, scores=scores)
+        request = self._request(sample, stage, is_last=is_last)
         prompt = request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}"
         about = (f"{stage.kind}:{stage.output}", str(stage.role), self._name)
         fault = self._broken or _unaskable(stage, sample.fields, prompt)
@@ -216,7 +217,7 @@ class PoolActor:
             identity,
             prompt,
             text=given.text,
-            finish_reason=SCORE if scores else given.finish_reason,
+            finish_reason=SCORE if self._scores else given.finish_reason,
             prompt_tokens=given.prompt_tokens,
             completion_tokens=given.completion_tokens,
             latency_s=given.latency_s,
@@ -226,7 +227,7 @@ class PoolActor:
             tries=given.tries,
         )
 
-    def _request(self, sample: Sample, stage: Generate, *, is_last: bool, scores: bool) -> Request:
+    def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
         answer = self._tasks[sample.task].answer
         hints: dict[str, Any] = {
@@ -234,7 +235,7 @@ class PoolActor:
             "target": answer.choice_for(sample.target),
             "choices": answer.choices if is_last else (),
         }
-        if isinstance(stage, Compare) and scores:
+        if isinstance(stage, Compare) and self._scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
         return Request(prompts.render(stage.template, sample.fields), **hints)
 

@@ -1,0 +1,1 @@
+"""The machinery of models that run on the cluster itself."""

@@ -1,0 +1,104 @@
+"""What every model is: one model in one actor, which answers requests."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from rambla_ray.actors.local.usage import Work
+from rambla_ray.config.model import ModelParams
+from rambla_ray.config.sections import Chaos, Pool, Rate
+from rambla_ray.schema import Request, Response
+
+Emit = Callable[[str], None]
+
+
+def hide_gpus(pool: Pool) -> None:
+    """In an actor that was given no GPU, before its model is made: let it see none. Ray shows it the node's."""
+    if not pool.num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What a model takes from the run that it answers for.
+
+    Args:
+        notify: takes a line that the user should see, once however many actors send it.
+        chaos: faults to inject.
+        is_held: whether no call that is paid for should be made now; `Model.resume` follows a change of it.
+    """
+
+    notify: Callable[[str], None] = print
+    chaos: Chaos = field(default_factory=Chaos)
+    is_held: Callable[[], bool] = lambda: False
+
+
+class Model(ABC):
+    """One model in one actor. Subclasses say what their params are and how a request is answered.
+
+    Args:
+        params: this model's own, already checked.
+        pool: resources and concurrency of one actor; `num_cpus` and `num_gpus` are settled.
+        rate: the endpoint's limits; None for a model without any.
+    """
+
+    Params: ClassVar[type[ModelParams]]
+
+    def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
+        self.pool = pool
+        self.rate = rate
+        self.context = RunContext()
+
+    def attach(self, context: RunContext) -> None:
+        """Join a run."""
+        self.context = context
+
+    @abstractmethod
+    def identity(self) -> dict[str, object]:
+        """Everything about this model that may change an answer, as JSON values."""
+
+    def request_identity(self, request: Request) -> dict[str, object]:
+        """Everything about this request that may change the answer, as JSON values."""
+        own: dict[str, object] = {"prompt": request.prompt}
+        if request.pair is not None:
+            own["pair"] = request.pair
+        if request.messages:
+            own["messages"] = request.messages
+        if request.verbatim:
+            own["verbatim"] = True
+        asked = request.options.asked()
+        return {**own, "options": asked} if asked else own
+
+    def open(self) -> None:
+        """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
+        return None
+
+    def measure(self) -> Work | None:
+        """What this actor has done; None where others do the work."""
+        return None
+
+    def drain(self) -> None:
+        """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
+        return None
+
+    def resume(self) -> None:
+        """The run's `is_held` may have changed."""
+        return None
+
+    @abstractmethod
+    async def generate(self, request: Request, emit: Emit | None = None) -> Response:
+        """Answer one request. Cancelled, it gives up what it holds: a slot, a place in a batch.
+
+        Args:
+            request: what to answer.
+            emit: takes the answer's text piece by piece as it is made, in this event loop; the pieces add up to the
+                response's text. A model that cannot do so leaves it alone.
+
+        Raises:
+            CallError: there is no answer.
+            Draining: it is not asked any more.
+        """

@@ -1,0 +1,1 @@
+"""Configuration: YAML files and command-line words to checked, frozen configs."""

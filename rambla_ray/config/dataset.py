@@ -1,0 +1,112 @@
+"""A dataset config: where items come from, and which of them are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rambla_ray.errors import choose_from
+from rambla_ray.schema import Item
+
+
+class DatasetConfig(BaseModel):
+    """`conf/dataset/<name>.yaml`: where items come from and which are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal["pubmedqa", "bioasq", "sick", "mrpc", "table"] = Field(description="the adapter that reads it")
+    path: str = Field(description="a hub id (owner/name), or a local, s3:// or gs:// file")
+    subset: str | None = Field(None, description="configuration name on the hub")
+    split: str = Field("train", description="split on the hub")
+    demo: str = Field(pattern=r"^\w[\w.-]*$", description="file of the same layout shipped in rambla_ray/demo")
+    id_column: str | None = Field(None, description="of a table: the column with each row's id; `id` when not given")
+    fields: tuple[str, ...] = Field((), description="of a table: the columns that a task may read")
+    keep: dict[str, list[str]] = Field(
+        default_factory=dict, description="keep only items whose field has one of these values"
+    )
+    balance: str | None = Field(
+        None,
+        description="a field of `keep`: take as many items of each of its values as the rarest has, the first ones, "
+        "value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
+    )
+    limit: int | None = Field(None, gt=0, description="keep the first N items, after `keep` and `balance`")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="shuffle before `limit`; file order when not given")
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Self:
+        if self.format == "table" and not self.fields:
+            raise ValueError("format table needs `fields`: the columns that a task may read")
+        if self.format != "table" and (self.fields or self.id_column is not None):
+            raise ValueError(f"`fields` and `id_column` are for format table; {self.format} has fields of its own")
+        if self.balance is not None and not self.keep.get(self.balance):
+            raise ValueError(f"`balance: {self.balance}` needs `keep: {{{self.balance}: [...]}}` with the values")
+        if self.limit is not None and self.limit < len(self._balanced_values):
+            raise ValueError(
+                f"limit {self.limit} is too small for `balance`: {len(self._balanced_values)} values of "
+                f"{self.balance} get equal shares"
+            )
+        return self
+
+    @property
+    def _balanced_values(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.keep[self.balance])) if self.balance else ()
+
+    def select(self, items: Sequence[Item]) -> list[Item]:
+        """The items that this config chooses: `keep`, then `balance`, then `seed`, then `limit`.
+
+        Raises:
+            ValueError: nothing is left, or a value to balance has no items.
+        """
+        total = len(items)
+        for column, values in self.keep.items():
+            items = [item for item in items if item.fields.get(column) in values]
+            if not items and total:
+                known = fields_of(self)
+                hint = "" if column in known else f"; no field '{column}', {choose_from(column, known)}"
+                raise ValueError(f"has no items to ask ({total} before `keep`){hint}")
+        if not items:
+            raise ValueError("has no items to ask: it is empty")
+        if self.balance is not None:
+            items = _balanced(items, self.balance, self._balanced_values)
+        if self.seed is not None:
+            items = [items[row] for row in np.random.RandomState(self.seed).permutation(len(items))]
+        if self.limit is None:
+            return list(items)
+        if self.balance is None:
+            return list(items[: self.limit])
+        return list(_shares(items, self.balance, self.limit // len(self._balanced_values)))
+
+
+def _balanced(items: Sequence[Item], column: str, values: Sequence[str]) -> list[Item]:
+    """Blocks of equal size, one per value in their order: the first items that have it."""
+    blocks = {value: [item for item in items if item.fields[column] == value] for value in values}
+    empty = [value for value, block in blocks.items() if not block]
+    if empty:
+        raise ValueError(f"has no item whose {column} is '{empty[0]}', so that `balance` would leave none")
+    size = min(len(block) for block in blocks.values())
+    return [item for block in blocks.values() for item in block[:size]]
+
+
+def _shares(items: Sequence[Item], column: str, share: int) -> Iterator[Item]:
+    """The first `share` items of each value, in the order in which they stand."""
+    taken: Counter[str] = Counter()
+    for item in items:
+        taken[item.fields[column]] += 1
+        if taken[item.fields[column]] <= share:
+            yield item
+
+
+FIELDS: Mapping[str, frozenset[str]] = {
+    "pubmedqa": frozenset({"question", "long_answer", "final_decision", "context", "labels", "meshes", "pmid"}),
+    "bioasq": frozenset({"question", "answer", "context", "label", "id"}),
+    "sick": frozenset({"text_1", "text_2", "label", "relatedness_score", "entailment"}),
+    "mrpc": frozenset({"text_1", "text_2", "label", "idx"}),
+}
+
+
+def fields_of(config: DatasetConfig) -> frozenset[str]:
+    """The fields of a dataset's items, known before it is read."""
+    return FIELDS.get(config.format, frozenset(config.fields))

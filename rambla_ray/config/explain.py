@@ -1,0 +1,48 @@
+"""A validation error as one line that names the key and what exists there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from rambla_ray.errors import choose_from
+
+
+def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
+    """The first fault of a validation error in one line.
+
+    Args:
+        error: what pydantic said.
+        model: the model that was validated.
+        inside: the key under which that model stands.
+    """
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a typo explains most
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join([inside, *location] if inside else location)
+    if fault["type"] == "extra_forbidden":
+        return f"no key '{key}'; {choose_from(location[-1], _keys_at(model, location[:-1]))}"
+    if fault["type"] == "missing":
+        return f"key '{key}' is missing"
+    reason = fault["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+    given = fault.get("input")
+    if isinstance(given, bool) and "string" in fault["type"]:
+        reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
+    is_plain = isinstance(given, str | int | float | bool | None) and not key.endswith("api_key_var")  # maybe a key
+    shown = f" (got {given!r})"[:80] if is_plain else ""
+    return f"{key}: {reason}{shown}" if key else reason
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys that exist at a place inside a model."""
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]

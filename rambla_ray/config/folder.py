@@ -1,0 +1,68 @@
+"""`conf/`: the YAML files of models, tasks and datasets, as plain values."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rambla_ray.errors import UserError, choose_from
+
+SHIPPED_CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+
+
+class ConfigFolder:
+    """`conf/`: the user's folder first, if there is one, then the shipped one."""
+
+    def __init__(self, conf_dir: str | None) -> None:
+        if conf_dir is not None and not Path(conf_dir).is_dir():
+            raise UserError(f"conf_dir={conf_dir}: there is no such folder")
+        self._folders = [*([Path(conf_dir)] if conf_dir else []), SHIPPED_CONF]
+
+    def names(self, group: str) -> list[str]:
+        """The configs of a group (model, task, dataset), sorted."""
+        return sorted({path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")})
+
+    def load(self, group: str, name: str) -> tuple[dict[str, Any], Path]:
+        """One config and its file. Raises UserError when there is none, or it cannot be read."""
+        for folder in self._folders:
+            path = folder / group / f"{name}.yaml"
+            if path.is_file() and path.parent == folder / group:
+                return _read_yaml(path), path
+        raise UserError(f"no {group} {name!r}; {choose_from(name, self.names(group))}")
+
+    def root(self) -> dict[str, Any]:
+        """`config.yaml`: the defaults, the user's over the shipped."""
+        merged: dict[str, Any] = {}
+        for folder in reversed(self._folders):
+            if (folder / "config.yaml").is_file():
+                merged |= _read_yaml(folder / "config.yaml")
+        return merged
+
+
+def package_dir(package: str) -> str:
+    """Resolver `${package_dir:NAME}`: the folder of an installed package, without importing it."""
+    if not package.isidentifier():
+        raise ValueError(f"'{package}' is not the name of a package")  # of a dotted one, the outer would be imported
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ValueError(f"package {package} is not installed: pip install --no-deps {distribution}")
+    return str(spec.submodule_search_locations[0])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except OSError as error:  # OmegaConf's own, without a number, says that a file holds a bare value
+        reason = f"cannot be read: {error.strerror}" if error.errno else "expected keys and values"
+        raise UserError(f"{path}: {reason}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values")
+    return cast(dict[str, Any], value)

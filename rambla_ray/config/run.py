@@ -1,0 +1,148 @@
+"""A whole configuration, resolved: of a run, or of what is served."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    field_validator,
+)
+
+from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.model import ModelConfig, RoleModel
+from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name
+from rambla_ray.config.task import TaskConfig
+from rambla_ray.schema import Role, canonical_json
+
+
+def _words(value: Any) -> Any:
+    return [word for word in value.split(",") if word] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
+
+
+def cluster_address(given: str | None) -> str:
+    """The cluster that is meant: the one given, else the one that RAY_ADDRESS names, else a local one."""
+    return given or os.environ.get("RAY_ADDRESS") or "local"
+
+
+class Options(Closed):
+    """The root keys: `conf/config.yaml`, and what the command line may set."""
+
+    model: Names = Field(description="model configs to test, separated by commas")
+    task: Names = Field(description="tasks, separated by commas, or 'all'")
+    data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
+    limit: int | None = Field(None, gt=0, description="the first N items of each dataset")
+    seed: int = Field(1234, ge=0, lt=2**32, description="for stages that set none of their own")
+    roles: dict[Role, Name] = Field(description="the model config of each role other than the target")
+    run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
+    runs_dir: str = Field("runs", description="where runs are kept")
+    ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
+    address: str | None = Field(
+        None,
+        description="auto (a cluster running on this machine, else a local one) | local | host:port; when not "
+        "given, the cluster that RAY_ADDRESS names, as it does in a job, else a local one",
+    )
+    dry_run: bool = Field(False, description="print the plan and stop")
+    doctor: bool = Field(False, description="check every node, and each endpoint, and stop")
+    verbose: bool = Field(False, description="let Ray's own log lines through")
+    fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
+    budget: Budget = Field(default_factory=Budget, description="what the run may spend")
+    chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
+
+    @field_validator("roles")
+    @classmethod
+    def _target_is_not_given_here(cls, roles: dict[Role, str]) -> dict[Role, str]:
+        if Role.TARGET in roles:
+            raise ValueError("the target is chosen with model=<name>")
+        return roles
+
+    @field_validator("run_id")
+    @classmethod
+    def _not_the_ledger(cls, run_id: str | None) -> str | None:
+        if run_id == "ledger":
+            raise ValueError("'ledger' is where answers are kept; choose another name")
+        return run_id
+
+
+OF_MODELS = ("conf_dir", "pool", "rate")  # keys of the command line beside the options
+# What may differ between two invocations of one run: where and how it runs, not what is asked.
+OPERATIONAL = frozenset(
+    {
+        *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
+        *("budget", "chaos"),
+    }
+)
+
+
+def key_variables(models: Iterable[ModelConfig]) -> frozenset[str]:
+    """The environment variables that hold the keys of some models."""
+    return frozenset(variable for model in models if (variable := model.params.key_variable))
+
+
+class RunConfig(Closed):
+    """Everything a run is made of, resolved: what `config.yaml` in a run directory holds."""
+
+    options: Options
+    targets: dict[str, ModelConfig]
+    roles: dict[Role, RoleModel]
+    tasks: dict[str, TaskConfig]
+    datasets: dict[str, DatasetConfig]
+    own_data: bool = Field(description="task.dataset.path was given, so the demo sets are not read")
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the items are the shipped demo set, so that no number is a benchmark result."""
+        return self.options.data == "demo" and not self.own_data
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: the same for the same questions to the same models."""
+        if self.options.run_id:
+            return self.options.run_id
+        digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
+        tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"
+        return "-".join([*self.targets, tasks, digest])[-120:].lstrip("-._")
+
+    @property
+    def ledger(self) -> str:
+        """Where answers are kept."""
+        return self.options.ledger or f"{self.options.runs_dir.rstrip('/')}/ledger"
+
+    @property
+    def key_variables(self) -> frozenset[str]:
+        """The environment variables that hold the keys of the run's models."""
+        return key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
+
+    def question(self) -> dict[str, Any]:
+        """What the run asks, without where and how it runs: two invocations that agree here are the same run."""
+        whole = self.model_dump(mode="json")
+        for key in OPERATIONAL & whole["options"].keys():
+            del whole["options"][key]
+        for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
+            del config["pool"], config["rate"], config["price"]
+        del whole["options"]["roles"]  # those in use stand under `roles`
+        return whole
+
+
+class ServeOptions(Closed):
+    """The root keys of `jobs/serve.py`."""
+
+    model: Names = Field(description="model configs to serve, separated by commas")
+    host: str = Field("127.0.0.1", description="where to listen; another than this machine's own needs a key")
+    port: int = Field(8000, ge=0, lt=2**16, description="0 for any that is free")
+    address: str | None = Field(None, description="auto | local | host:port, as for a run")
+    verbose: bool = Field(False, description="let Ray's own log lines through")
+
+
+class ServeConfig(Closed):
+    """Everything that is served, resolved."""
+
+    options: ServeOptions
+    models: dict[str, ModelConfig]

@@ -1,0 +1,114 @@
+"""The sections that configs are made of: pools, rates, prices, budgets, injected faults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Closed(BaseModel):
+    """A config section: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pool(Closed):
+    """The Ray actors of one model config. All optional; the plan settles what is not given."""
+
+    min_size: int = Field(1, ge=1, description="actors to start with")
+    max_size: int | None = Field(None, ge=1, description="actors at most; min_size when not given")
+    num_cpus: float | None = Field(None, ge=0, description="CPUs of one actor; API models take none")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs of one actor; one for a local model where there are any"
+    )
+    batch_size: int | Literal["auto"] = Field("auto", description="requests a local model answers together")
+    max_concurrency: int = Field(64, ge=1, le=4096, description="requests one actor has in flight")
+
+    @property
+    def largest(self) -> int:
+        """How many actors there can be."""
+        return self.max_size or self.min_size
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError(f"max_size {self.max_size} is below min_size {self.min_size}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"batch_size {self.batch_size} is below 1")
+        return self
+
+
+class Rate(Closed):
+    """What an endpoint allows, held for the whole cluster by its governor, and how long a request may take.
+
+    Without a limit the number of calls in flight adapts to what the endpoint takes.
+    """
+
+    requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
+    tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
+    timeout_s: float = Field(180.0, gt=0, le=3600, description="how long one call may take")
+    give_up_after_s: float = Field(900.0, gt=0, le=86400, description="how long a request may take, waits included")
+    hedge: bool = Field(False, description="ask again what takes longer than 95 % of the calls; first answer wins")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.requests_per_minute is not None or self.tokens_per_minute is not None
+
+
+class Chaos(Closed):
+    """Faults to inject into the calls of API models and the mock, to see that a run survives them."""
+
+    http429: float = Field(0.0, ge=0, le=1, description="share of calls answered with 429 and a Retry-After")
+    http500: float = Field(0.0, ge=0, le=1, description="share of calls answered with 500")
+    reset: float = Field(0.0, ge=0, le=1, description="share of calls whose connection is reset")
+    garbage: float = Field(0.0, ge=0, le=1, description="share of calls whose reply is not what the API promises")
+    kill_actor_every: int | None = Field(None, ge=2, description="calls after which an actor kills its own process")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.http429 + self.http500 + self.reset + self.garbage > 1:
+            raise ValueError("http429, http500, reset and garbage are shares of all calls and add up to more than 1")
+        return self
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is to be injected."""
+        return self != Chaos()
+
+
+class Budget(Closed):
+    """What a run may spend in all, over all its invocations; no call is made beyond it."""
+
+    usd: float | None = Field(None, ge=0, description="US dollars, by the price of each model config")
+    tokens: int | None = Field(None, ge=0, description="prompt and answer tokens")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return self.usd is not None or self.tokens is not None
+
+
+class Price(Closed):
+    """What an endpoint charges, in US dollars per million tokens."""
+
+    input_per_million: float = Field(ge=0, description="for prompt tokens")
+    output_per_million: float = Field(ge=0, description="for answer tokens")
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars for so many tokens."""
+        return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1_000_000
+
+
+class FailIf(Closed):
+    """Gates: conditions on the result that make the run exit with 3."""
+
+    coverage_below: float | None = Field(None, ge=0, le=1, description="any cell's share of scored samples")

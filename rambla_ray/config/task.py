@@ -1,0 +1,141 @@
+"""A task config: a dataset, the stages its items pass, and how the answer is read."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
+
+from rambla_ray.config.explain import explain
+from rambla_ray.config.sections import Closed, Name
+from rambla_ray.errors import ErrorKind, choose_from
+from rambla_ray.schema import Item, Role, Sample, Step
+from rambla_ray.tasks.stages import STAGES, Generate, Stage, Transform, check_order, parse_stage
+
+Choice = Annotated[str, Field(pattern=r"^\w[\w -]*$")]
+
+
+class Answer(Closed):
+    """How a task's answer is read and scored."""
+
+    choices: tuple[Choice, ...] = Field(min_length=2, description="what may be answered, as plain words")
+    target: str = Field(description="the field that holds the right answer")
+    labels: dict[Choice, str] | None = Field(
+        None, description="the label that each choice stands for, where they are not the same"
+    )
+    expect: str | None = Field(None, description="the right label for every item, in place of the target's")
+    reads: str = Field("response", description="the field the answer is read from")
+
+    @model_validator(mode="after")
+    def _choices_and_labels_fit(self) -> Self:
+        if any(choice != choice.lower() for choice in self.choices):
+            raise ValueError("choices are written in lower case")
+        for one, other in itertools.permutations(self.choices, 2):
+            if other.startswith(one):
+                raise ValueError(f"choices '{one}' and '{other}' overlap; no reader could tell them apart")
+        if self.labels is not None and set(self.labels) != set(self.choices):
+            raise ValueError(f"labels must name every choice, and nothing else: {', '.join(self.choices)}")
+        if self.expect is not None and self.expect not in self.label_names:
+            raise ValueError(f"expect '{self.expect}' is not among the labels {', '.join(self.label_names)}")
+        return self
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """What the right answer, and an answer that was read, can be."""
+        return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
+
+    def label_of(self, choice: str) -> str:
+        """The label that a choice stands for."""
+        return self.labels[choice] if self.labels else choice
+
+    def choice_for(self, label: str) -> str:
+        """A choice that stands for a label."""
+        return next(choice for choice in self.choices if self.label_of(choice) == label)
+
+
+def _parsed_stages(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("a task needs a list of stages")
+    parsed = []
+    for number, stage in enumerate(value, start=1):
+        try:
+            parsed.append(parse_stage(stage))
+        except ValidationError as error:
+            kind = stage if isinstance(stage, str) else next(iter(stage))
+            raise ValueError(f"stage {number}: {explain(error, STAGES[kind], kind)}") from None
+    return parsed
+
+
+class TaskConfig(Closed):
+    """`conf/task/<name>.yaml`: a dataset, stages, and how the answer is read."""
+
+    dataset: Name = Field(description="a file in conf/dataset")
+    pair_with: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][\w.-]*(/[\w=.-]+)?$",
+        description="the task, or task/variant, whose answers to the same items these are compared with",
+    )
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_parsed_stages)] = Field(description="in order")
+    answer: Answer
+
+    @field_serializer("stages")
+    def _stages_as_yaml(self, stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
+        return [{stage.kind: stage.model_dump(mode="json", by_alias=True)} for stage in stages]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The values that vary inside this task; a single empty one when nothing does."""
+        many = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
+        return next((variants for variants in many if variants != ("",)), ("",))
+
+    @cached_property
+    def generates(self) -> tuple[Generate, ...]:
+        """The stages that ask a role, in order."""
+        return tuple(stage for stage in self.stages if isinstance(stage, Generate))
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse stages and answers that read what neither the dataset gives nor a stage writes. Raises ValueError."""
+        fields = check_order(self.stages, given)
+        for key, name in (("answer.target", self.answer.target), ("answer.reads", self.answer.reads)):
+            if name not in fields:
+                raise ValueError(f"{key} is '{name}', which nothing writes; {choose_from(name, fields)}")
+        if self.answer.reads != self.generates[-1].output:
+            raise ValueError(
+                f"answer.reads is '{self.answer.reads}', but the last generate writes '{self.generates[-1].output}'"
+            )
+
+
+def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:
+    """The sample that an item is under one variant of a task, for one target."""
+    return Sample(
+        sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
+        root_id=item.root_id,
+        model=target,
+        task=name,
+        variant=variant,
+        target=task.answer.expect or item.fields[task.answer.target],
+        label=item.fields[task.answer.target],
+        fields=dict(item.fields),
+        steps=[_not_asked(target, item.fault)] if item.fault else [],
+    )
+
+
+def _not_asked(model: str, fault: str) -> Step:
+    """The step of a sample that no stage can ask."""
+    return Step(
+        stage="plan",
+        role=Role.TARGET,
+        model=model,
+        request_id="",
+        prompt="",
+        error_kind=ErrorKind.BAD_ITEM,
+        error=fault,
+    )

@@ -1,0 +1,1 @@
+"""Data: from files, buckets and the hub to items."""

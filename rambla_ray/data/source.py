@@ -1,0 +1,189 @@
+"""Datasets: from a hub id, a local file or a bucket to a list of items.
+
+An adapter turns the records of one public layout into items with the fields, joins and order that RAmBLA uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.data.adapters import (
+    ID_COLUMNS,
+    OTHER_FILE,
+    adapt,
+)
+from rambla_ray.errors import UserError
+from rambla_ray.schema import Item
+
+DEMO_DIR = Path(__file__).parent / "demo"
+FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+TAB_SEPARATED = (".tsv", ".txt")  # the public form of SICK and MRPC
+
+
+def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
+    """The items of a dataset, in order.
+
+    Args:
+        config: what to read.
+        name: the dataset's name, for messages.
+        demo: read the shipped demo file instead of `config.path`.
+
+    Raises:
+        UserError: the data cannot be reached or read, lacks a column, has a row without an id or with a label that
+            is not of its layout, holds an id twice, or nothing is left to ask.
+    """
+    path = str(DEMO_DIR / config.demo) if demo else config.path
+    where = f"dataset {name} ({path})"
+    try:
+        records = list(_read(path, config))
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{where} cannot be read: {reason}; {OTHER_FILE}") from None
+    except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
+        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    items = adapt(records, config, where)
+    twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]
+    if twice:
+        raise UserError(f"{where} holds {len(twice)} ids more than once, for example '{twice[0]}'; ids must be unique")
+    if items and all(item.fault for item in items):
+        raise UserError(f"{where} has no item that can be asked: {items[0].fault}, in all {len(items)}; {OTHER_FILE}")
+    try:
+        return config.select(items)
+    except ValueError as error:
+        raise UserError(f"{where} {error}") from None
+
+
+def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
+    """Raw records, one per item."""
+    suffix = Path(path).suffix.lower()
+    endings = FILE_FORMATS + (TAB_SEPARATED if config.format in ("sick", "mrpc") else ())
+    if suffix not in endings and not _is_local(path) and "://" not in path:
+        yield from _read_hub(path, config)
+        return
+    if suffix not in endings:
+        local = Path(path).expanduser()
+        if local.is_dir():
+            yield from _read_hub(str(local), config)
+            return
+        hint = f"a file needs one of the endings {', '.join(endings)}" if local.exists() else "no such file"
+        raise ValueError(f"{hint}; {OTHER_FILE}")
+    from pyarrow import fs
+
+    source = path if "://" in path else str(Path(path).expanduser().absolute())
+    filesystem, inner = fs.FileSystem.from_uri(source) if "://" in path else (fs.LocalFileSystem(), source)
+    with filesystem.open_input_file(inner) as stream:
+        if suffix == ".parquet":
+            from pyarrow import parquet
+
+            table = parquet.read_table(stream)
+            opaque = [field.name for field in table.schema if _holds_objects(field.type)]
+            if opaque:
+                raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {OTHER_FILE}")
+            yield from table.to_pylist()
+            return
+        text = stream.read().decode("utf-8-sig")
+    if suffix == ".jsonl":
+        yield from _json_lines(text)
+    elif suffix == ".json":
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+        yield from _json_records(value, config.id_column or ID_COLUMNS.get(config.format, "id"))
+    else:
+        yield from _separated(text, tabs=suffix in TAB_SEPARATED)
+
+
+def _holds_objects(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is, or nests, one that Python code has registered: Ray's own unpickles what it reads."""
+    if isinstance(kind, pa.ExtensionType):
+        return True
+    inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
+    return any(map(_holds_objects, inner))
+
+
+def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file, or of a tab-separated one, in which a quote is a character like any other."""
+    csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, and a context can be longer
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    rows = (row for row in reader if row)
+    header = next(rows, [])
+    if not header or len(set(header)) < len(header):
+        raise ValueError(f"its first line must name the columns, each once; {OTHER_FILE}")
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"line {reader.line_num} has {len(row)} columns, the first line {len(header)}")
+        yield dict(zip(header, row, strict=True))
+
+
+def _json_lines(text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028 in a text
+        if line.strip():
+            try:
+                yield json.loads(line, object_pairs_hook=_unique_keys)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different; json would silently keep the last of two."""
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"'{twice}' stands twice in one JSON object; ids must be unique")
+    return unique
+
+
+def _json_records(value: Any, id_column: str) -> Iterator[Any]:
+    """Records of a JSON file: a list of objects, BioASQ's `questions`, or PubMedQA's object of objects keyed by id."""
+    if isinstance(value, dict) and isinstance(value.get("questions"), list):
+        value = value["questions"]
+    if isinstance(value, list):
+        yield from value
+    elif isinstance(value, dict) and all(isinstance(record, dict) for record in value.values()):
+        yield from ({id_column: key, **record} for key, record in value.items())
+    else:
+        raise ValueError("expected a list of objects, or an object of objects keyed by id")
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or Path(path).exists()
+
+
+def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
+    """Records of a hub dataset, or of a local folder in the hub's layout."""
+    if not Path(path).is_dir() and not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # a copy in the cache still loads; nothing waits for the network
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        yield from datasets.load_dataset(path, config.subset, split=config.split)
+    except Exception as error:  # noqa: BLE001 - the library raises a dozen kinds: offline, not found, gated, bad layout
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"load_dataset failed ({type(error).__name__}: {reason}); give a local copy with "
+            "task.dataset.path=<file>, or run on the demo set with data=demo"
+        ) from None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, so that its client's minutes of retries can be spared."""
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(url, timeout=3.0).close()  # noqa: S310 - the user's own endpoint
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The ledger: every response by request_id, append-only."""

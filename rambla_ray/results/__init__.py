@@ -1,0 +1,1 @@
+"""The run directory: writing it, scoring it, and showing it."""

@@ -1,0 +1,106 @@
+"""The audit of a run: every sample is there once, every answer is what its text says, every call is accounted for.
+
+From the run directory alone, offline. docs/run_directory.md defines the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+from omegaconf import OmegaConf
+
+from rambla_ray.config.task import TaskConfig
+from rambla_ray.display import Check
+from rambla_ray.errors import UserError
+from rambla_ray.results.directory import RunDirectory
+from rambla_ray.results.samples import StoredTask, read_spec
+from rambla_ray.schema import Sample, Step
+from rambla_ray.scoring.outcomes import finish
+
+_READ = ("answer", "rambla_answer", "outcome")
+_READ_COLUMNS = [*_READ, *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind"))]
+
+
+def audit(directory: RunDirectory) -> list[Check]:
+    """Every check of a run. Raises UserError when there is nothing to check."""
+    calls = directory.read_calls()
+    finished = calls is not None and bool(calls["invocations"][-1]["finished"])
+    checks = [_samples(directory, finished=finished), _answers(directory)]
+    if calls:
+        checks.append(_calls(calls))
+    return checks
+
+
+def _samples(directory: RunDirectory, *, finished: bool) -> Check:
+    """Samples expected and stored. In a run that was stopped, what is not there is still to come, and not lost."""
+    spec = read_spec(directory.samples)
+    expected = stored = duplicate = missing = surplus = 0
+    for target in spec["models"]:
+        for task, how in spec["tasks"].items():
+            rows, distinct = _ids(StoredTask(directory.samples, target, task))
+            wanted: Mapping[str, int] = how["expected"]
+            expected += sum(wanted.values())
+            stored += sum(distinct.values())
+            duplicate += rows - sum(distinct.values())
+            missing += sum(max(0, count - distinct.get(variant, 0)) for variant, count in wanted.items())
+            surplus += sum(max(0, count - wanted.get(variant, 0)) for variant, count in distinct.items())
+    lost, to_come = (missing, 0) if finished else (0, missing)
+    line = f"samples: expected {expected}, stored {stored}, duplicate {duplicate}, lost {lost}"
+    line += f", still to come {to_come}" if to_come else ""
+    line += f", not in the plan {surplus}" if surplus else ""
+    return Check(line, not (lost or duplicate or surplus))
+
+
+def _answers(directory: RunDirectory) -> Check:
+    """Every stored text read again, as the run's own config says."""
+    spec = read_spec(directory.samples)
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.create(directory.folder.read("config.yaml").decode()))
+    except FileNotFoundError:
+        raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?") from None
+    checked = differ = 0
+    for task in spec["tasks"]:
+        reads = TaskConfig.model_validate(config["question"]["tasks"][task])
+        for target in spec["models"]:
+            for row in _rows(StoredTask(directory.samples, target, task)):
+                checked += 1
+                differ += not _reads_the_same(row, reads)
+    return Check(f"answers: checked {checked}, of which {differ} read otherwise", not differ)
+
+
+def _ids(stored: StoredTask) -> tuple[int, Counter[str]]:
+    """How many rows there are, and of each variant how many distinct samples."""
+    ids = list(stored.batches(["sample_id", "variant"]))
+    table = pa.Table.from_batches(ids, ids[0].schema) if ids else pa.table({"sample_id": [], "variant": []})
+    return table.num_rows, Counter(table.group_by(["sample_id", "variant"]).aggregate([])["variant"].to_pylist())
+
+
+def _rows(stored: StoredTask) -> Iterator[dict[str, Any]]:
+    for batch in stored.batches(_READ_COLUMNS):
+        yield from batch.to_pylist()
+
+
+def _reads_the_same(row: Mapping[str, Any], task: TaskConfig) -> bool:
+    """Whether a stored sample's last text gives the stored answers and outcome."""
+    steps = [Step(stage="", model="", request_id="", prompt="", **step) for step in row["steps"]]
+    sample = Sample("", "", "", "", "", "", "", {}, steps)
+    finish(sample, task)
+    return (sample.answer, sample.rambla_answer, sample.outcome) == tuple(row[name] for name in _READ)
+
+
+def _calls(calls: Mapping[str, Any]) -> Check:
+    """The equation of the run's calls, which must hold for each model and role."""
+    names = ("calls", "answered", "failed", "retried", "hedged", "repeated")
+    made, *ends, repeated = (sum(entry[name] for entry in calls["models"]) for name in names)
+    parts = " + ".join(f"{name} {count}" for name, count in zip(names[1:5], ends, strict=True))
+    wrong = [
+        f"{entry['model']} as {entry['role']}"
+        for entry in calls["models"]
+        if entry["calls"] != sum(entry[name] for name in names[1:5])
+    ]
+    line = f"calls made {made} = {parts} + repeated after a kill at most {repeated}"
+    line += f" (so that up to {made + repeated} were paid)" if repeated else ""
+    return Check(line + (f"; does not add up for {', '.join(wrong)}" if wrong else ""), not wrong)

@@ -1,0 +1,346 @@
+"""What a person sees: progress while a run goes on, its table, its summary and its HTML report."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rambla_ray.display import in_markdown, one_line
+from rambla_ray.results.directory import RunDirectory, throughput
+from rambla_ray.schema import Outcome
+
+PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal,
+SLOWEST_LINE_S = 60.0  # and later one in a twentieth of the time that has passed, but at least one a minute
+LONGEST_LINE = 1000  # characters
+PLAIN_WIDTH = 150  # of a table where the output is no terminal, in characters
+EXAMPLE_CHARS = 60  # of an answer, in a warning
+READERS_DIFFER = 0.02  # share of a cell's answers above which a difference of the readers is a warning
+LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
+COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
+EFFECT_COLUMNS = (
+    *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
+    *("right→wrong", "wrong→right", "same answer", "p (Holm)"),
+)
+CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "failed")
+CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
+LEFT = ("model", "role", "task", "compared with", "outcomes")
+SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console as wide as the terminal; where there is none, of plain text, whatever FORCE_COLOR says."""
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream, force_terminal=None if is_terminal else False, width=None if is_terminal else PLAIN_WIDTH
+    )
+
+
+class Progress:
+    """Shows how far a run is: a live table on a terminal, else a plain line now and then. To stderr.
+
+    Args:
+        total: samples of the run.
+        models: the model configs that take part.
+        counts: asks the ledger service for its counts; what it raises is not shown, the run itself will say it.
+    """
+
+    def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
+        self._total = total
+        self._models = models
+        self._counts = counts
+        self._outcomes: Counter[str] = Counter()
+        self._told: set[str] = set()
+        self._began = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10.0)
+
+    def add(self, outcome: str, count: int = 1) -> None:
+        """Count finished samples."""
+        self._outcomes[outcome] += count
+
+    def _show(self) -> None:
+        console = console_on(sys.stderr)
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=4, transient=True) as live:
+                while not self._over.wait(0.5):
+                    with contextlib.suppress(Exception):
+                        counts = self._counts()
+                        self._tell(counts, console)
+                        live.update(self._table(counts))
+        while not self._over.wait(min(SLOWEST_LINE_S, max(PLAIN_LINE_S, (time.monotonic() - self._began) / 20))):
+            with contextlib.suppress(Exception):
+                counts = self._counts()
+                self._tell(counts, console)
+                _say(console, self._line(counts), whole=True)
+        with contextlib.suppress(Exception):
+            self._tell(self._counts(), console)
+
+    def _tell(self, counts: Mapping[str, Any], console: Console) -> None:
+        """Print the notes that have not been printed."""
+        for note in counts["notes"]:
+            if note not in self._told:
+                self._told.add(note)
+                _say(console, f"note: {note}", whole=True)
+
+    def _line(self, counts: Mapping[str, Any]) -> str:
+        done = self._outcomes.total()
+        elapsed = time.monotonic() - self._began
+        loading = [name for name in self._models if name not in counts["models"]]
+        if loading and not done and not counts["calls"]:
+            return f"{elapsed:.0f} s: loading {', '.join(loading)}"
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
+        budget = f", budget {counts['budget']}" if counts["budget"] else ""
+        return (
+            f"{elapsed:.0f} s: {done}/{self._total} samples{f' ({ended})' if ended else ''}, "
+            f"{counts['calls']} calls, {counts['in_flight']} in flight, {done / elapsed:.1f} samples/s{budget}"
+            f"{''.join(f'; {name} {_work(actors)}' for name, actors in sorted(counts['work'].items()))}"
+        )
+
+    def _table(self, counts: Mapping[str, Any]) -> Table:
+        table = _table(LIVE_COLUMNS, title=self._line(counts))
+        counted = ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")
+        for spent in counts["spent"]:
+            _add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in counted)])
+        return table
+
+
+def _work(actors: Sequence[Mapping[str, float]]) -> str:
+    """Whether a local model or the stream to it is the bottleneck, in a few words."""
+    did = throughput(actors)
+    if not did["prompt_tokens_per_s"]:
+        return "loading its weights, or at its first batch"
+    return (
+        f"{did['prompt_tokens_per_s']:.0f} + {did['generated_tokens_per_s']:.0f} tokens/s, batches of "
+        f"{did['requests_per_batch']:.0f}, {did['padding_share']:.0%} padding, "
+        f"{did['waiting_share']:.0%} waiting for work"
+    )
+
+
+def _say(console: Console, line: str, *, whole: bool = False) -> None:
+    """Print a line as plain text, whatever it is made of; `whole` does not break it at the console's width."""
+    console.print(Text(one_line(line, LONGEST_LINE)), soft_wrap=whole)
+
+
+def _table(columns: Sequence[str], *, title: str = "", caption: str = "", style: str = "") -> Table:
+    """An empty table, whose title and caption are plain text."""
+    table = Table(
+        title=Text(one_line(title, LONGEST_LINE), style) if title else None,
+        title_justify="left",
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+    return table
+
+
+def _add_row(table: Table, cells: Sequence[str]) -> None:
+    table.add_row(*(Text(one_line(cell)) for cell in cells))
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return "—" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells as text, one row per cell of the run."""
+    rows = []
+    for cell in scores["cells"]:
+        others = {name: count for name, count in cell["outcomes"].items() if count and name != Outcome.SCORED}
+        rows.append(
+            [
+                cell["model"],
+                cell["task"] + (f" {cell['variant']}" if cell["variant"] else ""),
+                str(cell["n"]),
+                *_headline(cell),
+                _percent(cell["coverage"]),
+                _interval(cell["accuracy"]["bounds"]),
+                ", ".join([f"{cell['outcomes'][Outcome.SCORED]} scored", *(f"{n} {o}" for o, n in others.items())]),
+            ]
+        )
+    return rows
+
+
+def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """The cell's score and its interval: accuracy, or the area under the ROC curve for scores."""
+    area = cell["score"]["roc_auc"] if "score" in cell else None
+    if area:
+        return f"{100 * area['value']:.1f} % AUC", _interval(area["ci95"])
+    return _percent(cell["accuracy"]["value"]), _interval(cell["accuracy"]["ci95"])
+
+
+def partial_line(scores: Mapping[str, Any]) -> str:
+    """That, and how far, a run is not complete; empty when it is."""
+    partial = scores["partial"]
+    if not partial:
+        return ""
+    return (
+        f"PARTIAL: {partial['samples']} of {partial['expected']} samples; the numbers will change when the same "
+        "command has finished the run"
+    )
+
+
+def warnings(scores: Mapping[str, Any]) -> list[str]:
+    """What a reader of the numbers should know first, a line each."""
+    found = [partial_line(scores)] if scores["partial"] else []
+    for role, played_by in scores["roles"].items():
+        if role == "judge" and played_by in {cell["model"] for cell in scores["cells"]}:
+            found.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
+    for cell in scores["cells"]:
+        readers = cell.get("readers")
+        if readers and readers["differ"] > READERS_DIFFER * cell["n"]:
+            shown = "; ".join(
+                f"'{one_line(example['text'], EXAMPLE_CHARS)}' is {example['robust'] or 'nothing'}, RAmBLA's reader "
+                f"has {example['rambla'] or 'nothing'}"
+                for example in readers["examples"]
+            )
+            where = f"{cell['model']} {cell['task']} {cell['variant']}".rstrip()
+            found.append(f"{where}: the readers differ on {readers['differ']} of {cell['n']} answers: {shown}")
+    return found
+
+
+def effects_table(scores: Mapping[str, Any]) -> Table | None:
+    """What changes inside tasks that have variants, or from their pair; None when there is neither."""
+    table = _table(EFFECT_COLUMNS, title="Against the clean answers to the same items")
+    for cell in scores["cells"]:
+        paired = cell["paired"]
+        if paired and paired["n"]:
+            change = paired["difference"]
+            row = [
+                cell["model"],
+                f"{cell['task']} {cell['variant']}".rstrip(),
+                paired["with"],
+                str(paired["n"]),
+                f"{100 * change['value']:+.1f}",
+                _interval(change["ci95"]),
+                str(paired["right_to_wrong"]),
+                str(paired["wrong_to_right"]),
+                _percent(paired["consistency"]),
+                f"{paired['mcnemar_p_holm']:.3g}",
+            ]
+            _add_row(table, row)
+    return table if table.row_count else None
+
+
+def effect_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Slopes and label biases, a line each."""
+    lines = []
+    for effect in scores["effects"]:
+        slope = effect.get("slope")
+        if slope:
+            per_ten = [f"{1000 * bound:+.2f}" for bound in slope["ci95"] or ()]
+            lines.append(
+                f"{effect['model']} {effect['task']}: {1000 * slope['value']:+.2f} points per ten mutations "
+                f"({' to '.join(per_ten) or '—'})"
+            )
+    for cell in scores["cells"]:
+        if cell["variant"].startswith("order="):
+            for label, bias in (cell.get("label_bias") or {}).items():
+                if bias:
+                    surplus = f"{100 * bias['value']:+.1f} points more often than it is right"
+                    where = f"{cell['model']} {cell['task']} {cell['variant']}"
+                    lines.append(f"{where}: says {label} {surplus} ({_interval(bias['ci95'])})")
+    return lines
+
+
+def score_table(scores: Mapping[str, Any]) -> Table:
+    """The table of a run: one row per cell."""
+    synthetic = SYNTHETIC if scores["synthetic"] else ""
+    table = _table(COLUMNS, title=partial_line(scores), caption=synthetic, style="bold reverse")
+    for row in _rows(scores):
+        _add_row(table, row)
+    return table
+
+
+def calls_table(calls: Mapping[str, Any]) -> Table:
+    """What the run took over all its invocations: one row per model and role."""
+    table = _table(CALL_COLUMNS, title="What it took")
+    for entry in calls["models"]:
+        counts = (entry[name] for name in (*CALL_COUNTS, "prompt_tokens", "completion_tokens"))
+        cost = "—" if entry["cost_usd"] is None else f"${entry['cost_usd']:.4f}"
+        _add_row(table, [entry["model"], entry["role"], *map(str, counts), cost, f"{entry['waited_s']:.1f} s"])
+    return table
+
+
+def calls_line(calls: Mapping[str, Any] | None) -> str:
+    """One line: what the run asked in this invocation, and in all; None where nobody was left to tell."""
+    if calls is None:
+        return "what the run asked is not known: the cluster was gone before it could be written"
+    now = calls["invocations"][-1]
+    total = sum(model["calls"] for model in calls["models"])
+    reused = sum(model["reused"] for model in calls["models"])
+    failed = sum(model["failed"] for model in calls["models"])
+    asked = (
+        f"{now['calls']} calls in {now['wall_s']:.1f} s"
+        if now["calls"]
+        else f"no calls, every answer came from the ledger ({now['wall_s']:.1f} s)"
+    )
+    cost = sum(model["cost_usd"] or 0.0 for model in calls["models"])
+    return (
+        f"{asked}; the run in all: {total} calls, {reused} answers reused, {failed} failed, "
+        f"{calls['wall_s']:.1f} s{f', ${cost:.4f}' if cost else ''}"
+    )
+
+
+def print_run(directory: RunDirectory, console: Console, *, details: bool = False) -> None:
+    """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
+    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
+    console.print(score_table(scores))
+    if details:
+        effects = effects_table(scores)
+        if effects:
+            console.print(effects)
+        for line in effect_lines(scores):
+            _say(console, line)
+        if calls:
+            console.print(calls_table(calls))
+    for line in warnings(scores):
+        _say(console, f"warning: {line}")
+    _say(console, calls_line(calls))
+    _say(console, f"run: {directory.folder.location}", whole=True)
+
+
+def write_summary(directory: RunDirectory) -> None:
+    """Write summary.md and report.html from the run directory alone."""
+    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
+    lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
+    lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
+    lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
+    lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
+    lines += ["", f"{_markdown(calls_line(calls))}.", ""]
+    directory.folder.write("summary.md", "\n".join(lines).encode())
+    console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)
+    print_run(directory, console, details=True)
+    directory.folder.write("report.html", console.export_html().encode())
+
+
+def _markdown(line: str) -> str:
+    return in_markdown(one_line(line, LONGEST_LINE))

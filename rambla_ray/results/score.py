@@ -1,0 +1,142 @@
+"""Scoring: from samples/ alone to what metrics.json holds, one task of one target at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rambla_ray.results.samples import StoredTask, read_spec
+from rambla_ray.schema import Role
+from rambla_ray.scoring import metrics
+from rambla_ray.scoring.metrics import CELL_SCHEMA, Cell
+from rambla_ray.scoring.stats import holm
+from rambla_ray.storage import Folder
+
+TASKS_AT_HAND = 4  # so that one which others are compared with is not read again for each of them
+
+_SCORED_COLUMNS = [
+    *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
+    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens")),
+]
+
+
+class ScoredTask(StoredTask):
+    """The stored samples of one task of a target as the metrics see them."""
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """One cell per variant."""
+        table = self.read(_SCORED_COLUMNS)
+        return {} if table is None else _cells(table)
+
+
+def _cells(table: pa.Table) -> dict[str, Cell]:
+    """What the metrics see of a file's samples, by variant."""
+    steps = table["steps"].combine_chunks()
+    of_row, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
+    own = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
+    columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
+    for name in ("prompt_tokens", "completion_tokens"):
+        sums = np.bincount(of_row, weights=flat.field(name).to_numpy() * own, minlength=table.num_rows)
+        columns[name] = pa.array(sums.astype(np.int64))
+    columns["row"] = pa.array(np.arange(table.num_rows))
+    seen = pa.table(columns).select(CELL_SCHEMA.names)
+    return {
+        variant: Cell(seen.filter(pc.equal(table["variant"], variant)))
+        for variant in table["variant"].unique().to_pylist()
+    }
+
+
+def score(folder: Folder) -> dict[str, Any]:
+    """What metrics.json holds: every cell in the plan's order, and what varies inside a task.
+
+    Cells without a sample are left out. `partial` says how many samples there are of how many, and is None when
+    all are there.
+
+    Args:
+        folder: samples/.
+
+    Raises:
+        UserError: there are no samples.
+    """
+    spec = read_spec(folder)
+    stored = lru_cache(TASKS_AT_HAND)(lambda model, task: ScoredTask(folder, model, task))
+    cells: list[dict[str, Any]] = []
+    effects: list[dict[str, Any]] = []
+    for model in spec["models"]:
+        first = len(cells)
+        for task, how in spec["tasks"].items():
+            there = stored(model, task)
+            found = {variant: there.cells[variant] for variant in how["variants"] if variant in there.cells}
+            for variant, cell in found.items():
+                scored, reasons = _own_numbers(cell, how["labels"], there)
+                pair_with = how["pair_with"]
+                if pair_with and pair_with != f"{task}/{variant}":
+                    other, _, at = pair_with.partition("/")
+                    clean = stored(model, other).cells.get(at) if other in spec["tasks"] else None
+                    scored["paired"] = _paired(cell, clean, pair_with, spec["tasks"], reasons)
+                cells.append({**scored, "model": model, "task": task, "variant": variant, "null_reasons": reasons})
+            effects += _effects(model, task, found, how["variants"])
+        _adjust(cells[first:])
+    return {
+        "synthetic": spec["synthetic"],
+        "roles": spec["roles"],
+        "partial": _partial(sum(cell["n"] for cell in cells), spec),
+        "cells": cells,
+        "effects": effects,
+    }
+
+
+def _own_numbers(cell: Cell, labels: Sequence[str], stored: ScoredTask) -> tuple[dict[str, Any], dict[str, str]]:
+    """A cell's numbers without its pair, and why some are null."""
+    found = {**metrics.cell_metrics(cell, labels, stored.texts), "paired": None}
+    reasons: dict[str, str] = {}
+    if found["accuracy"]["value"] is None:
+        reasons["accuracy.value"] = (
+            "the model gives scores, not answers" if "score" in found else "no sample was scored"
+        )
+    return metrics.without_nan(found, "", reasons), reasons
+
+
+def _paired(
+    cell: Cell, clean: Cell | None, pair_with: str, tasks: Mapping[str, Any], reasons: dict[str, str]
+) -> dict[str, Any] | None:
+    """What the comparison with another cell gives, or None, and `reasons` told why."""
+    if clean is None:
+        other, _, at = pair_with.partition("/")
+        planned = other in tasks and at in tasks[other]["variants"]
+        reasons["paired"] = f"task {pair_with} {'has no samples yet' if planned else 'is not in this run'}"
+        return None
+    paired: dict[str, Any] = {"with": pair_with, **metrics.paired_metrics(cell, clean)}
+    return paired
+
+
+def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
+    """Give each comparison of a model's cells Holm's p over all of them."""
+    pairs = {
+        str(number): cell["paired"]
+        for number, cell in enumerate(cells)
+        if cell["paired"] and cell["paired"]["mcnemar_p"] is not None
+    }
+    for number, adjusted in holm({number: pair["mcnemar_p"] for number, pair in pairs.items()}).items():
+        pairs[number]["mcnemar_p_holm"] = adjusted
+
+
+def _effects(model: str, task: str, cells: Mapping[str, Cell], variants: Sequence[str]) -> list[dict[str, Any]]:
+    """What varies inside a task, if something does, and there are samples of the variant that others start from."""
+    if len(cells) < 2 or variants[0] not in cells:
+        return []
+    reasons: dict[str, str] = {}
+    found = metrics.without_nan(metrics.variant_effects(cells), "", reasons)
+    return [{"model": model, "task": task, **found, "null_reasons": reasons}]
+
+
+def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | None:
+    per_target = sum(sum(how["expected"].values()) for how in spec["tasks"].values())
+    expected = per_target * len(spec["models"])
+    return {"samples": samples, "expected": expected} if samples < expected else None

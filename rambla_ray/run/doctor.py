@@ -1,0 +1,275 @@
+"""The preflight: whether a run will find on every node what it needs. Nothing is asked of a model.
+
+Each check is one line that holds or not, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.run import RunConfig
+from rambla_ray.display import Check, counted
+from rambla_ray.errors import UserError
+from rambla_ray.results.directory import versions
+from rambla_ray.run.cluster import cluster, resources
+from rambla_ray.run.placement import Cluster, Level, levels_of, run_together, said, waits_for
+from rambla_ray.run.placement import Node as Resources
+from rambla_ray.run.plan import Plan
+from rambla_ray.storage import Folder
+
+GIB = 1024**3
+ROOM_GIB = 1.0  # free on each node, for Ray's objects and logs, and for what a run writes
+LOOK_S = 20.0  # how long a node may take to look at itself
+LONGEST_LIST = 3  # nodes in one line
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node found when it looked at itself."""
+
+    node_id: str
+    name: str
+    has: Resources
+    versions: Mapping[str, str | None]
+    free_gib: float
+    faults: Mapping[str, str]  # by model: why it could not run here
+
+
+def diagnose(config: RunConfig) -> Iterator[Check]:
+    """All eight checks of a run on the connected cluster, as they are made."""
+    there = cluster()
+    levels = models_of(config, there)
+    nodes, silent = look(levels)
+    yield from check_nodes(levels, nodes, silent)
+    try:
+        plan = Plan(config)
+        counts: Counter[str] = Counter()
+        for (task, _), samples in plan.expected.items():
+            counts[task] += samples
+        told = [f"{task} {samples}" for task, samples in counts.items()]
+        more = f" in {len(told)} tasks" if len(told) > LONGEST_LIST else f" ({', '.join(told)})"
+        source = ", of the synthetic demo set" if config.synthetic else ""
+        yield Check(f"data: {counted(counts.total(), 'sample')} for each target{more}{source}", True)
+    except UserError as error:
+        yield Check(f"data: {error}", False)
+    yield _output(config)
+    yield _endpoints(levels, nodes)
+    yield placement(config, there)
+
+
+def check_nodes(levels: Mapping[str, Level], nodes: list[Node], silent: Mapping[str, str]) -> Iterator[Check]:
+    """What the nodes found: versions, keys, models, room."""
+    yield _versions(nodes, silent)
+    yield _keys([level for level in levels.values() if not level.config.params.is_local], nodes)
+    yield _models([level for level in levels.values() if level.config.params.is_local], nodes)
+    short = [f"{node.name} has {node.free_gib:.1f} GiB" for node in nodes if node.free_gib < ROOM_GIB]
+    least = min((node.free_gib for node in nodes), default=0.0)
+    yield Check(
+        f"room: {_some(short)}; free {ROOM_GIB:g} GiB where Ray's temporary files are"
+        if short
+        else f"room: at least {least:.0f} GiB free on each node",
+        not short,
+    )
+
+
+def look(levels: Mapping[str, Level]) -> tuple[list[Node], dict[str, str]]:
+    """What each node finds, and why others do not say."""
+    configs = {name: level.config for name, level in levels.items()}
+    task = ray.remote(_look_around)
+    asked = {
+        task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node_id)).remote(
+            node_id, node["NodeManagerAddress"], resources(node["Resources"]), configs
+        ): (node_id, node["NodeManagerAddress"])
+        for node_id, node in _alive().items()
+    }
+    ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
+    nodes, silent, alive = [], {}, _alive()
+    for answer, (node_id, address) in asked.items():
+        try:
+            nodes.append(ray.get(answer, timeout=0))
+        except RayError as error:
+            if node_id not in alive:  # it had died, which Ray notices some seconds later
+                continue
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            silent[address] = reason[:160]
+    return nodes, silent
+
+
+def _alive() -> dict[str, Any]:
+    """What Ray says of each node that it believes alive."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _on(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _look_around(node_id: str, address: str, has: Resources, configs: Mapping[str, ModelConfig]) -> Node:
+    """Runs on each node."""
+    faults = {}
+    for name, config in configs.items():
+        try:
+            config.params.preflight(same_machine=True)
+        except UserError as error:
+            faults[name] = str(error)
+    free = shutil.disk_usage(tempfile.gettempdir()).free / GIB
+    return Node(node_id, f"{socket.gethostname()} ({address})", has, versions(), free, faults)
+
+
+def models_of(config: RunConfig, there: Cluster) -> dict[str, Level]:
+    """Every model config of a run by its name, settled where the cluster can hold its pool.
+
+    One that was overridden for the target is not that of the same name in a role: the second is named with its role.
+    """
+    found: dict[str, Level] = {}
+    for level in (level for target in config.targets for level in levels_of(config, target)):
+        with contextlib.suppress(UserError):  # which is for `placement` to tell
+            level = level.settled(there)
+        if any(level.config == other.config for other in found.values()):
+            continue
+        name = f"{level.name} as {', '.join(level.roles)}" if level.name in found else level.name
+        found[name] = replace(level, name=name)
+    return found
+
+
+def _some(parts: list[str]) -> str:
+    more = len(parts) - LONGEST_LIST
+    return "; ".join(parts[:LONGEST_LIST]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _versions(nodes: list[Node], silent: Mapping[str, str]) -> Check:
+    if silent:
+        told = [f"{address} cannot run our code: {reason}" for address, reason in silent.items()]
+        return Check(f"versions: {_some(told)}; install the package there, or submit it with --working-dir", False)
+    ours = versions()
+    differ = [
+        f"{node.name} has {package} {node.versions.get(package) or 'not'}, here it is {version or 'not there'}"
+        for node in nodes
+        for package, version in ours.items()
+        if node.versions.get(package) != version
+    ]
+    if differ:
+        return Check(f"versions: {_some(differ)}; install the same on every node", False)
+    where = counted(len(nodes), "node")
+    return Check(f"versions: Python {ours['python']}, Ray {ours['ray']}, the same packages on {where}", True)
+
+
+def _keys(levels: list[Level], nodes: list[Node]) -> Check:
+    """The keys of models behind endpoints, which may be called from any node."""
+    if wrong := _faults(levels, nodes):
+        return Check(f"keys: {wrong}; set it in the environment that Ray is started in on that node", False)
+    where = counted(len(nodes), "node")
+    variables = sorted({variable for level in levels if (variable := level.config.params.key_variable)})
+    return Check(f"keys: {', '.join(variables)} set on {where}" if variables else "keys: none needed", True)
+
+
+def _models(levels: list[Level], nodes: list[Node]) -> Check:
+    """The files of local models, on the nodes that have what an actor takes."""
+    if not levels:
+        return Check("models: none needed", True)
+    told, later = [], []
+    for level in levels:
+        able = [node for node in nodes if _could_run(level, node)]
+        if wrong := _faults([level], able):
+            told.append(wrong)
+        if not able:
+            later.append(level.name)
+    if told:
+        return Check(f"models: {_some(told)}; put it on every node that may run it", False)
+    looked = [level.name for level in levels if level.name not in later]
+    parts = [f"{', '.join(looked)} can be loaded"] if looked else []
+    parts += [f"{', '.join(later)} not looked for, as no node that could run it is there yet"] if later else []
+    return Check(f"models: {'; '.join(parts)}", True)
+
+
+def _could_run(level: Level, node: Node) -> bool:
+    """Whether a node has what one actor takes."""
+    return Cluster((node.has,)).holds([level.config.pool.model_copy(update={"min_size": 1})])
+
+
+def _faults(levels: list[Level], nodes: list[Node]) -> str:
+    """Why models could not run on nodes, and on which; empty when all could."""
+    by_fault: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        for level in levels:
+            if level.name in node.faults:
+                by_fault.setdefault((level.name, node.faults[level.name]), []).append(node.name)
+    return _some([f"model {name} on {_some(where)}: {fault}" for (name, fault), where in by_fault.items()])
+
+
+def _output(config: RunConfig) -> Check:
+    try:
+        Folder(config.options.runs_dir).make_writable("runs_dir")
+        Folder(config.ledger).make_writable("ledger")
+    except UserError as error:
+        return Check(f"output: {error}; choose another place", False)
+    return Check(f"output: {config.options.runs_dir} and {config.ledger} can be written", True)
+
+
+def _endpoints(levels: Mapping[str, Level], nodes: list[Node]) -> Check:
+    """One question to each endpoint, from a node where its model could run."""
+    answers, unasked = {}, []
+    for name, level in levels.items():
+        endpoint = level.config.params.endpoint
+        able = [node for node in nodes if name not in node.faults]
+        if not endpoint or endpoint in answers:
+            continue
+        if not able:
+            unasked.append(f"{endpoint} was not asked: no node has what {name} needs")
+            continue
+        ask = ray.remote(_ping).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(able[-1].node_id))
+        answers[endpoint] = ask.remote(level.config)
+    if not answers and not unasked:
+        return Check("endpoints: none to ask", True)
+    told = {}
+    for endpoint, answer in answers.items():
+        try:
+            told[endpoint] = ray.get(answer, timeout=LOOK_S)
+        except (RayError, TimeoutError) as error:
+            told[endpoint] = f"cannot be asked: {type(error).__name__}", False
+    words = [f"{endpoint} {said_there}" for endpoint, (said_there, _) in told.items()]
+    return Check(f"endpoints: {_some(words + unasked)}", not unasked and all(well for _, well in told.values()))
+
+
+def _ping(config: ModelConfig) -> tuple[str, bool]:
+    """Runs on a node: what the endpoint says, and whether all is well."""
+    try:
+        return config.params.ping(), True
+    except UserError as error:
+        return str(error), False
+
+
+def placement(config: RunConfig, there: Cluster) -> Check:
+    """The arithmetic of CPUs and GPUs."""
+    gpus = sum(node.gpus for node in there.nodes)
+    have = f"{counted(len(there.nodes), 'node')} with {counted(there.cpus, 'CPU')} and {counted(gpus, 'GPU')}"
+    have += ", and an autoscaler" if there.grows else ""
+    told: list[str] = []
+    try:
+        for target in config.targets:
+            levels = [level.settled(there) for level in levels_of(config, target)]
+            together = run_together(levels, there)
+            told.append(f"{', '.join(dict.fromkeys(map(_actors, levels)))}{'' if together else ', one after another'}")
+            told += [waiting for level in levels if (waiting := waits_for(level, there))]
+    except UserError as error:
+        return Check(f"placement: {error} (there: {have})", False)
+    return Check(f"placement: {have}, for {'; '.join(dict.fromkeys(told))}", True)
+
+
+def _actors(level: Level) -> str:
+    """How many actors a settled level has, and what one takes."""
+    pool = level.config.pool
+    least = f"{pool.min_size} to " if pool.largest > pool.min_size else ""
+    return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {said(pool)}{' each' if pool.largest > 1 else ''})"

@@ -1,0 +1,87 @@
+"""The Ray job that this process was submitted as, as far as `ray job submit` tells it in the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rambla_ray.config.secrets import is_secret
+from rambla_ray.errors import UserError
+
+CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # what `ray job stop` gives a job before it kills it, in seconds
+RAYS_STOP_WAIT_S = 3
+ENOUGH_S = 60  # to wait for what is in flight, half of it, and to score and write what there is
+UPLOADED = "gcs://"  # where Ray keeps a working directory that was uploaded
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job.
+
+    Args:
+        runtime_env: as it was submitted.
+        stop_wait_s: how long this process lives on after `ray job stop`, in seconds.
+    """
+
+    runtime_env: Mapping[str, Any]
+    stop_wait_s: int
+
+    @classmethod
+    def current(cls) -> Self | None:
+        """The job of this process; None outside of one."""
+        given = os.environ.get(CONFIG)
+        if given is None:
+            return None
+        wait = os.environ.get(STOP_WAIT, "")
+        return cls(json.loads(given).get("runtime_env") or {}, int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S)
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return dict(self.runtime_env.get("env_vars") or {})
+
+    def refuse_secrets(self, variables: Collection[str]) -> None:
+        """Raise a UserError when a key, in one of these variables or one named so, was submitted with the job."""
+        for name in self._variables:
+            if name in variables or is_secret(name):
+                raise UserError(
+                    f"{name} came in the job's runtime_env, which Ray shows to whoever asks: withdraw that key, and "
+                    "put a new one into the environment of the nodes"
+                )
+
+    def warn(self) -> None:
+        """Tell the user, on stderr, when the job would have too little time to end in order."""
+        if self.stop_wait_s < ENOUGH_S:
+            print(
+                f"note: ray job stop kills this job after {self.stop_wait_s} s: a call that takes longer is lost, and "
+                f"asked again; {STOP_WAIT}={ENOUGH_S} where ray starts, or in the job's env_vars, gives it time",
+                file=sys.stderr,
+            )
+
+    def command(self, words: Sequence[str], dashboard: str) -> str:
+        """What to type to submit the same again, with enough time to be stopped in order.
+
+        Args:
+            words: what `python` was started with: the script and its words.
+            dashboard: host and port; empty when there is none.
+        """
+        variables = self._variables
+        if self.stop_wait_s < ENOUGH_S:
+            variables[STOP_WAIT] = str(ENOUGH_S)
+        kept = {key: value for key, value in self.runtime_env.items() if key not in ("working_dir", "env_vars")}
+        kept |= {"env_vars": variables} if variables else {}
+        folder = self.runtime_env.get("working_dir")
+        return shlex.join(
+            [
+                *("ray", "job", "submit"),
+                *(["--address", f"http://{dashboard}"] if dashboard else ()),
+                *(["--working-dir", "." if folder.startswith(UPLOADED) else folder] if folder else ()),
+                *(["--runtime-env-json", json.dumps(kept)] if kept else ()),
+                *("--", "python", *words),
+            ]
+        )

@@ -1,0 +1,190 @@
+"""Placement: what each pool takes, and whether the cluster holds the pools of a stream at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.run import RunConfig
+from rambla_ray.config.sections import Pool
+from rambla_ray.display import counted
+from rambla_ray.errors import UserError
+from rambla_ray.schema import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One pool of a stream, and the roles it plays: those that follow each other and have the same model config."""
+
+    name: str
+    config: ModelConfig
+    roles: tuple[Role, ...]
+
+    def settled(self, cluster: Cluster) -> Level:
+        """This level with its pool's resources settled. Raises UserError; see `settle_pool`."""
+        return replace(self, config=self.config.model_copy(update={"pool": settle_pool(self, cluster)}))
+
+
+class Node(NamedTuple):
+    """What a node has."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a cluster has, and whether more may come.
+
+    Args:
+        nodes: those that are there.
+        free: of each, what nobody uses; all of it when not given.
+        grows: an autoscaler may start nodes. What they would have is not known before it is asked for.
+    """
+
+    nodes: tuple[Node, ...]
+    free: tuple[Node, ...] | None = None
+    grows: bool = False
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes together."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> float:
+        """Of the node with the most."""
+        return max((node.cpus for node in self.nodes), default=0.0)
+
+    @property
+    def node_gpus(self) -> float:
+        """Of the node with the most."""
+        return max((node.gpus for node in self.nodes), default=0.0)
+
+    def holds(self, pools: Sequence[Pool]) -> bool:
+        """Whether the nodes that are there hold all these pools, at their smallest, at the same time."""
+        return _places(self.nodes, [actor for pool in pools for actor in _actors(pool)])
+
+    def holds_now(self, pools: Sequence[Pool]) -> bool:
+        """The same, with what others use left to them."""
+        free = self.nodes if self.free is None else self.free
+        return _places(free, [actor for pool in pools for actor in _actors(pool)])
+
+
+def _actors(pool: Pool) -> list[Node]:
+    """What each of a pool's actors takes, at its smallest."""
+    return [Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0)] * pool.min_size
+
+
+def _places(nodes: Sequence[Node], actors: Sequence[Node]) -> bool:
+    """Whether actors find room: the largest first, each on the node that is left with the least."""
+    room = list(nodes)
+    for actor in sorted(actors, key=lambda actor: (actor.gpus, actor.cpus), reverse=True):
+        left = [Node(round(n.cpus - actor.cpus, 6), round(n.gpus - actor.gpus, 6)) for n in room]
+        fitting = [place for place, node in enumerate(left) if min(node) >= 0]
+        if not fitting:
+            return not any(actor)  # it takes nothing
+        best = min(fitting, key=lambda place: (left[place].gpus, left[place].cpus))
+        room[best] = left[best]
+    return True
+
+
+def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
+    """The pools of a target's stream, in the order in which samples pass them."""
+    levels: list[Level] = []
+    used = {stage.role for task in config.tasks.values() for stage in task.generates}
+    for role in Role:
+        if role not in used:
+            continue
+        if role == Role.TARGET:
+            name, model = target, config.targets[target]
+        else:
+            name, model = config.roles[role].config_name, config.roles[role].config
+        if levels and (levels[-1].name, levels[-1].config) == (name, model):
+            levels[-1] = Level(name, model, (*levels[-1].roles, role))
+        else:
+            levels.append(Level(name, model, (role,)))
+    return tuple(levels)
+
+
+def settle_pool(level: Level, cluster: Cluster) -> Pool:
+    """The level's pool with its resources settled.
+
+    An API model takes no CPU slot. A local model takes one GPU where the cluster has any, or may get some, else an
+    equal share of the CPUs for each of its actors.
+
+    Raises:
+        UserError: the cluster cannot hold the pool at its smallest; the numbers are in the message.
+    """
+    pool = level.config.pool
+    if not level.config.params.is_local:
+        settled = pool.model_copy(update={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0})
+    else:
+        most = 1.0 if cluster.grows else cluster.node_gpus
+        gpus = pool.num_gpus if pool.num_gpus is not None else min(1.0, most)
+        share = max(1, min(cluster.node_cpus, cluster.cpus // pool.min_size))
+        cpus = pool.num_cpus if pool.num_cpus is not None else (0.0 if gpus else float(share))
+        settled = pool.model_copy(update={"num_cpus": cpus, "num_gpus": gpus})
+    if cluster.grows or cluster.holds([settled]):
+        return settled
+    for what, asked, largest in (
+        ("CPUs", settled.num_cpus or 0.0, cluster.node_cpus),
+        ("GPUs", settled.num_gpus or 0.0, cluster.node_gpus),
+    ):
+        if asked > largest:
+            raise UserError(
+                f"model {level.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
+                f"set pool.num_{what.lower()}={largest:g} or add a node"
+            )
+    fits = next(
+        size
+        for size in range(pool.min_size - 1, -1, -1)
+        if cluster.holds([settled.model_copy(update={"min_size": size})])
+    )
+    one = said(settled)
+    if not fits:
+        raise UserError(f"model {level.name}: one actor asks for {one}, and no node has both; add a node")
+    raise UserError(
+        f"model {level.name}: {pool.min_size} actors of {one} each do not fit the cluster, which has room for {fits}; "
+        f"set pool.min_size={fits} or add nodes"
+    )
+
+
+def said(pool: Pool) -> str:
+    """What one actor of a settled pool takes, in words."""
+    taken = ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
+    return " and ".join(counted(count, what) for count, what in taken if count) or "no CPU"
+
+
+def waits_for(level: Level, cluster: Cluster) -> str:
+    """What a settled level that has no room now waits for; empty when it has room."""
+    pool = level.config.pool
+    if cluster.holds_now([pool]):
+        return ""
+    actors = f"{counted(pool.min_size, 'actor')} of {said(pool)}"
+    source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
+    return f"model {level.name} waits until there is room for {actors}: {source}"
+
+
+def run_together(levels: Sequence[Level], cluster: Cluster) -> bool:
+    """Whether a stream's pools run at the same time, or one after another, each freed before the next.
+
+    They do where the cluster, as it is, holds them all, unless one local model would be loaded twice. Whether nodes
+    that an autoscaler brings would hold them is not known: a pool that waits for its node stops the whole stream.
+    """
+    local = [level.config for level in levels if level.config.params.is_local]
+    if any(config in local[:place] for place, config in enumerate(local)):
+        return False
+    taking = [level.config.pool for level in levels if level.config.pool.num_cpus or level.config.pool.num_gpus]
+    return len(taking) <= 1 or cluster.holds(taking)
+
+
+def calls_per_actor(pool: Pool, rows_per_block: int) -> int:
+    """How many blocks one actor works on at once, so that `max_concurrency` rows are being asked.
+
+    Rows that wait for the ledger, or for the others of their block, ask nothing: hence three times as many, and two.
+    """
+    return math.ceil(3 * pool.max_concurrency / rows_per_block) + 2

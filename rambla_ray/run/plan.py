@@ -1,0 +1,239 @@
+"""The plan: which samples a run is made of, which pools they pass, and whether the cluster can hold those at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from rambla_ray.config.run import RunConfig
+from rambla_ray.config.task import TaskConfig, sample_of
+from rambla_ray.data.source import load_items
+from rambla_ray.errors import UserError
+from rambla_ray.run.estimate import StageLoad, distinct, known_fields
+from rambla_ray.run.placement import (
+    Level,
+    levels_of,
+)
+from rambla_ray.schema import Item, Role, Sample
+from rambla_ray.tasks import prompts
+from rambla_ray.tasks.stages import Compare, Transform
+
+ROWS_PER_BLOCK = 16
+MOST_ROWS_PER_BLOCK = 256  # for models that answer many requests at the same time
+ITEM_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")]  # fields: a JSON string
+)
+
+
+class Plan:
+    """A run's samples and streams, before anything is asked.
+
+    Args:
+        config: the run.
+
+    Raises:
+        UserError: data that cannot be read, labels that cannot be answered, too few items, a missing key or file.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        loaded = {name: load_items(dataset, name, demo=config.synthetic) for name, dataset in config.datasets.items()}
+        for name, task in config.tasks.items():
+            _check_labels(name, task, loaded[task.dataset])
+        self._items = {
+            (name, variant): _transformed(name, task, loaded[task.dataset], config.options.seed, variant)
+            for name, task in config.tasks.items()
+            for variant in task.variants
+        }
+        for target in config.targets:
+            for level in self.levels(target):
+                _check_produces(level, config.tasks)
+
+    @property
+    def samples_per_target(self) -> int:
+        """How many samples one target's stream holds."""
+        return sum(len(items) for items in self._items.values())
+
+    def levels(self, target: str) -> tuple[Level, ...]:
+        """The pools of a target's stream, in the order in which samples pass them."""
+        return levels_of(self.config, target)
+
+    @property
+    def expected(self) -> dict[tuple[str, str], int]:
+        """How many samples each (task, variant) has, for one target."""
+        return {key: len(items) for key, items in self._items.items()}
+
+    def samples(self, target: str) -> Iterator[Sample]:
+        """A target's samples, by task and item."""
+        for (name, variant), items in self._items.items():
+            for item in items:
+                yield sample_of(target, name, self.config.tasks[name], variant, item)
+
+    def tables(self) -> Iterator[tuple[list[tuple[str, str]], pa.Table]]:
+        """The items as tables of `ITEM_SCHEMA`, each with the (task, variant) pairs that it is for.
+
+        Tasks that change nothing in a dataset share its table.
+        """
+        users: dict[int, list[tuple[str, str]]] = {}
+        for key, items in self._items.items():
+            users.setdefault(id(items), []).append(key)
+        for keys in users.values():
+            items = self._items[keys[0]]
+            columns = [[item.root_id for item in items], [json.dumps(item.fields) for item in items]]
+            yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
+
+    def blocks(self, first: Level) -> list[dict[str, Any]]:
+        """One target's samples as blocks: `count` items from `first` on, of a task and variant.
+
+        For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike
+        is computed once.
+
+        A block is the unit of streaming, of retry and of overhead: small enough that each actor gets some and a slow
+        model's answers come in steadily, large enough that its own cost is small beside that of its calls.
+
+        Args:
+            first: the first pool of the target's stream, settled.
+        """
+        pool = first.config.pool
+        total, most = self.samples_per_target, ROWS_PER_BLOCK
+        is_local = first.config.params.is_local
+        if not is_local:
+            most = max(most, min(MOST_ROWS_PER_BLOCK, max(pool.max_concurrency, total // 512)))
+        rows = max(1, min(most, math.ceil(total / (2 * pool.largest))))
+        blocks = [
+            {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
+            for (name, variant), count in self.expected.items()
+            for start in range(0, count, rows)
+        ]
+        return sorted(blocks, key=lambda block: block["first"]) if is_local else blocks
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
+
+        Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
+        its calls are an upper bound, its tokens an estimate from the item's own texts.
+        """
+        asked: dict[str, list[StageLoad]] = {}
+        tasks: dict[str, Any] = {}
+        for name, task in self.config.tasks.items():
+            items = [item for variant in task.variants for item in self._items[name, variant]]
+            asked[name] = [StageLoad.of(stage, items) for stage in task.generates]
+            tasks[name] = {
+                "samples": len(items),
+                "variants": [variant for variant in task.variants if variant],
+                "dataset": task.dataset,
+                "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
+                "not_asked": sum(bool(item.fault) for item in items),
+                "stages": [
+                    {
+                        "kind": stage.kind,
+                        "role": stage.role,
+                        "writes": stage.output,
+                        "calls": sent.calls,
+                        "distinct_prompts": len(distinct([sent.digests])),
+                        "prompt_tokens": sent.tokens,
+                    }
+                    for stage, sent in zip(task.generates, asked[name], strict=True)
+                ],
+                "example_prompt": prompts.render(
+                    task.generates[0].template, known_fields(task.generates[0], items[0])
+                ),
+            }
+        return {
+            "synthetic": self.config.synthetic,
+            "samples_per_target": self.samples_per_target,
+            "tasks": tasks,
+            "streams": {
+                target: [
+                    {
+                        "model": level.name,
+                        "kind": level.config.name,
+                        "roles": list(level.roles),
+                        **self._load(level, asked),
+                    }
+                    for level in self.levels(target)
+                ]
+                for target in self.config.targets
+            },
+        }
+
+    def _load(self, level: Level, asked: Mapping[str, list[StageLoad]]) -> dict[str, Any]:
+        """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost."""
+        first: list[StageLoad] = []
+        later = tokens = 0
+        for name, task in self.config.tasks.items():
+            for number, (stage, sent) in enumerate(zip(task.generates, asked[name], strict=True)):
+                if stage.role not in level.roles:
+                    continue
+                if number == 0:
+                    first.append(sent)
+                else:
+                    later += sent.calls
+                    tokens += sent.tokens
+        known = distinct([sent.digests for sent in first])
+        tokens += int(known["tokens"].sum())
+        load: dict[str, Any] = {"unique_calls": len(known), "later_calls_at_most": later, "prompt_tokens": tokens}
+        if level.config.price:
+            longest = level.config.params.longest_answer
+            load["cost_usd_at_most"] = level.config.price.cost(tokens, (len(known) + later) * longest)
+        return load
+
+    def preflight(self, *, same_machine: bool) -> None:
+        """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
+        levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
+        for level in levels.values():
+            params = level.config.params
+            if self.config.options.budget.usd is not None and params.is_charged and not level.config.price:
+                raise UserError(
+                    f"budget.usd needs to know what model {level.name} charges: give it a price "
+                    "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
+                )
+            try:
+                params.preflight(same_machine=same_machine)
+            except UserError as error:
+                raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+
+    def _way_out(self, level: Level) -> str:
+        if Role.TARGET in level.roles:
+            return ""
+        role = level.roles[0]
+        tasks = [name for name, task in self.config.tasks.items() if any(s.role == role for s in task.generates)]
+        return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
+
+
+def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, variant: str) -> list[Item]:
+    try:
+        for stage in task.stages:
+            if isinstance(stage, Transform):
+                items = stage.apply(items, seed, variant)
+    except UserError as error:
+        raise UserError(f"task {name}: {error}") from None
+    return items
+
+
+def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
+    labels = Counter(item.fields[task.answer.target] for item in items)
+    strange = [label for label in labels if label not in task.answer.label_names]
+    if strange:
+        raise UserError(
+            f"task {name}: {sum(labels[label] for label in strange)} of {len(items)} items have "
+            f"a {task.answer.target} that is not among the labels {', '.join(task.answer.label_names)}: "
+            f"'{strange[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
+        )
+
+
+def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
+    if level.config.params.produces == "text":
+        return
+    for name, task in tasks.items():
+        for stage in task.generates:
+            if stage.role in level.roles and not isinstance(stage, Compare):
+                raise UserError(
+                    f"model {level.name} compares two texts, but task {name} asks its {stage.role} for an answer; "
+                    "choose a text model, or a similarity task"
+                )

@@ -1,0 +1,1 @@
+"""Serving models behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,241 @@
+"""Models behind Ray Serve: each config a deployment whose replicas hold one model each.
+
+Ray Serve keeps the replicas alive, scales them and spreads the requests. The requests come to it from the gateway
+through handles, not through its own HTTP proxies, which cost more than twice as much per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.schema import DeploymentStatus
+
+from rambla_ray.actors.model import Model, hide_gpus
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.run import ServeConfig
+from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.run.cluster import cluster, settle_logging
+from rambla_ray.run.placement import Cluster, Level, said, waits_for
+from rambla_ray.schema import Request, Response, Role
+
+MOST_WAITING = 1024  # requests that wait for a replica of one model; more are turned away
+LOAD = 0.5  # of a replica's max_concurrency, in flight on average, is what replicas are added for
+RAISED = f"{CallError.__module__}.{CallError.__qualname__}: "  # how a line of a traceback begins
+LAST_WORDS_S = 5.0  # a replica that is being stopped has so long for what it still does
+
+
+class Replica:
+    """One model, in an actor of Ray Serve. A call that has no answer gives its error back, and does not raise it,
+    since Ray would log it at length.
+
+    Args:
+        name: of the model config.
+        config: with its pool settled.
+    """
+
+    def __init__(self, name: str, config: ModelConfig) -> None:
+        hide_gpus(config.pool)
+        self._model: Model = config.kind(config.params, config.pool, config.rate)
+        self._model.open()
+
+    async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:
+        """Answer some requests together; the first error is that of all."""
+        calls = [asyncio.ensure_future(self._model.generate(request)) for request in requests]
+        try:
+            return await asyncio.gather(*calls)
+        except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not look like Serve's
+            return _as_call_error(error)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def stream(self, request: Request) -> AsyncGenerator[str | Response | CallError, None]:
+        """The answer's text as it is made, then the response, or the error."""
+        made: asyncio.Queue[str | None] = asyncio.Queue()
+        call = asyncio.ensure_future(self._model.generate(request, made.put_nowait))
+        call.add_done_callback(lambda _: made.put_nowait(None))
+        sent = False
+        try:
+            while (piece := await made.get()) is not None:
+                sent = True
+                yield piece
+            response = await call
+            if response.text and not sent:
+                yield response.text
+            yield response
+        except Exception as error:  # noqa: BLE001 - as above
+            yield _as_call_error(error)
+        finally:
+            call.cancel()
+
+
+def _as_call_error(error: Exception) -> CallError:
+    return error if isinstance(error, CallError) else CallError(ErrorKind.INTERNAL, type(error).__name__)
+
+
+class ServedModel:
+    """A deployed model, as `gateway.Served`.
+
+    Args:
+        config: the model's.
+        handle: of its deployment.
+    """
+
+    def __init__(self, config: ModelConfig, handle: Any) -> None:
+        self.generates = config.params.produces == "text"
+        self.embeds = config.params.embeds
+        self.created = int(time.time())
+        self._answer = handle.answer
+        self._stream = handle.options(stream=True).stream
+
+    async def answer(self, requests: Sequence[Request]) -> list[Response]:
+        """Answer some requests together, in one replica. Raises CallError."""
+        with _calling(self._answer, requests) as call:
+            answer = await call
+            if isinstance(answer, CallError):
+                raise answer
+            responses: list[Response] = answer
+            return responses
+
+    async def stream(self, request: Request) -> AsyncGenerator[str | Response, None]:
+        """The answer's text piece by piece, then the response. Raises CallError."""
+        with _calling(self._stream, request) as call:
+            async for item in call:
+                if isinstance(item, CallError):
+                    raise item
+                yield item
+
+
+@contextlib.contextmanager
+def _calling(method: Any, given: object) -> Iterator[Any]:
+    """A call of a replica, which is cancelled when it is not waited for to its end."""
+    call = method.remote(given)
+    try:
+        yield call
+    except BackPressureError:
+        raise CallError(ErrorKind.RATE_LIMITED, f"{MOST_WAITING} requests already wait for this model") from None
+    except (RayError, RayServeException) as error:
+        raise CallError(ErrorKind.DIED, f"the model's process is gone ({type(error).__name__})") from None
+    except (asyncio.CancelledError, GeneratorExit):
+        call.cancel()
+        raise
+
+
+def preflight(config: ServeConfig, *, same_machine: bool) -> None:
+    """Check what can be checked before anything starts. Raises UserError."""
+    for name, model in config.models.items():
+        if model.params.produces != "text" and not model.params.embeds:
+            raise UserError(f"model {name} compares two texts, for which the OpenAI API has no endpoint; drop it")
+        try:
+            model.params.preflight(same_machine=same_machine)
+        except UserError as error:
+            raise UserError(f"model {name}: {error}") from None
+
+
+@contextlib.contextmanager
+def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Iterator[dict[str, ServedModel]]:
+    """Deploy the models on the connected cluster, for as long as the context lasts.
+
+    Args:
+        config: what to serve.
+        port: of the gateway, which tells its models from those of others on the same cluster.
+        tell: takes a line for the user.
+
+    Raises:
+        UserError: a model has no place, or cannot be loaded.
+    """
+    there = cluster()
+    levels = settle(config.models, there)
+    for level in levels:
+        if waiting := waits_for(level, there):
+            tell(waiting)
+    names = {level.name: f"{level.name}-{port}" for level in levels}
+    others = bool(serve.status().applications)
+    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+    settle_logging(verbose=config.options.verbose)
+    try:
+        handles = _run(
+            [serve.RunTarget(_application(level), names[level.name], route_prefix=None) for level in levels]
+        )
+        yield {level.name: ServedModel(level.config, handle) for level, handle in zip(levels, handles, strict=True)}
+    finally:
+        if others:
+            for name in names.values():
+                serve.delete(name)
+        else:
+            serve.shutdown()
+
+
+def _run(targets: Sequence[serve.RunTarget]) -> list[Any]:
+    """The applications' handles, once their models are loaded. Raises UserError when one cannot be."""
+    try:
+        return list(serve.run_many(targets))
+    except RuntimeError as error:
+        there = serve.status().applications
+        failed = [
+            (name, deployment.message)
+            for target in targets
+            if target.name in there
+            for name, deployment in there[target.name].deployments.items()
+            if deployment.status == DeploymentStatus.DEPLOY_FAILED
+        ]
+        name, told = failed[0] if failed else ("", str(error))
+        lines = [line.strip() for line in told.splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith(RAISED)), lines[-1])
+        raise UserError(f"model {name} cannot be loaded: {reason.removeprefix(RAISED)}") from None
+
+
+def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
+    """The models with their pools settled, so that the cluster holds all of them at their smallest.
+
+    Raises:
+        UserError: it cannot.
+    """
+    levels = [Level(name, model, (Role.TARGET,)) for name, model in models.items()]
+    alone = [level.settled(there) for level in levels]
+    if there.grows or there.holds([level.config.pool for level in alone]):
+        return alone
+    local = [level for level in alone if level.config.pool.num_cpus]
+    share = max(1, int(there.cpus) // sum(level.config.pool.min_size for level in local)) if local else 1
+    fair = []
+    for level, settled in zip(levels, alone, strict=True):
+        pool = settled.config.pool
+        if level.config.pool.num_cpus is None and pool.num_cpus:
+            pool = pool.model_copy(update={"num_cpus": float(share)})
+        fair.append(replace(level, config=settled.config.model_copy(update={"pool": pool})))
+    if not there.holds([level.config.pool for level in fair]):
+        asked = ", ".join(f"{level.name} {level.config.pool.min_size} × {said(level.config.pool)}" for level in fair)
+        gpus = sum(node.gpus for node in there.nodes)
+        raise UserError(
+            f"the models do not fit the cluster together ({asked}; it has {there.cpus:g} CPUs and {gpus:g} GPUs); set "
+            "pool.num_cpus or pool.num_gpus, serve fewer, or add nodes"
+        )
+    return fair
+
+
+def _application(level: Level) -> Any:
+    pool = level.config.pool
+    size: dict[str, Any] = {"num_replicas": pool.min_size}
+    if pool.largest > pool.min_size:
+        limits = {"min_replicas": pool.min_size, "max_replicas": pool.largest}
+        size = {"autoscaling_config": {**limits, "target_ongoing_requests": max(1.0, LOAD * pool.max_concurrency)}}
+    deployment = serve.deployment(Replica).options(
+        name=level.name,
+        ray_actor_options={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0},
+        max_ongoing_requests=pool.max_concurrency,
+        max_queued_requests=MOST_WAITING,
+        max_constructor_retry_count=1,  # what cannot be loaded now cannot be loaded a moment later
+        graceful_shutdown_timeout_s=LAST_WORDS_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        logging_config={"enable_access_log": False},
+        **size,
+    )
+    return deployment.bind(level.name, level.config)

@@ -1,0 +1,274 @@
+"""The OpenAI API as we speak it: what is accepted, and what is sent back.
+
+Nothing that is asked for is left out in silence: what cannot be done is refused, naming the parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Message, Options, Request
+
+T = TypeVar("T", bound="Call")
+MOST_INPUTS = 2048  # texts in one call, as the OpenAI API has it
+MOST_STOPS = 4
+
+
+class ApiError(Exception):
+    """A reply that is an error, in the OpenAI API's shape.
+
+    Args:
+        status: of HTTP.
+        message: for the reader; holds no key and no prompt.
+        kind: the API's `type`.
+        code: the API's `code`.
+        param: the parameter that is wrong.
+        retry_after_s: when it may be tried again, in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+_UPSTREAM = (502, "server_error", "bad_gateway")
+_STATUS: Mapping[ErrorKind, tuple[int, str, str | None]] = {  # HTTP status, type, code
+    ErrorKind.TOO_LONG: (400, "invalid_request_error", "context_length_exceeded"),
+    ErrorKind.REFUSED: (400, "invalid_request_error", "content_filter"),
+    ErrorKind.BAD_REQUEST: (400, "invalid_request_error", None),
+    ErrorKind.RATE_LIMITED: (429, "rate_limit_error", "rate_limit_exceeded"),
+    ErrorKind.QUOTA: (429, "insufficient_quota", "insufficient_quota"),
+    ErrorKind.TIMEOUT: (504, "server_error", "timeout"),
+    ErrorKind.CONNECTION: _UPSTREAM,
+    ErrorKind.SERVER: _UPSTREAM,
+    ErrorKind.GARBAGE: _UPSTREAM,
+    ErrorKind.OVERSIZED: _UPSTREAM,
+    ErrorKind.AUTH: _UPSTREAM,  # it is our key that was turned away, not the client's
+    ErrorKind.NOT_FOUND: _UPSTREAM,
+    ErrorKind.DIED: (503, "server_error", "unavailable"),
+}
+
+
+def api_error(error: CallError) -> ApiError:
+    """What a client is told about a call that gave no answer."""
+    status, kind, code = _STATUS.get(error.kind, (500, "server_error", str(error.kind)))
+    return ApiError(status, error.message, kind=kind, code=code, retry_after_s=error.retry_after_s)
+
+
+def _only(*values: object) -> AfterValidator:
+    """Accepts a parameter only where it changes nothing."""
+
+    def check(value: object) -> object:
+        if value not in values:
+            raise ValueError(f"is not supported here, other than as {json.dumps(values[-1])}; leave it out")
+        return value
+
+    return AfterValidator(check)
+
+
+Off = Annotated[Any, _only(None, False)]
+Zero = Annotated[Any, _only(None, 0)]
+One = Annotated[Any, _only(None, 1)]
+Nothing = Annotated[Any, _only({}, [], None)]
+
+
+class Closed(BaseModel):
+    """A part of a request: what is not declared is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TextPart(Closed):
+    """A part of a message's content; images, audio and files have another type."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(Closed):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Nothing = None
+    tool_calls: Nothing = None
+    function_call: Nothing = None
+    refusal: Nothing = None
+    audio: Nothing = None
+    annotations: Nothing = None
+
+    @property
+    def message(self) -> Message:
+        """The turn in the models' terms."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class StreamOptions(Closed):
+    """What a stream holds beside the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Off = None
+
+
+class Call(Closed):
+    """What every endpoint takes: the model, and who asks, which changes nothing."""
+
+    path: ClassVar[str]
+    model: str
+    user: str | None = None
+
+
+class Generation(Call):
+    """What both endpoints that generate text take."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: One = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: Nothing = None
+
+    @property
+    def options(self) -> Options:
+        """What is asked for in place of the model config's own. Raises ApiError."""
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is for streams: set stream to true", param="stream_options")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if "" in stop or len(stop) > MOST_STOPS:
+            raise ApiError(400, f"stop takes up to {MOST_STOPS} texts, none of them empty", param="stop")
+        return Options(self.longest, self.temperature, self.top_p, self.seed, stop)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest answer that is asked for, in tokens."""
+        return self.max_tokens
+
+    @property
+    def usage_is_asked(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def requests(self) -> list[Request]:
+        """What the model is to answer. Raises ApiError."""
+        raise NotImplementedError
+
+
+class ChatCall(Generation):
+    """`POST /v1/chat/completions`."""
+
+    path = "/v1/chat/completions"
+    messages: list[Turn] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: Off = None
+    top_logprobs: Zero = None
+    tools: Nothing = None
+    tool_choice: Annotated[Any, _only(None, "auto", "none")] = None
+    parallel_tool_calls: Annotated[Any, _only(None, True, False)] = None  # of no tools
+    functions: Nothing = None
+    function_call: Annotated[Any, _only(None, "auto", "none")] = None
+    response_format: Annotated[Any, _only(None, {"type": "text"})] = None
+    modalities: Annotated[Any, _only(None, ["text"])] = None
+    audio: Nothing = None
+    store: Off = None
+    metadata: Any = None  # for the store
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def requests(self) -> list[Request]:
+        return [Request("", messages=tuple(turn.message for turn in self.messages), options=self.options)]
+
+
+class CompletionCall(Generation):
+    """`POST /v1/completions`: the prompt is continued as it stands."""
+
+    path = "/v1/completions"
+    prompt: str | list[str]
+    best_of: One = None
+    echo: Off = None
+    logprobs: Nothing = None
+    suffix: Annotated[Any, _only(None, "")] = None
+
+    def requests(self) -> list[Request]:
+        prompts = _texts(self.prompt, "prompt")
+        if self.stream and len(prompts) > 1:
+            raise ApiError(400, "a stream answers one prompt", param="prompt")
+        return [Request(prompt, verbatim=True, options=self.options) for prompt in prompts]
+
+
+class EmbeddingsCall(Call):
+    """`POST /v1/embeddings`."""
+
+    path = "/v1/embeddings"
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Nothing = None
+
+    def requests(self) -> list[Request]:
+        """What the model is to answer. Raises ApiError."""
+        return [Request(text) for text in _texts(self.input, "input")]
+
+
+def _texts(given: str | list[str], param: str) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not 1 <= len(texts) <= MOST_INPUTS or "" in texts:
+        raise ApiError(400, f"{param} takes 1 to {MOST_INPUTS} texts, none of them empty", param=param)
+    return texts
+
+
+def parse(kind: type[T], body: bytes) -> T:
+    """A request's body. Raises ApiError, naming the parameter that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def _refusal(kind: type[Call], error: ValidationError) -> ApiError:
+    """A fault in words; never with what was sent, which may be a patient's."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    fault = max(faults, key=lambda fault: len(fault["loc"]))  # of a union's branches, the one that came farthest
+    if fault["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
+    if not fault["loc"]:
+        return ApiError(400, "the body is not a JSON object")
+    place = [fault["loc"][0], *(part for part in fault["loc"][1:] if not _is_branch(part))]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    match fault["type"]:
+        case "missing":
+            reason = f"parameter {param} is missing"
+        case "extra_forbidden":
+            reason = f"parameter {param} is not known at {kind.path}"
+        case "value_error":
+            reason = f"parameter {param} {fault['msg'].removeprefix('Value error, ')}"
+        case _:
+            reason = f"parameter {param}: {fault['msg']}"
+    return ApiError(400, reason, param=param)
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a location names a branch of a union, and not a key."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))

@@ -1,0 +1,1 @@
+"""Tasks: their stages, prompts and mutations."""

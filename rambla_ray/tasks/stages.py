@@ -1,0 +1,301 @@
+"""Stage kinds: the steps a task is made of.
+
+A transform is a pure function over all items of a task; a `generate` asks a role. Each declares what it reads and
+writes, so that a task whose stages do not fit together is refused when its file is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+
+from rambla_ray.errors import UserError, choose_from
+from rambla_ray.schema import Item, Role
+from rambla_ray.tasks import prompts
+from rambla_ray.tasks.mutation import CharacterMutator, TooFewWords, sample_seed
+
+
+def _checked_template(template: str) -> str:
+    prompts.placeholders(template)
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked_template)]
+
+
+class Stage(BaseModel):
+    """One step of a task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def reads(self) -> frozenset[str]:
+        """The fields that must exist before this stage."""
+
+    @abstractmethod
+    def writes(self) -> frozenset[str]:
+        """The fields it sets; one that exists already is kept as `original_<field>`."""
+
+
+class Transform(Stage):
+    """A pure function of all items of a task."""
+
+    field: str = Field("context", description="the field that is changed")
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def variants(self) -> tuple[str, ...]:
+        """The values by which this stage multiplies the task; a single empty one when it does not."""
+        return ("",)
+
+    @abstractmethod
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        """The items after this stage, in the same order.
+
+        Args:
+            items: all items of the task.
+            seed: the run's seed, for stages that set none of their own.
+            variant: one of `variants()`.
+
+        Raises:
+            UserError: too few items for what the stage does.
+        """
+
+
+class ShuffleContext(Transform):
+    """Give every item the field of another, by one shuffle of the column (RAmBLA's irrelevant context).
+
+    The draw is NumPy's legacy shuffle, as in the original, from a generator of its own. An item may keep its own.
+    """
+
+    kind: ClassVar[str] = "shuffle_context"
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shuffle; the run's seed when not given")
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        values = [item.fields[self.field] for item in items]
+        np.random.RandomState(seed if self.seed is None else self.seed).shuffle(values)
+        return [item.with_field(self.field, value) for item, value in zip(items, values, strict=True)]
+
+
+class AddDistractors(Transform):
+    """Hide the field among those of other items (RAmBLA's distracting context); one variant per position.
+
+    Of `n_contexts` joined texts, the one at the variant's position is the item's own; the others come from the column
+    shifted by distinct random amounts, drawn as in the original (the draw for the position is made and not used).
+    """
+
+    kind: ClassVar[str] = "add_distractors"
+    n_contexts: int = Field(3, ge=2, description="how many texts are joined, the right one among them")
+    positions: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="where the right one stands, from 0")
+    separator: str = Field("\n\n", description="between two texts")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shifts; the run's seed when not given")
+
+    @model_validator(mode="after")
+    def _positions_exist(self) -> Self:
+        wrong = [position for position in self.positions if not 0 <= position < self.n_contexts]
+        if wrong:
+            raise ValueError(f"position {wrong[0]} is not among 0 to {self.n_contexts - 1}")
+        return self
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"position={position}" for position in self.positions)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        count = len(items)
+        if count - 1 < self.n_contexts:
+            raise UserError(
+                f"stage {self.kind}: {self.n_contexts} texts need at least {self.n_contexts + 1} items, there are "
+                f"{count}; raise limit or lower n_contexts"
+            )
+        generator = np.random.RandomState(seed if self.seed is None else self.seed)
+        shifts = [int(shift) for shift in generator.choice(range(1, count), self.n_contexts, replace=False)]
+        shifts[int(variant.removeprefix("position="))] = 0
+        column = [item.fields[self.field] for item in items]
+        return [
+            item.with_field(self.field, self.separator.join(column[row - shift] for shift in shifts))
+            for row, item in enumerate(items)
+        ]
+
+
+class Mutate(Transform):
+    """Swap a character in so many words of the field (RAmBLA's spelling robustness); one variant per count.
+
+    Each item's draws come from a generator of its own, so that they depend neither on order nor on other items. An
+    item with too few words is not asked.
+    """
+
+    kind: ClassVar[str] = "mutate"
+    schedule: tuple[NonNegativeInt, ...] = Field(
+        (0, 1, 3, 10, 20, 50), min_length=1, description="words changed, per variant"
+    )
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"n={count}" for count in self.schedule)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        count = int(variant.removeprefix("n="))
+        if not count:
+            return list(items)
+        base = seed if self.seed is None else self.seed
+        mutate = CharacterMutator(base)
+        mutated = []
+        for item in items:
+            mutate.restart(sample_seed(base, item.root_id, variant))
+            try:
+                mutated.append(item.with_field(self.field, mutate(item.fields[self.field], count)))
+            except TooFewWords as error:
+                mutated.append(dataclasses.replace(item, fault=f"{self.field}: {error}"))
+        return mutated
+
+
+class FewShot(Transform):
+    """Put solved items before the question (RAmBLA's few-shot tasks); one variant per order of their answers.
+
+    Examples are other items of the same task whose question differs, drawn without replacement for each label, by a
+    generator that belongs to the item.
+    """
+
+    kind: ClassVar[str] = "few_shot"
+    field: str = Field("final_decision", description="the field with an example's answer")
+    orders: tuple[tuple[str, ...], ...] = Field(min_length=1, description="the examples' answers, per variant")
+    template: Template = Field(description="one example; {name} stands for a field")
+    differ_in: str = Field("question", description="an example must differ from the item in this field")
+    separator: str = Field("\n\n", description="between two examples")
+    output: str = Field("examples", alias="writes", description="the field that takes them")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+
+    def reads(self) -> frozenset[str]:
+        return prompts.placeholders(self.template) | {self.field, self.differ_in}
+
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.output})
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(f"order={'-'.join(order)}" for order in self.orders)
+
+    def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
+        order = variant.removeprefix("order=").split("-")
+        pools: dict[str, list[tuple[str, str]]] = {label: [] for label in order}
+        for item in items:
+            if item.fields[self.field] in pools:
+                example = prompts.render(self.template, item.fields)
+                pools[item.fields[self.field]].append((item.fields[self.differ_in], example))
+        for label, pool in pools.items():
+            needed = order.count(label)
+            distinct = len({question for question, _ in pool})
+            if distinct <= needed:
+                raise UserError(
+                    f"stage {self.kind}: order {'-'.join(order)} needs more than {needed} items labelled '{label}', "
+                    f"there are {distinct}; raise limit"
+                )
+        base = seed if self.seed is None else self.seed
+        return [item.with_field(self.output, self._examples(item, order, pools, base)) for item in items]
+
+    def _examples(
+        self, item: Item, order: Sequence[str], pools: Mapping[str, list[tuple[str, str]]], seed: int
+    ) -> str:
+        generator = random.Random(sample_seed(seed, item.root_id, "-".join(order)))
+        own = item.fields[self.differ_in]
+        drawn = {}
+        for label in dict.fromkeys(order):
+            # one more than needed for each that is the item's own question; most items have one, itself, in one pool
+            spare = sum(question == own for question, _ in pools[label])
+            some = generator.sample(pools[label], order.count(label) + spare)
+            drawn[label] = iter([example for question, example in some if question != own])
+        return self.separator.join(next(drawn[label]) for label in order)
+
+
+class Generate(Stage):
+    """Ask a role: render the template, send it, write what came back into a field."""
+
+    kind: ClassVar[str] = "generate"
+    role: Role = Field(description="who answers: target, rephraser or judge")
+    template: Template = Field(description="the prompt; {name} stands for a field")
+    output: str = Field("response", alias="writes", description="the field that takes the answer")
+
+    def reads(self) -> frozenset[str]:
+        return prompts.placeholders(self.template)
+
+    def writes(self) -> frozenset[str]:
+        return frozenset({self.output})
+
+
+class Compare(Generate):
+    """Ask whether two texts say the same. A text model gets the template; one that scores pairs gets the pair."""
+
+    kind: ClassVar[str] = "compare"
+    left: str = Field(description="the field with the first text: the prediction, or premise")
+    right: str = Field(description="the field with the second: the reference, or hypothesis")
+
+    def reads(self) -> frozenset[str]:
+        return super().reads() | {self.left, self.right}
+
+
+STAGES: Mapping[str, type[Stage]] = {
+    kind.kind: kind for kind in (ShuffleContext, AddDistractors, Mutate, FewShot, Generate, Compare)
+}
+
+
+def parse_stage(value: Any) -> Stage:
+    """A stage from its YAML form, `kind` or `{kind: {...}}`.
+
+    Raises:
+        ValueError: not of that form, or an unknown kind.
+        pydantic.ValidationError: the stage's own values are wrong.
+    """
+    if isinstance(value, Stage):
+        return value
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError(f"a stage is written as 'kind' or 'kind: {{...}}', not {value!r}")
+    ((kind, body),) = value.items()
+    if kind not in STAGES:
+        raise ValueError(f"no stage kind '{kind}'; {choose_from(str(kind), STAGES)}")
+    return STAGES[kind].model_validate(body or {})
+
+
+def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[str]:
+    """The fields that exist after all stages.
+
+    Raises:
+        ValueError: a stage reads what nobody wrote, a transform stands after a generate, or the roles are not in
+            the order in which the stream passes them.
+    """
+    multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
+    if len(multiplying) > 1:
+        raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
+    order = list(Role)
+    reached = -1
+    for number, stage in enumerate(stages, start=1):
+        missing = sorted(stage.reads() - fields)
+        if missing:
+            raise ValueError(
+                f"stage {number} ({stage.kind}) reads '{missing[0]}', which nothing before it writes; "
+                f"{choose_from(missing[0], fields)}"
+            )
+        if isinstance(stage, Generate):
+            if order.index(stage.role) < reached:
+                raise ValueError(
+                    f"stage {number} asks the {stage.role} after the {order[reached]}; the order is "
+                    f"{' → '.join(order)}"
+                )
+            reached = order.index(stage.role)
+        elif reached >= 0:
+            raise ValueError(f"stage {number} ({stage.kind}) stands after a generate; transforms come first")
+        fields |= stage.writes() | {f"original_{name}" for name in stage.writes() & fields}
+    if reached < 0:
+        raise ValueError("no generate stage: nobody is asked")
+    return fields
