@@ -64,11 +64,11 @@ def _bench(words: Sequence[str]) -> int:
     from rambla_ray.config import load as configs
     from rambla_ray.config.run import cluster_address
     from rambla_ray.results.directory import RunDirectory
-    from rambla_ray.run.job import Job
+    from rambla_ray.run.job import SubmittedJob
     from rambla_ray.run.plan import Plan
     from rambla_ray.storage import Folder
 
-    job = Job.current()
+    job = SubmittedJob.current()
     config = configs.load(words)
     options = config.options
     own_cluster = job is None and cluster_address(options.address) == "local"

@@ -57,10 +57,10 @@ def _serve(words: Sequence[str]) -> int:
     from rambla_ray.config import load as configs
     from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
-    from rambla_ray.run.job import Job
+    from rambla_ray.run.job import SubmittedJob
 
     config = configs.load_served(words)
-    if job := Job.current():
+    if job := SubmittedJob.current():
         job.refuse_secrets({KEY_VARIABLE})
     key = os.environ.pop(KEY_VARIABLE, None)  # what is started from here on need not know it
     if key is not None and not key.strip():

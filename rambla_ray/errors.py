@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
-from rambla_ray.schema import Try
+from rambla_ray.schema import ONE_CALL
 
 
 class RamblaError(Exception):
@@ -69,9 +69,7 @@ class CallError(RamblaError):
         self.message = " ".join(message.split())[:500]
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
-        self.attempts = 1
-        self.waited_s = 0.0
-        self.tries: tuple[Try, ...] = ()
+        self.trace = ONE_CALL
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"

@@ -49,7 +49,7 @@ class Message(NamedTuple):
     content: str
 
 
-class Options(NamedTuple):
+class GenerationOptions(NamedTuple):
     """What one request asks for in place of the model config's own; None and empty leave that as it is."""
 
     max_tokens: int | None = None
@@ -58,12 +58,12 @@ class Options(NamedTuple):
     seed: int | None = None  # of the draws, where any are made
     stop: tuple[str, ...] = ()  # the answer ends before the first of these
 
-    def asked(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Those that are asked for."""
         return {name: value for name, value in self._asdict().items() if value not in (None, ())}
 
 
-NO_OPTIONS = Options()
+NO_OPTIONS = GenerationOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Request:
     pair: str | None = None
     messages: tuple[Message, ...] = ()
     verbatim: bool = False
-    options: Options = NO_OPTIONS
+    options: GenerationOptions = NO_OPTIONS
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()
@@ -99,6 +99,20 @@ class Try(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class CallTrace:
+    """How the calls of one request went. Times are seconds."""
+
+    waited_s: float = 0.0  # for the rate limit and between attempts
+    attempts: int = 0
+    hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
+    tries: tuple[Try, ...] = ()
+
+
+TRACE_FIELDS = tuple(CallTrace.__annotations__)
+NO_CALL, ONE_CALL = CallTrace(), CallTrace(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """What came back: an answer. Times are seconds; `latency_s` is that of the attempt that answered."""
 
@@ -107,10 +121,7 @@ class Response:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = 0.0
-    waited_s: float = 0.0  # for the rate limit and between attempts
-    attempts: int = 1
-    hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
-    tries: tuple[Try, ...] = ()
+    trace: CallTrace = ONE_CALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +138,7 @@ class Step:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_s: float = 0.0
-    waited_s: float = 0.0
-    attempts: int = 0
-    hedged: int = 0
-    tries: tuple[Try, ...] = ()
+    trace: CallTrace = NO_CALL
     error_kind: str = ""
     error: str = ""
 
@@ -173,9 +181,14 @@ _ARROW_TYPES = {
 
 
 def _arrow_fields(kind: type) -> list[pa.Field]:
-    return [
-        pa.field(name, _ARROW_TYPES[annotation], nullable=False) for name, annotation in kind.__annotations__.items()
-    ]
+    """The columns of a dataclass; a trace's stand among those of its step."""
+    fields: list[pa.Field] = []
+    for name, annotation in kind.__annotations__.items():
+        if annotation == CallTrace.__name__:
+            fields += _arrow_fields(CallTrace)
+        else:
+            fields.append(pa.field(name, _ARROW_TYPES[annotation], nullable=False))
+    return fields
 
 
 STEP_TYPE = pa.struct(_arrow_fields(Step))
@@ -200,15 +213,22 @@ def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[Sample]:
     """The inverse of `to_table`; lone surrogates have become U+FFFD."""
     for row in table.to_pylist():
         row["fields"] = json.loads(row["fields"])
-        row["steps"] = [Step(**{**step, "tries": tuple(Try(**one) for one in step["tries"])}) for step in row["steps"]]
+        row["steps"] = [_step(step) for step in row["steps"]]
         yield Sample(**row)
+
+
+def _step(row: dict[str, Any]) -> Step:
+    trace = {name: row.pop(name) for name in TRACE_FIELDS}
+    trace["tries"] = tuple(Try(**one) for one in trace["tries"])
+    return Step(**row, trace=CallTrace(**trace))
 
 
 def _steps_array(steps: Sequence[Sequence[Step]]) -> pa.Array:
     flat = list(chain.from_iterable(steps))
     arrays = []
     for column in STEP_TYPE:
-        values: list[Any] = [getattr(step, column.name) for step in flat]
+        in_trace = column.name in TRACE_FIELDS
+        values: list[Any] = [getattr(step.trace if in_trace else step, column.name) for step in flat]
         if column.name == "tries":
             arrays.append(_tries_array(values, column.type))
         else:
@@ -252,15 +272,17 @@ class Identity:
     object. Keys, concurrency, timeouts and paths do not belong in it.
 
     Args:
-        of_model: class, weights or engine, endpoint, generation parameters, template.
+        model_fields: class, weights or engine, endpoint, generation parameters, template.
     """
 
-    def __init__(self, of_model: Mapping[str, object]) -> None:
-        self._members = _members({"identity_version": IDENTITY_VERSION, **of_model})  # written once, not per request
+    def __init__(self, model_fields: Mapping[str, object]) -> None:
+        self._members = _members(
+            {"identity_version": IDENTITY_VERSION, **model_fields}
+        )  # written once, not per request
 
-    def request_id(self, of_request: Mapping[str, object]) -> str:
+    def request_id(self, request_fields: Mapping[str, object]) -> str:
         """The request_id of a request, from what is its own: the rendered text."""
-        members = sorted({**self._members, **_members(of_request)}.items())
+        members = sorted({**self._members, **_members(request_fields)}.items())
         return hashlib.sha256(f"{{{','.join(member for _, member in members)}}}".encode()).hexdigest()
 
 

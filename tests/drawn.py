@@ -6,7 +6,7 @@ import re
 
 from hypothesis import strategies as st
 
-from rambla_ray.schema import Try
+from rambla_ray.schema import CallTrace, Try
 
 PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # JSON knows such a pair as one character only
 WHOLE = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -15,6 +15,7 @@ COUNT = st.integers(0, 2**40)
 SECONDS = st.floats(0, 1e9)
 
 
-def tries(reason: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[Try, ...]]:
-    """The attempts at a request, with reasons drawn from `reason`."""
-    return st.lists(st.builds(Try, at=SECONDS, took_s=SECONDS, reason=reason), max_size=3).map(tuple)
+def traces(reason: st.SearchStrategy[str], hedged: st.SearchStrategy[int] = COUNT) -> st.SearchStrategy[CallTrace]:
+    """How the calls of a request went, with the attempts' reasons drawn from `reason`."""
+    tries = st.lists(st.builds(Try, at=SECONDS, took_s=SECONDS, reason=reason), max_size=3).map(tuple)
+    return st.builds(CallTrace, waited_s=SECONDS, attempts=COUNT, hedged=hedged, tries=tries)

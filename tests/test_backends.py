@@ -22,7 +22,7 @@ from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFacePa
 from rambla_ray.actors.local import weights
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.schema import Options, Request
+from rambla_ray.schema import GenerationOptions, Request
 
 ENGINES = ["transformers_continuous", "vllm"]
 
@@ -167,7 +167,7 @@ def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backe
     whole, pieces = alone(tiny, PROMPTS[0])[0], []
     stop = whole[2:4]
     model = load(tiny, backend=backend)
-    request = Request(PROMPTS[0], options=Options(stop=("never there", stop)))
+    request = Request(PROMPTS[0], options=GenerationOptions(stop=("never there", stop)))
     response = asyncio.run(asyncio.wait_for(model.generate(request, pieces.append if emits else None), 30))
     assert response.text == whole[: whole.index(stop)]
     assert response.finish_reason == "stop"
@@ -186,7 +186,7 @@ def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0)
-        response = await model.generate(Request("c", options=Options(max_tokens=3)))
+        response = await model.generate(Request("c", options=GenerationOptions(max_tokens=3)))
         return response, model.work.completion_tokens
 
     response, made = asyncio.run(asyncio.wait_for(leave(), 60))
@@ -197,8 +197,8 @@ def test_continuous_batching_refuses_a_draw_of_a_requests_own(tiny: Path) -> Non
     model = load(tiny, backend="transformers_continuous")
     drawn, greedy = answer(
         model,
-        Request("hello", options=Options(temperature=0.7)),
-        Request("hello", options=Options(temperature=0.0, top_p=0.9)),
+        Request("hello", options=GenerationOptions(temperature=0.7)),
+        Request("hello", options=GenerationOptions(temperature=0.0, top_p=0.9)),
     )
     assert drawn.kind == ErrorKind.BAD_REQUEST
     assert greedy.text == alone(tiny, "hello")[0]
@@ -247,7 +247,7 @@ def test_when_vllms_engine_dies_the_model_is_broken(tiny: Path) -> None:
 
 def test_what_vllm_refuses_is_the_outcome_of_one_request(tiny: Path) -> None:
     hot, fine = answer(
-        load(tiny, backend="vllm"), Request("hello", options=Options(temperature=5.0)), Request("hello")
+        load(tiny, backend="vllm"), Request("hello", options=GenerationOptions(temperature=5.0)), Request("hello")
     )
     assert hot.kind == ErrorKind.INTERNAL
     assert fine.text == alone(tiny, "hello")[0]

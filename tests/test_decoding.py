@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 from rambla_ray.actors.local import decoding
 from rambla_ray.actors.local.decoding import ROOM, Draw, Draws, Roomy, lay_out
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Message, Options, Request
+from rambla_ray.schema import GenerationOptions, Message, Request
 
 CONTEXT = "Aspirin was given to 200 patients; 12 of them bled. "
 PROMPTS = [
@@ -233,9 +233,9 @@ def test_rows_without_a_draw_are_left_as_they_are():
 
 def test_each_request_has_options_of_its_own(tiny: Path, alone: list[str]):
     prompt = PROMPTS[0]
-    seeds = [Request(prompt, options=Options(temperature=3.0, seed=seed)) for seed in (1, 1, 2)]
+    seeds = [Request(prompt, options=GenerationOptions(temperature=3.0, seed=seed)) for seed in (1, 1, 2)]
     plain, short, one, same, other = answer(
-        load(tiny), Request(prompt), Request(prompt, options=Options(max_tokens=3)), *seeds
+        load(tiny), Request(prompt), Request(prompt, options=GenerationOptions(max_tokens=3)), *seeds
     )
     assert plain.text == alone[0]
     assert (short.completion_tokens, short.finish_reason) == (3, "length")
@@ -245,7 +245,7 @@ def test_each_request_has_options_of_its_own(tiny: Path, alone: list[str]):
 
 def test_an_answer_ends_before_a_stop_text(tiny: Path, alone: list[str]):
     stop = alone[0][4:6]
-    (response,) = answer(load(tiny), Request(PROMPTS[0], options=Options(stop=("never there", stop))))
+    (response,) = answer(load(tiny), Request(PROMPTS[0], options=GenerationOptions(stop=("never there", stop))))
     assert response.text == alone[0][: alone[0].index(stop)]
     assert response.finish_reason == "stop"
     assert response.completion_tokens < NEW
@@ -257,7 +257,10 @@ def test_the_pieces_of_an_answer_add_up_to_it(tiny: Path, stop: tuple[str, ...])
         pieces: dict[str, list[str]] = {prompt: [] for prompt in PROMPTS[:3]}
         model = load(tiny)
         responses = await asyncio.gather(
-            *(model.generate(Request(prompt, options=Options(stop=stop)), pieces[prompt].append) for prompt in pieces)
+            *(
+                model.generate(Request(prompt, options=GenerationOptions(stop=stop)), pieces[prompt].append)
+                for prompt in pieces
+            )
         )
         for response, parts in zip(responses, pieces.values(), strict=True):
             assert "".join(parts) == response.text
@@ -301,7 +304,7 @@ def test_beams_are_searched_and_give_what_they_give_alone(tiny: Path):
     given = {"max_new_tokens": NEW, "num_beams": 2}
     model = load(tiny, generation_config=given)
     assert texts(model, *PROMPTS[:3]) == [texts(model, prompt)[0] for prompt in PROMPTS[:3]]
-    (refused,) = answer(model, Request("x", options=Options(max_tokens=2)))
+    (refused,) = answer(model, Request("x", options=GenerationOptions(max_tokens=2)))
     assert refused.kind == ErrorKind.BAD_REQUEST
 
 

@@ -12,13 +12,12 @@ from openai_server import OpenAIServer
 from rambla_ray.config import load as configs
 from rambla_ray.results.directory import versions
 from rambla_ray.run import doctor
-from rambla_ray.run.placement import Cluster
-from rambla_ray.run.placement import Node as Resources
+from rambla_ray.run.placement import Cluster, NodeResources
 
 SUBJECTS = ["versions", "keys", "models", "room", "data", "output", "endpoints", "placement"]
 Diagnose = Callable[..., dict[str, tuple[bool, str]]]
 MOCK = "model=mock"
-HEAD, WORKER = Resources(0.0, 0.0), Resources(8.0, 1.0)
+HEAD, WORKER = NodeResources(0.0, 0.0), NodeResources(8.0, 1.0)
 
 
 @pytest.fixture
@@ -133,12 +132,14 @@ def test_data_that_is_not_there(diagnose: Diagnose) -> None:
     assert "/nowhere/pubmedqa.json" in line
 
 
-def node(name: str, *, has: Resources = WORKER, faults: Mapping[str, str] | None = None, **other: str) -> doctor.Node:
-    return doctor.Node(name, name, has, {**versions(), **other}, 100.0, faults or {})
+def node(
+    name: str, *, has: NodeResources = WORKER, faults: Mapping[str, str] | None = None, **other: str
+) -> doctor.NodeReport:
+    return doctor.NodeReport(name, name, has, {**versions(), **other}, 100.0, faults or {})
 
 
 def checked(
-    model: str, there: Cluster, *nodes: doctor.Node, silent: Mapping[str, str] | None = None
+    model: str, there: Cluster, *nodes: doctor.NodeReport, silent: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Every line of the nodes' checks, with its mark, by subject."""
     levels = doctor.models_of(configs.load([f"model={model}"]), there)

@@ -18,7 +18,7 @@ from ray_head import Head, wait_until
 
 from rambla_ray.errors import UserError
 from rambla_ray.run import job as jobs
-from rambla_ray.run.job import ENOUGH_S, STOP_WAIT, Job
+from rambla_ray.run.job import ENOUGH_S, STOP_WAIT, SubmittedJob
 from rambla_ray.run.pipeline import DRAIN_S
 
 REPO = Path(__file__).resolve().parent.parent
@@ -27,20 +27,20 @@ AT_ONCE = 4
 MOCK = ("model=mock", "task=all", "roles.rephraser=mock", "roles.judge=mock")
 
 
-def submitted(monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, Any]) -> Job:
+def submitted(monkeypatch: pytest.MonkeyPatch, runtime_env: dict[str, Any]) -> SubmittedJob:
     """This process as the driver of a job."""
     monkeypatch.setenv(jobs.CONFIG, json.dumps({"runtime_env": runtime_env, "metadata": {}}))
     monkeypatch.delenv(STOP_WAIT, raising=False)
     for name, value in runtime_env.get("env_vars", {}).items():
         monkeypatch.setenv(name, value)
-    job = Job.current()
+    job = SubmittedJob.current()
     assert job is not None
     return job
 
 
 def test_outside_of_a_job_there_is_none(monkeypatch):
     monkeypatch.delenv(jobs.CONFIG, raising=False)
-    assert Job.current() is None
+    assert SubmittedJob.current() is None
 
 
 @pytest.mark.parametrize(("given", "wait_s"), [({}, 3), ({STOP_WAIT: "90"}, 90), ({STOP_WAIT: "soon"}, 3)])
@@ -86,7 +86,7 @@ def test_where_ray_gives_every_job_enough_time_the_command_is_short(monkeypatch)
     job = submitted(monkeypatch, {"working_dir": "gcs://_ray_pkg_0.zip"})
     assert "--runtime-env-json" in job.command(["b.py"], "h:1")
     monkeypatch.setenv(STOP_WAIT, "60")
-    job = Job.current()
+    job = SubmittedJob.current()
     assert job is not None
     assert job.command(["b.py"], "h:1") == "ray job submit --address http://h:1 --working-dir . -- python b.py"
     assert job.command(["b.py"], "") == "ray job submit --working-dir . -- python b.py"

@@ -481,7 +481,7 @@ def test_a_pair_is_one_call_and_one_inner_product(monkeypatch: pytest.MonkeyPatc
         (response,) = ask(endpoint(server, monkeypatch), ("two\nlines", "one line more"))
         sent = [struct.unpack("<16f", embedding(text)) for text in ("two lines", "one line more")]
         assert response.text == repr(similarity.inner_product(*sent))
-        assert (response.prompt_tokens, response.completion_tokens, response.attempts) == (5, 0, 1)
+        assert (response.prompt_tokens, response.completion_tokens, response.trace.attempts) == (5, 0, 1)
         assert len(server.requests) == 1
 
 
@@ -499,7 +499,7 @@ def test_a_reply_without_two_vectors_is_tried_again_and_never_a_score(
 ) -> None:
     with OpenAIServer(faults=[Fault(fault, times=-1)]) as server:
         (failed,) = ask(endpoint(server, monkeypatch), ("a", "b"))
-    assert (failed.kind, failed.attempts) == (ErrorKind.GARBAGE, 2)
+    assert (failed.kind, failed.trace.attempts) == (ErrorKind.GARBAGE, 2)
 
 
 def test_the_rate_budget_is_charged_for_both_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drawn import COUNT, SECONDS, TEXT, tries
+from drawn import COUNT, SECONDS, TEXT, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
 from rambla_ray.ledger.store import SUFFIX, Ledger, Record
-from rambla_ray.schema import Response, Try
+from rambla_ray.schema import CallTrace, Response, Try
 from rambla_ray.storage import Folder
 
 RESPONSES = st.builds(
@@ -23,10 +23,7 @@ RESPONSES = st.builds(
     prompt_tokens=COUNT,
     completion_tokens=COUNT,
     latency_s=SECONDS,
-    waited_s=SECONDS,
-    attempts=COUNT,
-    hedged=COUNT,
-    tries=tries(TEXT),
+    trace=traces(TEXT),
 )
 ABOUT = {
     "request_id": st.text("0123456789abcdef", min_size=64, max_size=64),
@@ -34,7 +31,7 @@ ABOUT = {
     "at": SECONDS,
 }
 RECORDS = st.builds(Record, **ABOUT, response=RESPONSES) | st.builds(
-    Record, **ABOUT, error_kind=TEXT, error=TEXT, attempts=COUNT, waited_s=SECONDS, tries=tries(TEXT)
+    Record, **ABOUT, error_kind=TEXT, error=TEXT, call_trace=traces(TEXT, hedged=st.just(0))
 )
 
 
@@ -45,12 +42,12 @@ def rid(name: str) -> str:
 
 def answer(request_id: str, text: str = "yes", run_id: str = "run", attempts: int = 1, role: str = "target") -> Record:
     tries = (*[Try(1.0, 0.25, "server: HTTP 500")] * (attempts - 1), Try(2.0, 0.5))
-    response = Response(text, "stop", 10, 2, latency_s=0.5, waited_s=0.25, attempts=attempts, tries=tries)
+    response = Response(text, "stop", 10, 2, latency_s=0.5, trace=CallTrace(0.25, attempts, tries=tries))
     return Record(rid(request_id), run_id, "m", role, response)
 
 
 def failure(request_id: str, run_id: str = "run", attempts: int = 3) -> Record:
-    return Record(rid(request_id), run_id, "m", "target", None, "server", "HTTP 500", attempts, waited_s=2.0)
+    return Record(rid(request_id), run_id, "m", "target", None, "server", "HTTP 500", CallTrace(2.0, attempts))
 
 
 def add(ledger: Ledger, *records: Record) -> None:
@@ -265,7 +262,10 @@ def test_deaths_are_remembered_by_the_run_and_by_no_other(tmp_path: Path) -> Non
 
 def test_a_hedged_call_is_charged_twice(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
-    add(ledger, Record(rid("a"), "run", "m", "target", Response("yes", "stop", 10, 2, attempts=2, hedged=1)))
+    add(
+        ledger,
+        Record(rid("a"), "run", "m", "target", Response("yes", "stop", 10, 2, trace=CallTrace(attempts=2, hedged=1))),
+    )
     spent = ledger.spent["m", "target"]
     assert (spent.calls, spent.hedged, spent.retried, spent.prompt_tokens, spent.completion_tokens) == (2, 1, 0, 20, 4)
 

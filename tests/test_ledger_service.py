@@ -19,7 +19,7 @@ from rambla_ray.actors.ledger import ALONE, DRAINING, WAIT, YOURS, LedgerClient,
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.store import Record
-from rambla_ray.schema import Response
+from rambla_ray.schema import CallTrace, Response
 
 RUN = "run"
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
@@ -201,7 +201,9 @@ def test_before_a_price_is_known_a_budget_bears_few_calls_at_once(tmp_path: Path
 
 
 def test_a_failure_is_shared_in_one_invocation_and_asked_again_in_the_next(tmp_path: Path) -> None:
-    failed = Record(rid("a"), RUN, "m", "target", error_kind="server", error="HTTP 500", attempts=5).to_line()
+    failed = Record(
+        rid("a"), RUN, "m", "target", error_kind="server", error="HTTP 500", call_trace=CallTrace(attempts=5)
+    ).to_line()
 
     async def body(service: LedgerService) -> None:
         await claim(service, "one", "a")

@@ -157,8 +157,8 @@ def test_chaos_that_stays_ends_as_what_it_is(fault: str, kind: ErrorKind) -> Non
     model.attach(RunContext(print, Chaos(**{fault: 1.0})))
     (failed,) = ask(model, [A])
     assert failed.kind == kind
-    assert failed.attempts == len(failed.tries) > 1
-    assert all(attempt.reason == f"{kind}: made up by chaos.{fault}" for attempt in failed.tries)
+    assert failed.trace.attempts == len(failed.trace.tries) > 1
+    assert all(attempt.reason == f"{kind}: made up by chaos.{fault}" for attempt in failed.trace.tries)
 
 
 def test_answers_are_the_same_through_chaos() -> None:
@@ -166,13 +166,13 @@ def test_answers_are_the_same_through_chaos() -> None:
     model.attach(RunContext(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1)))
     through_chaos = ask(model, MANY[:300])
     assert [response.text for response in through_chaos] == texts(mock(), MANY[:300])
-    assert sum(response.attempts for response in through_chaos) > 350
+    assert sum(response.trace.attempts for response in through_chaos) > 350
 
 
 def test_chaos_that_is_no_fault_of_a_call_leaves_calls_alone() -> None:
     model = mock()
     model.attach(RunContext(print, Chaos(kill_actor_every=2)))
-    assert {response.attempts for response in ask(model, MANY[:100])} == {1}
+    assert {response.trace.attempts for response in ask(model, MANY[:100])} == {1}
 
 
 def test_the_deadline_holds() -> None:
@@ -216,7 +216,7 @@ def test_a_cancelled_request_gives_its_slot_back() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
         return await asyncio.wait_for(model.generate(A), 5)
 
-    assert asyncio.run(cancelled_then_asked()).attempts == 1
+    assert asyncio.run(cancelled_then_asked()).trace.attempts == 1
 
 
 class Drained(MockModel):

@@ -149,7 +149,7 @@ def test_text_models_answer_with_the_engine_and_temperature_they_were_given(
     with OpenAIServer() as server:
         response = answer(build(server, kind, engine="gpt-x", temperature=0.3, **where), "Is this so?\nSay it.")
         assert response.text == default_answer("Is this so?\nSay it.", "gpt-x", 0.3)
-        assert (response.finish_reason, response.attempts) == ("stop", 1)
+        assert (response.finish_reason, response.trace.attempts) == ("stop", 1)
         assert (response.prompt_tokens, response.completion_tokens) == (5, len(response.text.split()))
         assert [record.model for record in server.requests] == ["gpt-x"]
 
@@ -211,13 +211,13 @@ def test_a_passing_fault_is_tried_again_and_answered(kind: type[OpenAIModel], fa
         server.reset()
         server.faults = [Fault(fault, times=2)]
         response = answer(model, "hello")
-        assert (response.text, response.attempts, len(server.requests)) == (right, 3, 3)
+        assert (response.text, response.trace.attempts, len(server.requests)) == (right, 3, 3)
 
 
 def test_an_empty_vector_is_tried_again_not_given_as_an_answer() -> None:
     with OpenAIServer(faults=[Fault("filtered_finish")]) as server:
         response = answer(build(server, Embeddings), "hello")
-    assert (len(json.loads(response.text)), response.attempts) == (16, 2)
+    assert (len(json.loads(response.text)), response.trace.attempts) == (16, 2)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_fault_of_the_prompt_ends_that_prompt_at_once_and_no_other(
 ) -> None:
     with OpenAIServer(answer=str.upper, faults=[Fault(fault, match="bad", times=-1)]) as server:
         bad, good = ask_in_turn(build(server, **where), "bad", "good")
-        assert (bad.kind, bad.attempts, good.text) == (kind, 1, "GOOD")
+        assert (bad.kind, bad.trace.attempts, good.text) == (kind, 1, "GOOD")
         assert len(server.requests) == 2
 
 
@@ -266,20 +266,20 @@ def test_requests_that_wait_for_a_slot_are_not_sent_after_a_fatal_error(
 def test_a_request_that_was_not_sent_counts_no_attempt() -> None:
     with OpenAIServer(key="another key") as server:
         sent, unsent = ask_in_turn(build(server), "one", "two")
-    assert (sent.attempts, unsent.attempts) == (1, 0)
+    assert (sent.trace.attempts, unsent.trace.attempts) == (1, 0)
 
 
 def test_a_fault_that_stays_ends_after_the_allowed_attempts() -> None:
     with OpenAIServer(faults=[Fault("500", times=-1)]) as server:
         failed = error(build(server))
-        assert (failed.kind, failed.attempts, len(server.requests)) == (ErrorKind.SERVER, 5, 5)
+        assert (failed.kind, failed.trace.attempts, len(server.requests)) == (ErrorKind.SERVER, 5, 5)
 
 
 def test_an_endpoint_that_is_not_there_is_a_connection_error() -> None:
     with OpenAIServer() as server:
         url = server.base_url
     failed = error(build(url))
-    assert (failed.kind, failed.attempts) == (ErrorKind.CONNECTION, 5)
+    assert (failed.kind, failed.trace.attempts) == (ErrorKind.CONNECTION, 5)
 
 
 class TriesOnce(Chat):
@@ -292,7 +292,7 @@ HASTY = Rate(timeout_s=0.3)
 def test_no_reply_before_the_deadline_is_a_timeout_that_names_the_endpoint_and_the_deadline() -> None:
     with OpenAIServer(faults=[Fault("hang")]) as server:
         failed = error(build(server, TriesOnce, rate=HASTY))
-        assert (failed.kind, failed.attempts) == (ErrorKind.TIMEOUT, 1)
+        assert (failed.kind, failed.trace.attempts) == (ErrorKind.TIMEOUT, 1)
         assert failed.message == f"no reply from {server.base_url} within 0.3 s"
 
 
@@ -300,7 +300,7 @@ def test_a_timeout_is_tried_again() -> None:
     with OpenAIServer(answer=str.upper, faults=[Fault("hang")]) as server:
         response = answer(build(server, rate=HASTY), "hello")
     assert response.text == "HELLO"
-    assert response.attempts > 1
+    assert response.trace.attempts > 1
 
 
 # Rate limits
@@ -317,21 +317,21 @@ def test_retry_after_is_waited_for_and_counted() -> None:
     with OpenAIServer(faults=[Fault("429", retry_after=0.3)]) as server:
         response = answer(build(server, TriesTwice), "hello")
         first, second = server.requests
-    assert response.attempts == 2
-    assert response.waited_s >= 0.3
+    assert response.trace.attempts == 2
+    assert response.trace.waited_s >= 0.3
     assert second.time - first.time >= 0.3
 
 
 def test_rate_limits_do_not_use_up_the_attempts() -> None:
     with OpenAIServer(faults=[Fault("429", times=4, retry_after=0.01), Fault("500")]) as server:
-        assert answer(build(server, TriesTwice), "hello").attempts == 6
+        assert answer(build(server, TriesTwice), "hello").trace.attempts == 6
 
 
 def test_a_rate_limit_that_stays_ends_as_rate_limited() -> None:
     with OpenAIServer(faults=[Fault("429", times=-1, retry_after=0.05)]) as server:
         failed = error(build(server, rate=IMPATIENT))
         assert failed.kind == ErrorKind.RATE_LIMITED
-        assert failed.attempts == len(server.requests) > 1
+        assert failed.trace.attempts == len(server.requests) > 1
 
 
 def test_a_retry_after_beyond_the_allowed_time_is_not_waited_for() -> None:
@@ -370,7 +370,7 @@ def test_a_wait_that_one_model_is_told_holds_for_all_that_share_its_key() -> Non
         first = asyncio.create_task(limited.generate(Request("limited")))
         while not first.done():
             await free.generate(Request("free"))
-        assert (await first).attempts == 2
+        assert (await first).trace.attempts == 2
 
     with OpenAIServer(latency=0.01, faults=[Fault("429", match="limited", retry_after=3)]) as server:
         asyncio.run(both(build(server), build(server, Completion)))
@@ -439,7 +439,7 @@ def test_nothing_is_asked_while_an_answer_is_not_durable(rate: Rate) -> None:
 def test_without_a_rate_calls_in_flight_grow_to_what_the_pool_allows() -> None:
     with OpenAIServer(latency=0.2) as server:
         responses = ask(build(server, at_once=512), *(f"prompt {number}" for number in range(1000)))
-        assert {response.attempts for response in responses} == {1}
+        assert {response.trace.attempts for response in responses} == {1}
         assert server.max_in_flight >= 4 * START
 
 
@@ -472,8 +472,8 @@ def test_a_slow_call_is_asked_a_second_time_and_the_first_answer_wins() -> None:
 
     with OpenAIServer(answer=str.upper, faults=[Fault("hang", match="hello")]) as server:
         response = asyncio.run(hedged(build(server, rate=Rate(hedge=True))))
-        assert (response.text, response.attempts, response.hedged) == ("HELLO", 2, 1)
-        assert [attempt.reason.partition(":")[0] for attempt in response.tries] == ["cancelled", ""]
+        assert (response.text, response.trace.attempts, response.trace.hedged) == ("HELLO", 2, 1)
+        assert [attempt.reason.partition(":")[0] for attempt in response.trace.tries] == ["cancelled", ""]
         assert len(server.requests) == HEDGE_AFTER + 2
     assert complaints == []
 
@@ -487,13 +487,13 @@ async def slow(model: OpenAIModel, server: OpenAIServer) -> Response:
 
 def test_without_hedging_a_slow_call_is_waited_for() -> None:
     with OpenAIServer() as server:
-        assert asyncio.run(slow(build(server), server)).attempts == 1
+        assert asyncio.run(slow(build(server), server)).trace.attempts == 1
 
 
 def test_a_second_call_waits_for_a_slot_of_its_own() -> None:
     with OpenAIServer() as server:
         response = asyncio.run(slow(build(server, rate=Rate(hedge=True), at_once=1), server))
-        assert (response.attempts, response.hedged, server.max_in_flight) == (1, 0, 1)
+        assert (response.trace.attempts, response.trace.hedged, server.max_in_flight) == (1, 0, 1)
 
 
 def test_when_both_calls_fail_the_request_is_tried_again() -> None:
@@ -504,8 +504,8 @@ def test_when_both_calls_fail_the_request_is_tried_again() -> None:
     faults = [Fault("hang", match="hello"), Fault("500", match="hello")]
     with OpenAIServer(answer=str.upper, faults=faults) as server:
         response = asyncio.run(hedged(build(server, rate=Rate(hedge=True, timeout_s=1.0))))
-    assert (response.text, response.hedged) == ("HELLO", 1)
-    assert [attempt.reason.partition(":")[0] for attempt in response.tries] == ["timeout", "server", ""]
+    assert (response.text, response.trace.hedged) == ("HELLO", 1)
+    assert [attempt.reason.partition(":")[0] for attempt in response.trace.tries] == ["timeout", "server", ""]
 
 
 # Chaos
@@ -526,7 +526,7 @@ def test_chaos_passes_through_the_reading_of_replies(fault: str, kind: ErrorKind
         model.attach(RunContext(print, Chaos(**{fault: 1.0})))
         failed = error(model)
         assert (failed.kind, failed.message, server.requests) == (kind, message, [])
-    assert failed.attempts > 1
+    assert failed.trace.attempts > 1
 
 
 def test_every_prompt_is_answered_through_chaos() -> None:
@@ -536,7 +536,7 @@ def test_every_prompt_is_answered_through_chaos() -> None:
         model.attach(RunContext(print, Chaos(http429=0.1, http500=0.1, reset=0.1, garbage=0.1)))
         responses = ask(model, *prompts)
         assert [response.text for response in responses] == [prompt.upper() for prompt in prompts]
-        assert sum(response.attempts for response in responses) > len(server.requests) == 100
+        assert sum(response.trace.attempts for response in responses) > len(server.requests) == 100
 
 
 # Replies that mean harm, or no good
@@ -555,7 +555,7 @@ YES = b'{"message": {"content": "Yes"}, "finish_reason": "stop"}'
 def test_a_reply_that_is_not_what_the_api_promises_is_garbage(body: bytes) -> None:
     with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
         failed = error(build(server, TriesOnce))
-        assert (failed.kind, failed.attempts) == (ErrorKind.GARBAGE, 1)
+        assert (failed.kind, failed.trace.attempts) == (ErrorKind.GARBAGE, 1)
 
 
 def replied(body: bytes, kind: type[OpenAIModel] = Chat, **reply: Any) -> Response:
@@ -600,7 +600,7 @@ def test_an_answer_of_50_megabytes_is_cut() -> None:
 def test_a_reply_beyond_64_mebibytes_is_dropped_and_not_asked_again(fault: Fault) -> None:
     with OpenAIServer(answer=str.upper, faults=[fault]) as server:
         failed, after = ask_in_turn(build(server), "hello", "and after")
-        assert (failed.kind, failed.attempts, after.text) == (ErrorKind.OVERSIZED, 1, "AND AFTER")
+        assert (failed.kind, failed.trace.attempts, after.text) == (ErrorKind.OVERSIZED, 1, "AND AFTER")
         assert "64 MiB" in failed.message
         assert server.sent_bytes < 128 * 2**20
 
@@ -609,7 +609,7 @@ def test_a_reply_whose_values_would_fill_the_memory_is_not_parsed() -> None:
     bomb = b'{"choices": [' + b"[]," * 1_500_000 + b"[]]}"
     with OpenAIServer(faults=[Fault("reply", body=bomb)]) as server:
         failed = error(build(server))
-    assert (failed.kind, failed.attempts) == (ErrorKind.OVERSIZED, 1)
+    assert (failed.kind, failed.trace.attempts) == (ErrorKind.OVERSIZED, 1)
 
 
 class Raw(StreamRequestHandler):
@@ -643,7 +643,7 @@ def test_half_a_reply_or_none_is_an_error_of_its_kind(says: bytes, kind: ErrorKi
         failed = error(build(f"http://127.0.0.1:{server.server_address[1]}/v1", TriesOnce))
         server.shutdown()
         thread.join()
-    assert (failed.kind, failed.attempts) == (kind, 1), failed
+    assert (failed.kind, failed.trace.attempts) == (kind, 1), failed
 
 
 def test_a_model_that_is_dropped_closes_its_connections(
@@ -704,7 +704,7 @@ def test_a_status_decides_whether_a_call_is_tried_again(
 ) -> None:
     with OpenAIServer(faults=[Fault("reply", status=status, body=body, times=-1)]) as server:
         failed = error(build(server))
-        assert (failed.kind, failed.attempts, len(server.requests)) == (kind, attempts, attempts)
+        assert (failed.kind, failed.trace.attempts, len(server.requests)) == (kind, attempts, attempts)
     assert failed.message.startswith(f"HTTP {status}")
 
 
@@ -737,22 +737,22 @@ def test_every_attempt_of_an_answer_is_told() -> None:
     began = time.time()
     with OpenAIServer(faults=[Fault("500"), Fault("429", retry_after=0.01)]) as server:
         response = answer(build(server), "hello")
-    assert [attempt.reason for attempt in response.tries] == [
+    assert [attempt.reason for attempt in response.trace.tries] == [
         "server: HTTP 500 server_error: The server had an error while processing your request.",
         "rate_limited: HTTP 429 rate_limit_exceeded: Rate limit reached for requests.",
         "",
     ]
-    starts = [attempt.at for attempt in response.tries]
+    starts = [attempt.at for attempt in response.trace.tries]
     assert began - 1 < starts[0] < starts[1] < starts[2] < time.time() + 1
-    assert all(attempt.took_s > 0 for attempt in response.tries)
-    assert response.latency_s == response.tries[-1].took_s
+    assert all(attempt.took_s > 0 for attempt in response.trace.tries)
+    assert response.latency_s == response.trace.tries[-1].took_s
 
 
 def test_every_attempt_of_a_failure_is_told() -> None:
     with OpenAIServer(faults=[Fault("500", times=-1)]) as server:
         failed = error(build(server))
-    assert len(failed.tries) == failed.attempts == 5
-    assert failed.waited_s > 0
+    assert len(failed.trace.tries) == failed.trace.attempts == 5
+    assert failed.trace.waited_s > 0
 
 
 @pytest.mark.parametrize(

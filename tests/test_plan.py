@@ -11,7 +11,15 @@ from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import to_json
-from rambla_ray.run.placement import Cluster, Level, Node, calls_per_actor, run_together, settle_pool, waits_for
+from rambla_ray.run.placement import (
+    Cluster,
+    Level,
+    NodeResources,
+    calls_per_actor,
+    run_together,
+    settle_pool,
+    waiting_reason,
+)
 from rambla_ray.run.plan import Plan
 from rambla_ray.schema import Role, Sample
 
@@ -169,9 +177,9 @@ def test_a_missing_key_is_named_with_the_way_out(words: str, reason: str, monkey
     planned.preflight(same_machine=True)
 
 
-LAPTOP = Cluster((Node(2, 0),))
-THREE_NODES = Cluster((Node(8, 4),) * 3)
-EMPTY = Cluster((Node(0, 0),), grows=True)
+LAPTOP = Cluster((NodeResources(2, 0),))
+THREE_NODES = Cluster((NodeResources(8, 4),) * 3)
+EMPTY = Cluster((NodeResources(0, 0),), grows=True)
 
 
 NEEDED = {"openai_chat": {"engine": "gpt-4", "temperature": 0}, "huggingface_llm": {"model_name": "m"}}
@@ -220,7 +228,7 @@ def test_a_pool_settles_on(kind: str, pool: dict[str, float], cluster: Cluster, 
         (
             "huggingface_llm",
             {"num_cpus": 4, "num_gpus": 1},
-            Cluster((Node(8, 0), Node(2, 1))),
+            Cluster((NodeResources(8, 0), NodeResources(2, 1))),
             "asks for 4 CPUs and 1 GPU, and no node has both",
         ),
     ],
@@ -266,11 +274,11 @@ def test_a_local_model_that_plays_first_and_last_is_not_loaded_twice() -> None:
 
 def test_what_has_no_room_says_what_it_waits_for() -> None:
     wanted = level("huggingface_llm", num_gpus=1, min_size=2)
-    assert waits_for(wanted, THREE_NODES) == ""
+    assert waiting_reason(wanted, THREE_NODES) == ""
     line = "model m waits until there is room for 2 actors of 1 GPU: "
-    assert waits_for(wanted, EMPTY) == line + "the cluster's autoscaler brings it"
-    busy = Cluster((Node(8, 4),), free=(Node(8, 1),))
-    assert waits_for(wanted, busy) == line + "others give it back"
+    assert waiting_reason(wanted, EMPTY) == line + "the cluster's autoscaler brings it"
+    busy = Cluster((NodeResources(8, 4),), free=(NodeResources(8, 1),))
+    assert waiting_reason(wanted, busy) == line + "others give it back"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Message, Options, Request, Response
+from rambla_ray.schema import GenerationOptions, Message, Request, Response
 from rambla_ray.serving import replies
 from rambla_ray.serving import requests as protocol
 from rambla_ray.serving.requests import ApiError, ChatCall, CompletionCall, EmbeddingsCall
@@ -50,14 +50,14 @@ def test_a_conversation_is_read_with_its_options():
         Request(
             "",
             messages=(Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hi")),
-            options=Options(max_tokens=9, temperature=0.0, top_p=0.5, seed=-3, stop=("a", "b")),
+            options=GenerationOptions(max_tokens=9, temperature=0.0, top_p=0.5, seed=-3, stop=("a", "b")),
         )
     ]
 
 
 def test_prompts_are_to_be_continued_as_they_stand():
     call = protocol.parse(CompletionCall, b'{"model": "m", "prompt": ["a", "b"], "stop": "x"}')
-    options = Options(stop=("x",))
+    options = GenerationOptions(stop=("x",))
     assert call.requests() == [Request(text, verbatim=True, options=options) for text in ("a", "b")]
 
 
@@ -71,7 +71,7 @@ def test_prompts_are_to_be_continued_as_they_stand():
 )
 def test_what_changes_nothing_is_accepted(fields):
     (request,) = chat(**fields).requests()
-    assert (request.text, request.options) == ("hello", Options())
+    assert (request.text, request.options) == ("hello", GenerationOptions())
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def events(stream: bytes) -> list[Any]:
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_pieces_of_a_stream_add_up(usage):
-    reply = replies.Reply(chat(stream=True, stream_options={"include_usage": usage}))
+    reply = replies.ReplyFrame(chat(stream=True, stream_options={"include_usage": usage}))
     response = Response("a µ b", "length", prompt_tokens=3, completion_tokens=2)
     sent = events(reply.first() + reply.piece("a µ") + reply.piece(" b") + reply.last(response))
     assert len({event["id"] for event in sent}) == 1
@@ -193,7 +193,7 @@ def test_the_pieces_of_a_stream_add_up(usage):
 
 def test_several_completions_are_numbered_and_counted_together():
     call = protocol.parse(CompletionCall, b'{"model": "m", "prompt": ["a", "b"]}')
-    whole = replies.Reply(call).whole([Response("x", prompt_tokens=1), Response("y", prompt_tokens=2)])
+    whole = replies.ReplyFrame(call).whole([Response("x", prompt_tokens=1), Response("y", prompt_tokens=2)])
     assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == [(0, "x"), (1, "y")]
     assert whole["usage"]["total_tokens"] == 3
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawn import COUNT, SECONDS, TEXT, WHOLE, tries
+from drawn import COUNT, SECONDS, TEXT, WHOLE, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,10 +43,7 @@ def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
         prompt_tokens=COUNT,
         completion_tokens=COUNT,
         latency_s=SECONDS,
-        waited_s=SECONDS,
-        attempts=COUNT,
-        hedged=COUNT,
-        tries=tries(WHOLE),
+        trace=traces(WHOLE),
         error_kind=text,
         error=text,
     )
@@ -113,7 +110,7 @@ def test_lone_surrogates_are_all_that_a_table_changes(sample: Sample) -> None:
         assert (step.prompt, step.text, step.error) == tuple(
             map(well_formed, (before.prompt, before.text, before.error))
         )
-        assert (step.attempts, step.tries) == (before.attempts, before.tries)
+        assert (step.trace.attempts, step.trace.tries) == (before.trace.attempts, before.trace.tries)
 
 
 def test_a_table_has_the_names_and_types_that_files_are_read_by() -> None:
@@ -137,8 +134,8 @@ def reversed_keys(value: Any) -> Any:
 def request_id_of(identity: dict[str, Any]) -> str:
     """The request_id of an identity, half of which is the model's."""
     keys = list(identity)
-    of_model = {key: identity[key] for key in keys[::2]}
-    return Identity(of_model).request_id({key: identity[key] for key in keys[1::2]})
+    model_fields = {key: identity[key] for key in keys[::2]}
+    return Identity(model_fields).request_id({key: identity[key] for key in keys[1::2]})
 
 
 @EXAMPLES

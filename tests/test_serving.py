@@ -25,7 +25,7 @@ from openai_server import Fault, OpenAIServer
 
 from rambla_ray.config.load import load_served
 from rambla_ray.errors import UserError
-from rambla_ray.run.placement import Cluster, Node
+from rambla_ray.run.placement import Cluster, NodeResources
 from rambla_ray.serving import gateway
 
 REPO = Path(__file__).resolve().parent.parent
@@ -283,10 +283,10 @@ def settled(there: Cluster, *words: str) -> list[tuple[float | None, float | Non
 
 
 def test_models_that_do_not_fit_together_share_the_cpus():
-    two = Cluster((Node(2.0, 0.0),))
+    two = Cluster((NodeResources(2.0, 0.0),))
     assert settled(two, "model=smollm2") == [(2.0, 0.0)]
     assert settled(two, "model=smollm2,minilm,mock") == [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0)]
-    assert settled(Cluster((Node(2.0, 2.0),)), "model=smollm2,minilm") == [(0.0, 1.0), (0.0, 1.0)]
+    assert settled(Cluster((NodeResources(2.0, 2.0),)), "model=smollm2,minilm") == [(0.0, 1.0), (0.0, 1.0)]
     with pytest.raises(UserError, match=r"smollm2 1 × 2 CPUs, minilm 1 × 2 CPUs; it has 2 CPUs and 0 GPUs"):
         settled(two, "model=smollm2,minilm", "pool.num_cpus=2")
 

@@ -20,7 +20,7 @@ from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel, CheckpointP
 from rambla_ray.actors.model import RunContext
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind, UserError, choose_from
-from rambla_ray.schema import NO_OPTIONS, Options, Request, Response, canonical_json
+from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, Response, canonical_json
 from rambla_ray.tasks import prompts
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel):
                 text = params.message_formatting_template.format(message=text)
         return list(self._tokenizer(text)["input_ids"])
 
-    def _draw(self, tokens: list[int], asked: Options) -> Draw | None:
+    def _draw(self, tokens: list[int], asked: GenerationOptions) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
         from rambla_ray.actors.local.decoding import WARPERS, Draw
 

@@ -38,7 +38,7 @@ class NLIParams(CheckpointParams):
     )
 
 
-class EmbeddingsParams(CheckpointParams):
+class HuggingFaceEmbeddingsParams(CheckpointParams):
     """An encoder, and how its token vectors become one."""
 
     produces = "score"
@@ -174,8 +174,8 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
     What the config leaves open is as sentence-transformers has it.
     """
 
-    Params: ClassVar[type[ModelParams]] = EmbeddingsParams
-    params: EmbeddingsParams
+    Params: ClassVar[type[ModelParams]] = HuggingFaceEmbeddingsParams
+    params: HuggingFaceEmbeddingsParams
     unused_weights = ("pooler.",)
 
     def load(self) -> None:

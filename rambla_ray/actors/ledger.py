@@ -390,8 +390,8 @@ class LedgerClient:
 
     async def failed(self, request_id: str, role: str, error: CallError) -> Record:
         """Store that a request ended without an answer; returns its record once it is durable."""
-        about: dict[str, Any] = {"error_kind": error.kind, "error": error.message, "attempts": error.attempts}
-        about |= {"waited_s": error.waited_s, "tries": error.tries, "at": time.time()}
+        about: dict[str, Any] = {"error_kind": error.kind, "error": error.message, "call_trace": error.trace}
+        about |= {"at": time.time()}
         if error.kind in FATAL:
             self.stop(error, role)
         return await self._store(Record(request_id, self._run_id, self._model, role, **about))

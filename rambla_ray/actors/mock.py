@@ -15,7 +15,7 @@ from rambla_ray.actors.model import Emit
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Options, Request, Response
+from rambla_ray.schema import GenerationOptions, Request, Response
 
 _WORDINGS = (
     "{0}",
@@ -111,7 +111,7 @@ class MockModel(BaseAPIModel):
         return request.target
 
 
-def _cut(text: str, options: Options) -> tuple[str, str]:
+def _cut(text: str, options: GenerationOptions) -> tuple[str, str]:
     """An answer as far as the options let it go, at four characters a token, and the finish reason."""
     text = text[: min((place for place in map(text.find, options.stop) if place >= 0), default=len(text))]
     if options.max_tokens and len(text) // 4 + 1 > options.max_tokens:

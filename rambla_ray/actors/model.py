@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rambla_ray.actors.local.usage import Work
+from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Chaos, Pool, Rate
 from rambla_ray.schema import Request, Response
@@ -70,14 +70,14 @@ class Model(ABC):
             own["messages"] = request.messages
         if request.verbatim:
             own["verbatim"] = True
-        asked = request.options.asked()
+        asked = request.options.overrides()
         return {**own, "options": asked} if asked else own
 
     def open(self) -> None:
         """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
         return None
 
-    def measure(self) -> Work | None:
+    def measure(self) -> LocalUsage | None:
         """What this actor has done; None where others do the work."""
         return None
 

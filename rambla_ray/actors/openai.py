@@ -18,7 +18,7 @@ from pydantic import Field
 from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
-from rambla_ray.actors.api.http import Reply, Wire, exhausted_s, made_up, safe_words, told_wait_s, visible
+from rambla_ray.actors.api.http import HttpReply, Wire, exhausted_s, injected_reply, redact, told_wait_s, visible
 from rambla_ray.config.model import KEY_VARIABLE, KeyedParams, ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import openai
 
 PLAIN_URL = "https://api.openai.com/v1"
-PLACE = "<the text of a request>"  # what the package is given, and each call's text replaces
+PLACEHOLDER = "<the text of a request>"  # what the package is given, and each call's text replaces
 OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")  # of the client, not the API
 PING_S = 5.0  # how long an endpoint may take to a sign of life
 LONGEST_VECTOR = 100_000
@@ -124,7 +124,7 @@ class CompletionParams(TextParams):
     engine: str = Field("text-davinci-003", description="the model's name, or Azure's deployment")
 
 
-class EmbeddingsParams(EndpointParams):
+class OpenAIEmbeddingsParams(EndpointParams):
     """The embeddings API, with RAmBLA's default engine."""
 
     produces = "score"
@@ -152,7 +152,7 @@ class OpenAIModel(BaseAPIModel):
         self._key = params.read_key()
         form = _form(params, self._key, self.write)
         self._body: dict[str, Any] = json.loads(form.content)
-        before, after = form.content.decode().split(json.dumps(PLACE))
+        before, after = form.content.decode().split(json.dumps(PLACEHOLDER))
         self._before, self._after = before.encode(), after.encode()
         self._url = URL(str(form.url), encoded=True)
         headers = {name: value for name, value in form.headers.items() if not name.startswith(OWN_HEADERS)}
@@ -172,11 +172,11 @@ class OpenAIModel(BaseAPIModel):
         body = json.dumps(self._body | own).encode() if own else self._before + self.texts(request) + self._after
         return await self._wire.post(self._url, body, partial(self._answer_in, request))
 
-    async def disturbed_call(self, request: Request, fault: str) -> Response:
-        return await made_up(fault, partial(self._answer_in, request))
+    async def faulty_call(self, request: Request, fault: str) -> Response:
+        return await injected_reply(fault, partial(self._answer_in, request))
 
     def write(self, client: openai.OpenAI) -> None:
-        """Let the package write a request with `PLACE` as its text."""
+        """Let the package write a request with `PLACEHOLDER` as its text."""
         raise NotImplementedError
 
     def own_fields(self, request: Request) -> dict[str, Any]:
@@ -184,16 +184,16 @@ class OpenAIModel(BaseAPIModel):
         return {}
 
     def texts(self, request: Request) -> bytes:
-        """The JSON that stands in `PLACE`: the prompt as a string."""
+        """The JSON that stands in `PLACEHOLDER`: the prompt as a string."""
         return json.dumps(request.prompt).encode()
 
     def read(self, body: Any, request: Request) -> Response:
         """The answer in a parsed body."""
         raise NotImplementedError
 
-    def _answer_in(self, request: Request, reply: Reply) -> Response:
+    def _answer_in(self, request: Request, reply: HttpReply) -> Response:
         if not 200 <= reply.status < 300:
-            raise _status_error(reply, lambda words: safe_words(words, self._key, request.text))
+            raise _status_error(reply, lambda words: redact(words, self._key, request.text))
         wait_s = exhausted_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
@@ -251,13 +251,13 @@ class OpenAIChat(OpenAITextModel):
     Params: ClassVar[type[ModelParams]] = TextParams
 
     def write(self, client: openai.OpenAI) -> None:
-        client.chat.completions.create(messages=[{"role": "user", "content": PLACE}], **self.options())
+        client.chat.completions.create(messages=[{"role": "user", "content": PLACEHOLDER}], **self.options())
 
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.verbatim:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the chat API, which continues no bare text")
         messages = request.messages or (Message("user", request.prompt),)
-        asked = request.options.asked()
+        asked = request.options.overrides()
         return {**asked, "messages": [turn._asdict() for turn in messages]} if asked or request.messages else {}
 
     def text_of(self, choice: Any) -> Any:
@@ -273,12 +273,12 @@ class OpenAICompletion(OpenAITextModel):
     Params: ClassVar[type[ModelParams]] = CompletionParams
 
     def write(self, client: openai.OpenAI) -> None:
-        client.completions.create(prompt=PLACE, **self.options())
+        client.completions.create(prompt=PLACEHOLDER, **self.options())
 
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.messages:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the completion API, which takes no messages")
-        asked = request.options.asked()
+        asked = request.options.overrides()
         return {**asked, "prompt": request.prompt} if asked else {}
 
     def text_of(self, choice: Any) -> Any:
@@ -292,13 +292,13 @@ class OpenAIEmbeddings(OpenAIModel):
     the vector as a JSON list.
     """
 
-    Params: ClassVar[type[ModelParams]] = EmbeddingsParams
+    Params: ClassVar[type[ModelParams]] = OpenAIEmbeddingsParams
 
     def estimate_tokens(self, request: Request) -> int:
         return super().estimate_tokens(request) + len(request.pair or "") // 4
 
     def write(self, client: openai.OpenAI) -> None:
-        client.embeddings.create(model=self.params.engine, input=PLACE)
+        client.embeddings.create(model=self.params.engine, input=PLACEHOLDER)
 
     def texts(self, request: Request) -> bytes:
         texts = [text.replace("\n", " ") for text in (request.prompt, request.pair) if text is not None]
@@ -371,7 +371,7 @@ def _form(params: EndpointParams, key: str, write: Callable[[openai.OpenAI], Non
     return catch.request
 
 
-def _status_error(reply: Reply, safe: Callable[[str], str]) -> CallError:
+def _status_error(reply: HttpReply, safe: Callable[[str], str]) -> CallError:
     """What an HTTP status means. The message is the endpoint's own, made safe and cut short."""
     status, code, said = reply.status, "", ""
     try:

@@ -206,9 +206,7 @@ class PoolActor:
                 *about,
                 identity,
                 prompt,
-                waited_s=record.waited_s,
-                attempts=record.attempts,
-                tries=record.tries,
+                trace=record.trace,
                 error_kind=record.error_kind,
                 error=record.error,
             )
@@ -221,10 +219,7 @@ class PoolActor:
             prompt_tokens=given.prompt_tokens,
             completion_tokens=given.completion_tokens,
             latency_s=given.latency_s,
-            waited_s=given.waited_s,
-            attempts=given.attempts,
-            hedged=given.hedged,
-            tries=given.tries,
+            trace=given.trace,
         )
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:

@@ -26,8 +26,8 @@ from rambla_ray.config.folder import ConfigFolder, package_dir
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import (
     OF_MODELS,
-    Options,
     RunConfig,
+    RunOptions,
     ServeConfig,
     ServeOptions,
     key_variables,
@@ -107,12 +107,12 @@ def load(words: Sequence[str]) -> RunConfig:
             own[head].append((rest, value))
         elif head in ("pool", "rate"):
             own["model"].append((key, value))
-        elif head in Options.model_fields:
+        elif head in RunOptions.model_fields:
             own["root"].append((key, value))
         else:
-            known = [*Options.model_fields, *OF_MODELS]
+            known = [*RunOptions.model_fields, *OF_MODELS]
             raise UserError(f"no key '{key}'; {choose_from(head, known)}")
-    options = _checked(Options, _override(folder.root(), own["root"], "command line"), "command line")
+    options = _checked(RunOptions, _override(folder.root(), own["root"], "command line"), "command line")
     targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
     names = [*(folder.names("task") if "all" in options.task else ()), *options.task]
     tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names) if name != "all"}

@@ -32,7 +32,7 @@ def cluster_address(given: str | None) -> str:
     return given or os.environ.get("RAY_ADDRESS") or "local"
 
 
-class Options(Closed):
+class RunOptions(Closed):
     """The root keys: `conf/config.yaml`, and what the command line may set."""
 
     model: Names = Field(description="model configs to test, separated by commas")
@@ -89,7 +89,7 @@ def key_variables(models: Iterable[ModelConfig]) -> frozenset[str]:
 class RunConfig(Closed):
     """Everything a run is made of, resolved: what `config.yaml` in a run directory holds."""
 
-    options: Options
+    options: RunOptions
     targets: dict[str, ModelConfig]
     roles: dict[Role, RoleModel]
     tasks: dict[str, TaskConfig]

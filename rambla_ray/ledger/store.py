@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, cast
 
-from rambla_ray.schema import Response, Try
+from rambla_ray.schema import NO_CALL, TRACE_FIELDS, CallTrace, Response, Try
 from rambla_ray.storage import Folder
 
 SUFFIX = ".ledger"
@@ -51,20 +51,24 @@ class Record:
     response: Response | None = None
     error_kind: str = ""
     error: str = ""
-    attempts: int = 0
-    waited_s: float = 0.0
-    tries: tuple[Try, ...] = ()
+    call_trace: CallTrace = NO_CALL  # of a failure; an answer's stands in its response
     at: float = 0.0
+
+    @property
+    def trace(self) -> CallTrace:
+        """How the calls went."""
+        return self.response.trace if self.response else self.call_trace
 
     def to_line(self) -> bytes:
         """The stored form, with its checksum and a line break."""
         about: dict[str, Any] = {"run": self.run_id, "model": self.model, "role": self.role, "at": self.at}
-        given = self.response
+        given, trace = self.response, self.trace
         if given is None:
             about |= {"error_kind": self.error_kind, "error": self.error}
-            about |= {"attempts": self.attempts, "waited_s": self.waited_s, "tries": self.tries}
+            about |= {"attempts": trace.attempts, "waited_s": trace.waited_s, "tries": trace.tries}
             return _line("f", self.request_id, self.run_id, about)
-        about |= {name: getattr(given, name) for name in _RESPONSE_FIELDS}
+        about |= {name: getattr(given, name) for name in _ANSWER_FIELDS}
+        about |= {name: getattr(trace, name) for name in TRACE_FIELDS}
         return _line("a", self.request_id, self.run_id, about)
 
     @classmethod
@@ -72,17 +76,19 @@ class Record:
         """The inverse of `to_line`. Raises ValueError on a torn or damaged line, or one of another kind."""
         kind, request_id = _checked(line)
         about = _body(line)
-        about["tries"] = tuple(Try(*one) for one in about["tries"])
+        trace = {name: about.pop(name) for name in TRACE_FIELDS if name in about}
+        trace["tries"] = tuple(Try(*one) for one in trace["tries"])
+        call_trace = CallTrace(**trace)
         common = (request_id, about.pop("run"), about.pop("model"), about.pop("role"))
         at = about.pop("at")
         if kind == "a":
-            return cls(*common, Response(**about), at=at)
+            return cls(*common, Response(**about, trace=call_trace), at=at)
         if kind == "f":
-            return cls(*common, **about, at=at)
+            return cls(*common, **about, call_trace=call_trace, at=at)
         raise ValueError(f"a record of kind {kind} has no end")
 
 
-_RESPONSE_FIELDS = tuple(Response.__annotations__)
+_ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name != "trace")
 
 
 def _line(kind: Kind, request_id: str, run_id: str, about: dict[str, Any]) -> bytes:
@@ -130,20 +136,18 @@ class Spent:
 
     def add(self, record: Record) -> None:
         """Count one record. The loser of a hedged call is charged like the answer that won."""
-        given = record.response
-        attempts = given.attempts if given else record.attempts
-        hedged = given.hedged if given else 0
-        self.calls += attempts
-        self.hedged += hedged
-        self.retried += max(0, attempts - hedged - 1)
-        self.calling_s += sum(one.took_s for one in (given.tries if given else record.tries))
-        self.waited_s += given.waited_s if given else record.waited_s
+        given, trace = record.response, record.trace
+        self.calls += trace.attempts
+        self.hedged += trace.hedged
+        self.retried += max(0, trace.attempts - trace.hedged - 1)
+        self.calling_s += sum(one.took_s for one in trace.tries)
+        self.waited_s += trace.waited_s
         if given is None:
-            self.failed += attempts > 0
+            self.failed += trace.attempts > 0
             return
         self.answered += 1
-        self.prompt_tokens += given.prompt_tokens * (1 + hedged)
-        self.completion_tokens += given.completion_tokens * (1 + hedged)
+        self.prompt_tokens += given.prompt_tokens * (1 + trace.hedged)
+        self.completion_tokens += given.completion_tokens * (1 + trace.hedged)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from ray.core.generated import autoscaler_pb2
 from rambla_ray.config.run import cluster_address
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import UserError
-from rambla_ray.run.placement import Cluster, Node
+from rambla_ray.run.placement import Cluster, NodeResources
 
 CONNECT_S = 5.0  # how long a cluster's port may take to answer
 STATUS_S = 5.0  # how long its head may take to say how it is
@@ -104,9 +104,9 @@ def cluster() -> Cluster:
     )
 
 
-def resources(of_a_node: Mapping[str, float]) -> Node:
+def resources(of_a_node: Mapping[str, float]) -> NodeResources:
     """What Ray says that a node has, or that is asked of one."""
-    return Node(of_a_node.get("CPU", 0.0), of_a_node.get("GPU", 0.0))
+    return NodeResources(of_a_node.get("CPU", 0.0), of_a_node.get("GPU", 0.0))
 
 
 def _has_autoscaler() -> bool:
@@ -119,12 +119,12 @@ def _has_autoscaler() -> bool:
     return any(kind != f"node_{node}" for node, kind in types.items())  # so are they named where none is set up
 
 
-def impossible(pools: Sequence[Pool]) -> Pool | None:
+def first_infeasible(pools: Sequence[Pool]) -> Pool | None:
     """The first of some pools for whose actors the autoscaler has no kind of node, once it has been asked for them."""
     reply = autoscaler_pb2.GetClusterStatusReply()
     reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=STATUS_S))
     asked = [resources(request.resources_bundle) for request in reply.autoscaling_state.infeasible_resource_requests]
-    return next((pool for pool in pools if Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0) in asked), None)
+    return next((pool for pool in pools if NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0) in asked), None)
 
 
 def dashboard() -> str:

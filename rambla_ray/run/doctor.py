@@ -24,8 +24,15 @@ from rambla_ray.display import Check, counted
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import versions
 from rambla_ray.run.cluster import cluster, resources
-from rambla_ray.run.placement import Cluster, Level, levels_of, run_together, said, waits_for
-from rambla_ray.run.placement import Node as Resources
+from rambla_ray.run.placement import (
+    Cluster,
+    Level,
+    NodeResources,
+    describe_resources,
+    levels_of,
+    run_together,
+    waiting_reason,
+)
 from rambla_ray.run.plan import Plan
 from rambla_ray.storage import Folder
 
@@ -36,12 +43,12 @@ LONGEST_LIST = 3  # nodes in one line
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class NodeReport:
     """What a node found when it looked at itself."""
 
     node_id: str
     name: str
-    has: Resources
+    has: NodeResources
     versions: Mapping[str, str | None]
     free_gib: float
     faults: Mapping[str, str]  # by model: why it could not run here
@@ -69,7 +76,7 @@ def diagnose(config: RunConfig) -> Iterator[Check]:
     yield placement(config, there)
 
 
-def check_nodes(levels: Mapping[str, Level], nodes: list[Node], silent: Mapping[str, str]) -> Iterator[Check]:
+def check_nodes(levels: Mapping[str, Level], nodes: list[NodeReport], silent: Mapping[str, str]) -> Iterator[Check]:
     """What the nodes found: versions, keys, models, room."""
     yield _versions(nodes, silent)
     yield _keys([level for level in levels.values() if not level.config.params.is_local], nodes)
@@ -84,7 +91,7 @@ def check_nodes(levels: Mapping[str, Level], nodes: list[Node], silent: Mapping[
     )
 
 
-def look(levels: Mapping[str, Level]) -> tuple[list[Node], dict[str, str]]:
+def look(levels: Mapping[str, Level]) -> tuple[list[NodeReport], dict[str, str]]:
     """What each node finds, and why others do not say."""
     configs = {name: level.config for name, level in levels.items()}
     task = ray.remote(_look_around)
@@ -116,7 +123,7 @@ def _on(node_id: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _look_around(node_id: str, address: str, has: Resources, configs: Mapping[str, ModelConfig]) -> Node:
+def _look_around(node_id: str, address: str, has: NodeResources, configs: Mapping[str, ModelConfig]) -> NodeReport:
     """Runs on each node."""
     faults = {}
     for name, config in configs.items():
@@ -125,7 +132,7 @@ def _look_around(node_id: str, address: str, has: Resources, configs: Mapping[st
         except UserError as error:
             faults[name] = str(error)
     free = shutil.disk_usage(tempfile.gettempdir()).free / GIB
-    return Node(node_id, f"{socket.gethostname()} ({address})", has, versions(), free, faults)
+    return NodeReport(node_id, f"{socket.gethostname()} ({address})", has, versions(), free, faults)
 
 
 def models_of(config: RunConfig, there: Cluster) -> dict[str, Level]:
@@ -149,7 +156,7 @@ def _some(parts: list[str]) -> str:
     return "; ".join(parts[:LONGEST_LIST]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _versions(nodes: list[Node], silent: Mapping[str, str]) -> Check:
+def _versions(nodes: list[NodeReport], silent: Mapping[str, str]) -> Check:
     if silent:
         told = [f"{address} cannot run our code: {reason}" for address, reason in silent.items()]
         return Check(f"versions: {_some(told)}; install the package there, or submit it with --working-dir", False)
@@ -166,7 +173,7 @@ def _versions(nodes: list[Node], silent: Mapping[str, str]) -> Check:
     return Check(f"versions: Python {ours['python']}, Ray {ours['ray']}, the same packages on {where}", True)
 
 
-def _keys(levels: list[Level], nodes: list[Node]) -> Check:
+def _keys(levels: list[Level], nodes: list[NodeReport]) -> Check:
     """The keys of models behind endpoints, which may be called from any node."""
     if wrong := _faults(levels, nodes):
         return Check(f"keys: {wrong}; set it in the environment that Ray is started in on that node", False)
@@ -175,7 +182,7 @@ def _keys(levels: list[Level], nodes: list[Node]) -> Check:
     return Check(f"keys: {', '.join(variables)} set on {where}" if variables else "keys: none needed", True)
 
 
-def _models(levels: list[Level], nodes: list[Node]) -> Check:
+def _models(levels: list[Level], nodes: list[NodeReport]) -> Check:
     """The files of local models, on the nodes that have what an actor takes."""
     if not levels:
         return Check("models: none needed", True)
@@ -194,12 +201,12 @@ def _models(levels: list[Level], nodes: list[Node]) -> Check:
     return Check(f"models: {'; '.join(parts)}", True)
 
 
-def _could_run(level: Level, node: Node) -> bool:
+def _could_run(level: Level, node: NodeReport) -> bool:
     """Whether a node has what one actor takes."""
     return Cluster((node.has,)).holds([level.config.pool.model_copy(update={"min_size": 1})])
 
 
-def _faults(levels: list[Level], nodes: list[Node]) -> str:
+def _faults(levels: list[Level], nodes: list[NodeReport]) -> str:
     """Why models could not run on nodes, and on which; empty when all could."""
     by_fault: dict[tuple[str, str], list[str]] = {}
     for node in nodes:
@@ -218,7 +225,7 @@ def _output(config: RunConfig) -> Check:
     return Check(f"output: {config.options.runs_dir} and {config.ledger} can be written", True)
 
 
-def _endpoints(levels: Mapping[str, Level], nodes: list[Node]) -> Check:
+def _endpoints(levels: Mapping[str, Level], nodes: list[NodeReport]) -> Check:
     """One question to each endpoint, from a node where its model could run."""
     answers, unasked = {}, []
     for name, level in levels.items():
@@ -262,7 +269,7 @@ def placement(config: RunConfig, there: Cluster) -> Check:
             levels = [level.settled(there) for level in levels_of(config, target)]
             together = run_together(levels, there)
             told.append(f"{', '.join(dict.fromkeys(map(_actors, levels)))}{'' if together else ', one after another'}")
-            told += [waiting for level in levels if (waiting := waits_for(level, there))]
+            told += [waiting for level in levels if (waiting := waiting_reason(level, there))]
     except UserError as error:
         return Check(f"placement: {error} (there: {have})", False)
     return Check(f"placement: {have}, for {'; '.join(dict.fromkeys(told))}", True)
@@ -272,4 +279,5 @@ def _actors(level: Level) -> str:
     """How many actors a settled level has, and what one takes."""
     pool = level.config.pool
     least = f"{pool.min_size} to " if pool.largest > pool.min_size else ""
-    return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {said(pool)}{' each' if pool.largest > 1 else ''})"
+    each = " each" if pool.largest > 1 else ""
+    return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {describe_resources(pool)}{each})"

@@ -21,7 +21,7 @@ UPLOADED = "gcs://"  # where Ray keeps a working directory that was uploaded
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """A submitted job.
 
     Args:

@@ -27,8 +27,8 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import RunStopped
 from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec
 from rambla_ray.results.report import Progress
-from rambla_ray.run.cluster import cluster, impossible
-from rambla_ray.run.placement import Cluster, Level, calls_per_actor, run_together, said, waits_for
+from rambla_ray.run.cluster import cluster, first_infeasible
+from rambla_ray.run.placement import Cluster, Level, calls_per_actor, describe_resources, run_together, waiting_reason
 from rambla_ray.run.plan import Plan
 
 DRAIN_S = 30.0  # how long a run that is being stopped waits for what is in flight
@@ -65,7 +65,7 @@ class Run:
                 order = ", then ".join(f"{level.name} ({', '.join(level.roles)})" for level in levels)
                 print(f"note: the models of {target}'s stream run one after another: {order}", file=sys.stderr)
             for level in levels:
-                if waiting := waits_for(level, there):
+                if waiting := waiting_reason(level, there):
                     print(f"note: {waiting}", file=sys.stderr)
         streams = {
             target: {"together": together, "pools": [level.config.pool.model_dump() for level in levels]}
@@ -232,10 +232,10 @@ class Run:
         if not self._grows:
             return
         levels = {level.name: level for levels, _ in self._settled.values() for level in levels}
-        refused = impossible([level.config.pool for level in levels.values()])
+        refused = first_infeasible([level.config.pool for level in levels.values()])
         for name, level in levels.items():
             if level.config.pool == refused:
-                one = said(level.config.pool)
+                one = describe_resources(level.config.pool)
                 message = (
                     f"model {name}: the cluster's autoscaler has no kind of node with {one}; set pool.num_cpus and "
                     "pool.num_gpus to what one has"

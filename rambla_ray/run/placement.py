@@ -28,7 +28,7 @@ class Level:
         return replace(self, config=self.config.model_copy(update={"pool": settle_pool(self, cluster)}))
 
 
-class Node(NamedTuple):
+class NodeResources(NamedTuple):
     """What a node has."""
 
     cpus: float
@@ -45,8 +45,8 @@ class Cluster:
         grows: an autoscaler may start nodes. What they would have is not known before it is asked for.
     """
 
-    nodes: tuple[Node, ...]
-    free: tuple[Node, ...] | None = None
+    nodes: tuple[NodeResources, ...]
+    free: tuple[NodeResources, ...] | None = None
     grows: bool = False
 
     @property
@@ -74,16 +74,16 @@ class Cluster:
         return _places(free, [actor for pool in pools for actor in _actors(pool)])
 
 
-def _actors(pool: Pool) -> list[Node]:
+def _actors(pool: Pool) -> list[NodeResources]:
     """What each of a pool's actors takes, at its smallest."""
-    return [Node(pool.num_cpus or 0.0, pool.num_gpus or 0.0)] * pool.min_size
+    return [NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)] * pool.min_size
 
 
-def _places(nodes: Sequence[Node], actors: Sequence[Node]) -> bool:
+def _places(nodes: Sequence[NodeResources], actors: Sequence[NodeResources]) -> bool:
     """Whether actors find room: the largest first, each on the node that is left with the least."""
     room = list(nodes)
     for actor in sorted(actors, key=lambda actor: (actor.gpus, actor.cpus), reverse=True):
-        left = [Node(round(n.cpus - actor.cpus, 6), round(n.gpus - actor.gpus, 6)) for n in room]
+        left = [NodeResources(round(n.cpus - actor.cpus, 6), round(n.gpus - actor.gpus, 6)) for n in room]
         fitting = [place for place, node in enumerate(left) if min(node) >= 0]
         if not fitting:
             return not any(actor)  # it takes nothing
@@ -144,7 +144,7 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
         for size in range(pool.min_size - 1, -1, -1)
         if cluster.holds([settled.model_copy(update={"min_size": size})])
     )
-    one = said(settled)
+    one = describe_resources(settled)
     if not fits:
         raise UserError(f"model {level.name}: one actor asks for {one}, and no node has both; add a node")
     raise UserError(
@@ -153,18 +153,18 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
     )
 
 
-def said(pool: Pool) -> str:
+def describe_resources(pool: Pool) -> str:
     """What one actor of a settled pool takes, in words."""
     taken = ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
     return " and ".join(counted(count, what) for count, what in taken if count) or "no CPU"
 
 
-def waits_for(level: Level, cluster: Cluster) -> str:
+def waiting_reason(level: Level, cluster: Cluster) -> str:
     """What a settled level that has no room now waits for; empty when it has room."""
     pool = level.config.pool
     if cluster.holds_now([pool]):
         return ""
-    actors = f"{counted(pool.min_size, 'actor')} of {said(pool)}"
+    actors = f"{counted(pool.min_size, 'actor')} of {describe_resources(pool)}"
     source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
     return f"model {level.name} waits until there is room for {actors}: {source}"
 

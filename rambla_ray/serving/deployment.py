@@ -23,7 +23,7 @@ from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import cluster, settle_logging
-from rambla_ray.run.placement import Cluster, Level, said, waits_for
+from rambla_ray.run.placement import Cluster, Level, describe_resources, waiting_reason
 from rambla_ray.schema import Request, Response, Role
 
 MOST_WAITING = 1024  # requests that wait for a replica of one model; more are turned away
@@ -155,7 +155,7 @@ def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Ite
     there = cluster()
     levels = settle(config.models, there)
     for level in levels:
-        if waiting := waits_for(level, there):
+        if waiting := waiting_reason(level, there):
             tell(waiting)
     names = {level.name: f"{level.name}-{port}" for level in levels}
     others = bool(serve.status().applications)
@@ -212,7 +212,9 @@ def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
             pool = pool.model_copy(update={"num_cpus": float(share)})
         fair.append(replace(level, config=settled.config.model_copy(update={"pool": pool})))
     if not there.holds([level.config.pool for level in fair]):
-        asked = ", ".join(f"{level.name} {level.config.pool.min_size} × {said(level.config.pool)}" for level in fair)
+        asked = ", ".join(
+            f"{level.name} {level.config.pool.min_size} × {describe_resources(level.config.pool)}" for level in fair
+        )
         gpus = sum(node.gpus for node in there.nodes)
         raise UserError(
             f"the models do not fit the cluster together ({asked}; it has {there.cpus:g} CPUs and {gpus:g} GPUs); set "

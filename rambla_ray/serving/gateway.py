@@ -88,7 +88,7 @@ class Gateway:
         model = self._find(call.model)
         if not model.generates:
             raise _other_endpoint(call, EmbeddingsCall.path)
-        requests, reply = call.requests(), replies.Reply(call)
+        requests, reply = call.requests(), replies.ReplyFrame(call)
         if not call.stream:
             return JSONResponse(reply.whole(await model.answer(requests)))
         pieces = model.stream(requests[0])
@@ -118,7 +118,7 @@ def _other_endpoint(call: Call, path: str) -> ApiError:
 
 
 async def _events(
-    reply: replies.Reply, first: str | Response, rest: AsyncGenerator[str | Response, None]
+    reply: replies.ReplyFrame, first: str | Response, rest: AsyncGenerator[str | Response, None]
 ) -> AsyncGenerator[bytes, None]:
     """A stream's server-sent events; an error on the way is one, too."""
     async with contextlib.aclosing(rest):

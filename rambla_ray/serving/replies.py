@@ -21,7 +21,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 # What is sent back.
-class Reply:
+class ReplyFrame:
     """One answer's frame, which all pieces of a stream share.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Message, Options, Request
+from rambla_ray.schema import GenerationOptions, Message, Request
 
 T = TypeVar("T", bound="Call")
 MOST_INPUTS = 2048  # texts in one call, as the OpenAI API has it
@@ -88,20 +88,20 @@ One = Annotated[Any, _only(None, 1)]
 Nothing = Annotated[Any, _only({}, [], None)]
 
 
-class Closed(BaseModel):
+class RequestPart(BaseModel):
     """A part of a request: what is not declared is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TextPart(Closed):
+class TextPart(RequestPart):
     """A part of a message's content; images, audio and files have another type."""
 
     type: Literal["text"]
     text: str
 
 
-class Turn(Closed):
+class Turn(RequestPart):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -120,14 +120,14 @@ class Turn(Closed):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
-class StreamOptions(Closed):
+class StreamOptions(RequestPart):
     """What a stream holds beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Off = None
 
 
-class Call(Closed):
+class Call(RequestPart):
     """What every endpoint takes: the model, and who asks, which changes nothing."""
 
     path: ClassVar[str]
@@ -151,14 +151,14 @@ class Generation(Call):
     logit_bias: Nothing = None
 
     @property
-    def options(self) -> Options:
+    def options(self) -> GenerationOptions:
         """What is asked for in place of the model config's own. Raises ApiError."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options is for streams: set stream to true", param="stream_options")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if "" in stop or len(stop) > MOST_STOPS:
             raise ApiError(400, f"stop takes up to {MOST_STOPS} texts, none of them empty", param="stop")
-        return Options(self.longest, self.temperature, self.top_p, self.seed, stop)
+        return GenerationOptions(self.longest, self.temperature, self.top_p, self.seed, stop)
 
     @property
     def longest(self) -> int | None:

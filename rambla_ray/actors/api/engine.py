@@ -16,7 +16,7 @@ from rambla_ray.actors.model import Emit, Model, RunContext
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, Draining, ErrorKind, RamblaError
-from rambla_ray.schema import Request, Response, Try
+from rambla_ray.schema import CallTrace, Request, Response, Try
 
 REASON_CHARACTERS = 160  # of an attempt's reason
 LONGEST_TEXT = 1_000_000  # characters of an answer; the rest is cut off
@@ -44,9 +44,10 @@ class _Story:
         self.latency_s = 0.0  # of the call that answered
         self.hedged = 0
 
-    @property
-    def waited_s(self) -> float:
-        return max(0.0, time.monotonic() - self.began - self.calling_s)
+    def trace(self) -> CallTrace:
+        """What is known now."""
+        waited_s = max(0.0, time.monotonic() - self.began - self.calling_s)
+        return CallTrace(waited_s, len(self.tries), self.hedged, tuple(self.tries))
 
 
 class BaseAPIModel(Model):
@@ -85,7 +86,7 @@ class BaseAPIModel(Model):
     async def call(self, request: Request) -> Response:
         """One attempt. Raises CallError; anything else it raises is taken for a fault of its own."""
 
-    async def disturbed_call(self, request: Request, fault: str) -> Response:
+    async def faulty_call(self, request: Request, fault: str) -> Response:
         """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
         wait = random.uniform(0.05, 0.3) if fault == "http429" else None
         raise CallError(_KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait)
@@ -116,7 +117,7 @@ class BaseAPIModel(Model):
             except CallError as error:
                 answer = await self._try_again(request, story, error)
         except CallError as error:
-            error.attempts, error.waited_s, error.tries = len(story.tries), story.waited_s, tuple(story.tries)
+            error.trace = story.trace()
             raise
         for _ in range(TURNS):
             await asyncio.sleep(0)
@@ -129,10 +130,7 @@ class BaseAPIModel(Model):
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             latency_s=story.latency_s,
-            waited_s=story.waited_s,
-            attempts=len(story.tries),
-            hedged=story.hedged,
-            tries=tuple(story.tries),
+            trace=story.trace(),
         )
 
     async def _try_again(self, request: Request, story: _Story, first: CallError) -> Response:
@@ -204,7 +202,7 @@ class BaseAPIModel(Model):
         try:
             async with asyncio.timeout(self._rate.timeout_s):
                 if self._disturbed and (fault := self._fault()):
-                    response = await self.disturbed_call(request, fault)
+                    response = await self.faulty_call(request, fault)
                 else:
                     response = await self.call(request)
             reason = ""

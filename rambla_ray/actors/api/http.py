@@ -32,7 +32,7 @@ ECHO_CHARACTERS = 40  # a stretch of the prompt this long is blotted out of an e
 T = TypeVar("T")
 
 
-class Reply(NamedTuple):
+class HttpReply(NamedTuple):
     """What an endpoint sent back."""
 
     status: int
@@ -61,7 +61,7 @@ class Wire:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large = asyncio.Lock()
 
-    async def post(self, url: URL, body: bytes, read: Callable[[Reply], T]) -> T:
+    async def post(self, url: URL, body: bytes, read: Callable[[HttpReply], T]) -> T:
         """Send a body and return what `read` makes of the reply.
 
         Raises:
@@ -74,7 +74,7 @@ class Wire:
             async with session.post(url, data=body, allow_redirects=False) as response:
                 parts: list[bytes] = []
                 if await _ends_within(SMALL_BYTES, response, parts):
-                    return read(Reply(response.status, response.headers, b"".join(parts)))
+                    return read(HttpReply(response.status, response.headers, b"".join(parts)))
                 async with self._large:
                     return read(await _large_reply(response, parts))
         except aiohttp.ClientResponseError as error:
@@ -125,13 +125,13 @@ async def _ends_within(most: int, response: aiohttp.ClientResponse, parts: list[
     return True
 
 
-async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> Reply:
+async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> HttpReply:
     announced = response.content_length or 0
     if announced <= LARGEST_BYTES and await _ends_within(LARGEST_BYTES, response, parts):
         body = b"".join(parts)
         if sum(map(body.count, (b"[", b"{", b","))) > MOST_VALUES:
             raise CallError(ErrorKind.OVERSIZED, f"the reply has more than {MOST_VALUES} values: not read")
-        return Reply(response.status, response.headers, body)
+        return HttpReply(response.status, response.headers, body)
     size = sum(map(len, parts))
     response.close()
     raise CallError(
@@ -140,18 +140,18 @@ async def _large_reply(response: aiohttp.ClientResponse, parts: list[bytes]) -> 
     )
 
 
-async def made_up(fault: str, read: Callable[[Reply], T]) -> T:
+async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
     """What `post` would do if a fault of `config.Chaos` had struck the call; nothing is sent."""
     if fault == "reset":
         raise CallError(ErrorKind.CONNECTION, f"connection failed: {ConnectionResetError.__name__}: made up by chaos")
     if fault == "garbage":
-        return read(Reply(200, {}, b'{"id": "made-up-by-chaos", "choices": [{"ind'))
+        return read(HttpReply(200, {}, b'{"id": "made-up-by-chaos", "choices": [{"ind'))
     if fault == "http429":
         wait = f"{random.uniform(0.05, 0.3):.3f}"
         body = b'{"error": {"message": "Made up by chaos.", "type": "requests", "code": "rate_limit_exceeded"}}'
-        return read(Reply(429, {"retry-after": wait}, body))
+        return read(HttpReply(429, {"retry-after": wait}, body))
     body = b'{"error": {"message": "Made up by chaos.", "type": "server_error", "code": null}}'
-    return read(Reply(500, {}, body))
+    return read(HttpReply(500, {}, body))
 
 
 def told_wait_s(headers: Mapping[str, str]) -> float | None:
@@ -214,7 +214,7 @@ def visible(text: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def safe_words(text: str, key: str, prompt: str) -> str:
+def redact(text: str, key: str, prompt: str) -> str:
     """An endpoint's words, which may echo what it was sent, without the key and without stretches of the prompt."""
     if key:
         text = text.replace(key, "***")

@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from rambla_ray.actors.local import weights
-from rambla_ray.actors.local.usage import Clock, Work
+from rambla_ray.actors.local.usage import LocalUsage, UsageClock
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.display import counted
 from rambla_ray.errors import CallError, Draining, ErrorKind, UserError, choose_from
-from rambla_ray.schema import Request, Response, Try
+from rambla_ray.schema import CallTrace, Request, Response, Try
 
 GATHER_S = 0.02  # how long the first request of a batch waits for company
 BATCH_SIZE = {"cpu": 64, "cuda": 256}  # requests at most in a batch that fits itself
@@ -143,7 +143,7 @@ class BaseHuggingFaceModel(Model):
             torch.cuda.set_per_process_memory_fraction(self.memory_share)
         self.batch_size = BATCH_SIZE[self.chip] if pool.batch_size == "auto" else pool.batch_size
         self.batch_tokens = BATCH_TOKENS[self.chip] if pool.batch_size == "auto" else None
-        self.work = Work()
+        self.work = LocalUsage()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._waiting: list[Job] = []
         self._runner: asyncio.Task[None] | None = None
@@ -174,7 +174,7 @@ class BaseHuggingFaceModel(Model):
         with self.loading():
             self.load_weights()
         self.work.load_s = time.monotonic() - began
-        self._clock = Clock(self.work)
+        self._clock = UsageClock(self.work)
 
     def cpu_dtype(self) -> str:
         """In what a CPU computes when the config does not say."""
@@ -333,7 +333,7 @@ class BaseHuggingFaceModel(Model):
             if job.done is not None and not job.done.done():
                 job.done.set_exception(Draining())
 
-    def measure(self) -> Work:
+    def measure(self) -> LocalUsage:
         return replace(self.work, peak_bytes=self._peak_bytes())
 
     def _peak_bytes(self) -> int:
@@ -359,7 +359,7 @@ class BaseHuggingFaceModel(Model):
         self.take(job)
         response = await job.done
         took = time.monotonic() - began
-        return replace(response, latency_s=took, tries=(Try(at, took),))
+        return replace(response, latency_s=took, trace=CallTrace(attempts=1, tries=(Try(at, took),)))
 
     def take(self, job: Job) -> None:
         """Answer a job: its `done` gets a response or an error. Cancelled, it is not needed any more."""
@@ -454,7 +454,7 @@ class Job:
     response: Response = field(init=False)
     error: Exception | None = None
 
-    def tell(self, work: Work) -> None:
+    def tell(self, work: LocalUsage) -> None:
         """Give whoever waits the response or the error, and count a response's tokens; nothing if nobody waits."""
         if self.done is None or self.done.done():
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from rambla_ray.actors.local.usage import Clock, Work
+from rambla_ray.actors.local.usage import LocalUsage, UsageClock
 from rambla_ray.errors import CallError, ErrorKind
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Continuous:
         self,
         model: Any,
         generation: GenerationConfig,
-        work: Work,
+        work: LocalUsage,
         note: Callable[[str], None],
         cache_tokens: int | None,
         memory_share: float,
@@ -66,7 +66,7 @@ class Continuous:
         self._out: dict[Prompt, str] = {}  # what the manager has, by its name there
         self._tries: dict[Prompt, int] = {}  # of those that a batch broke under
         self._steps_before = 0  # of managers that have gone
-        self._clock = Clock(work)
+        self._clock = UsageClock(work)
         eos = generation.eos_token_id
         self._ends = eos if isinstance(eos, list) else [-1 if eos is None else eos]
 

@@ -39,7 +39,7 @@ QUERIES = 64  # of a prompt that attend together on a CPU
 ROOM = 256  # tokens that a cache has room for behind its prompts, before it grows by as many
 WORTH_SHARING = 16  # tokens; fewer are computed anew
 
-# Options of transformers.GenerationConfig that shape a draw, in the order in which transformers applies them.
+# GenerationOptions of transformers.GenerationConfig that shape a draw, in the order in which transformers applies them.
 WARPERS: dict[str, Callable[[Any], LogitsProcessor]] = {
     "temperature": TemperatureLogitsWarper,
     "top_k": TopKLogitsWarper,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Work:
+class LocalUsage:
     """What a local model's actor has done so far. Times are seconds."""
 
     batches: int = 0
@@ -25,14 +25,14 @@ class Work:
     peak_bytes: int = 0  # that this actor has had
 
 
-class Clock:
+class UsageClock:
     """Shares out a local model's time, from when it was made, into busy and idle.
 
     Args:
         work: where it is counted.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: LocalUsage) -> None:
         self._work = work
         self._since = time.monotonic()
 

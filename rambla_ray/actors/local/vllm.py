@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rambla_ray.actors.local.usage import Clock, Work
+from rambla_ray.actors.local.usage import LocalUsage, UsageClock
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -33,7 +33,7 @@ class VLLM:
         work: where what was done is counted.
     """
 
-    def __init__(self, params: HuggingFaceParams, pool: Pool, generation: Any, dtype: str, work: Work) -> None:
+    def __init__(self, params: HuggingFaceParams, pool: Pool, generation: Any, dtype: str, work: LocalUsage) -> None:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -64,7 +64,7 @@ class VLLM:
         self._work = work
         self._numbers = itertools.count()
         self._out = 0
-        self._clock = Clock(work)
+        self._clock = UsageClock(work)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, job: Prompt) -> None:
