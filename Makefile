@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup bench test check format nodes
+.PHONY: help setup bench test test-all check format nodes
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(VENV)/.installed ## make .venv with the tested versions
 
@@ -20,8 +20,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 bench: setup ## benchmark a small real model on the demo set; ARGS="key=value ..." for more
 	$(BIN)/python jobs/bench.py $(ARGS)
 
-test: setup ## run all tests, the slow ones last
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests of a newcomer: what needs no cluster, in parallel, and what shares one
+	$(BIN)/python -m pytest -m unit -n auto $(ARGS)
+	$(BIN)/python -m pytest -m cluster $(ARGS)
+	@echo 'Clusters of their own, kills, jobs and real weights are tested by: make test-all'
+
+test-all: test ## run all tests, also those that start and kill clusters, and those of real models
+	$(BIN)/python -m pytest -m processes -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m real $(ARGS)
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

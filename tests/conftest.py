@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from ray_head import Head
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # The workers share the cores; torch reads it when it is imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever token this machine has: before Ray is imported, which looks once
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
@@ -23,9 +25,59 @@ sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
 KEY = "sk-test"
 
 
+# Each test has one tier: what it needs, from the least to the most. The marker names it where the fixtures do not.
+TIERS = ("unit", "cluster", "processes", "real")
+TIER_OF_FIXTURE = {"head": "processes", "ray_cluster": "cluster"}
+STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork"})
+
+# Warnings that a unit test may cause; every other one fails it.
+ALLOWED_WARNINGS = (
+    # A test ends its event loop while the session of its API model still holds connections for the next call.
+    *("ignore:unclosed <socket:ResourceWarning", "ignore:unclosed transport:ResourceWarning"),
+    *("ignore:Unclosed client session:ResourceWarning", "ignore:Unclosed connector:ResourceWarning"),
+    # aiohttp proposes a stream for the body of a million characters that one test sends.
+    "ignore:Sending a large body directly:ResourceWarning",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests come last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Give each test its tier; the tests run in the order of the tiers."""
+    for item in items:
+        if tier_of(item) is None:
+            fixtures = getattr(item, "fixturenames", ())
+            tier = next((tier for fixture, tier in TIER_OF_FIXTURE.items() if fixture in fixtures), "unit")
+            item.add_marker(tier)
+        if tier_of(item) == "unit":
+            for warning in ("error", *ALLOWED_WARNINGS):
+                item.add_marker(pytest.mark.filterwarnings(warning))
+    items.sort(key=lambda item: TIERS.index(str(tier_of(item))))
+
+
+def tier_of(item: pytest.Item) -> str | None:
+    """The tier of a test; None where no marker names it."""
+    return next((tier for tier in TIERS if item.get_closest_marker(tier)), None)
+
+
+started: list[str] = []  # the processes that the current test has started
+
+
+def note_processes(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: note the start of a process."""
+    if event in STARTS_A_PROCESS:
+        started.append(str(arguments)[:200])
+
+
+sys.addaudithook(note_processes)
+
+
+@pytest.fixture(autouse=True)
+def _within_its_tier(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A unit test starts no process."""
+    started.clear()
+    yield
+    if tier_of(request.node) == "unit" and started:
+        pytest.fail(f"a unit test started a process, {started[0]}; mark it `processes`, or `cluster`")
 
 
 @pytest.fixture(scope="session")

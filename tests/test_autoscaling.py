@@ -17,7 +17,7 @@ from autoscaling import AutoscalingCluster
 REPO = Path(__file__).resolve().parent.parent
 WORKERS = 3
 RUN_S = 240.0
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")

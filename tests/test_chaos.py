@@ -32,7 +32,6 @@ def audit(done, capsys) -> str:
     return printed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mock", "openai_chat"])
 def test_chaos_loses_nothing_and_changes_no_number(bench, tmp_path, capsys, model):
     with OpenAIServer() as server:

@@ -71,6 +71,7 @@ def test_keys_come_from_the_nodes_own_environment(cluster):
     assert fetch.endswith("/etc/rambla.env")
 
 
+@pytest.mark.processes
 def test_nodes_install_the_wheel_of_this_checkout_with_the_tested_versions(cluster, tmp_path):
     for local in cluster["file_mounts"].values():
         assert (REPO / local).exists() or f"--wheel-dir {local}" in (REPO / "Makefile").read_text()

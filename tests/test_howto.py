@@ -17,7 +17,7 @@ import pytest
 import tiny_llama
 
 REPO = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 HEAD = "MODEL_MAP: Mapping[str, str] = {\n"
 
 

@@ -131,6 +131,7 @@ def test_a_plan_needs_no_place(monkeypatch, capsys):
     assert "samples" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_a_python_without_the_packages_is_named(tmp_path):
     words = [sys.executable, "-I", "-S", str(REPO / "jobs/bench.py"), "model=mock"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -169,7 +170,7 @@ def continue_command(log: str) -> str:
     return last.partition("Continue with: ")[2]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_stopped_job_drains_and_goes_on_to_the_same_bytes(head, checkout, canary, tmp_path, uninterrupted):
     with OpenAIServer(key=canary, latency=0.2) as server:
         job = head.submit(checkout, *submit_words(server, tmp_path), **{STOP_WAIT: "60"})
@@ -188,7 +189,7 @@ def test_a_stopped_job_drains_and_goes_on_to_the_same_bytes(head, checkout, cana
     assert asked == distinct == DEMO_YES_NO
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_call_that_does_not_end_is_given_up_before_ray_kills_the_job(
     head, checkout, canary, tmp_path, uninterrupted
 ):
@@ -209,7 +210,7 @@ def test_a_call_that_does_not_end_is_given_up_before_ray_kills_the_job(
     assert 0 < asked - distinct <= AT_ONCE
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_job_that_is_killed_outright_repeats_at_most_what_was_in_flight_or_not_durable(
     head, checkout, canary, tmp_path, uninterrupted
 ):
@@ -226,7 +227,7 @@ def test_a_job_that_is_killed_outright_repeats_at_most_what_was_in_flight_or_not
     assert asked - distinct <= 2 * AT_ONCE  # those in flight, and those before them whose answers nobody kept
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_status_of_a_run_is_the_jobs(head, checkout, tmp_path):
     words = ["model=mock", f"runs_dir={tmp_path}", "model.params={behaviour: constant, answer: banana}"]
     done = head.run(
@@ -240,7 +241,7 @@ def test_the_status_of_a_run_is_the_jobs(head, checkout, tmp_path):
     assert "failed with exit code 2" in job.message
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_relative_runs_dir_is_refused_in_the_jobs_log(head, checkout):
     job = head.submit(checkout, "model=mock")
     status, log = head.ended(job)
@@ -249,7 +250,7 @@ def test_a_relative_runs_dir_is_refused_in_the_jobs_log(head, checkout):
     assert log.splitlines()[-1].startswith("error: runs_dir=runs is relative, and a job's working directory is a copy")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_what_is_uploaded_is_the_code_and_the_configs(head, checkout, tmp_path):
     job = head.submit(checkout, "model=mock", "dry_run=true")
     assert head.ended(job)[0] == JobStatus.SUCCEEDED
@@ -261,7 +262,7 @@ def test_what_is_uploaded_is_the_code_and_the_configs(head, checkout, tmp_path):
     assert not [path for path in folder.rglob("*") if path.suffix in (".env", ".safetensors")]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_results_can_go_to_a_filesystem_by_its_uri(head, checkout, tmp_path):
     status, log = head.ended(head.submit(checkout, "model=mock", f"runs_dir=file://{tmp_path}/runs"))
     assert status == JobStatus.SUCCEEDED, log
@@ -269,7 +270,7 @@ def test_results_can_go_to_a_filesystem_by_its_uri(head, checkout, tmp_path):
     assert f"run: file://{tmp_path}/runs/mock-" in log
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_without_authentication_the_same_command_works(checkout, tmp_path):
     with Head(token=False, environment={}) as open_head:
         words = " ".join([*MOCK, f"runs_dir={tmp_path}"])

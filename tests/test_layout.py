@@ -125,12 +125,14 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("job", ["bench", "serve"])
 def test_help_imports_neither_ray_nor_torch(job):
     loaded = loaded_by(f"import sys; sys.path.insert(0, 'jobs'); import {job}; {job}.main(['--help'])")
     assert not loaded & {"ray", "torch", "openai", "transformers", "pydantic"}
 
 
+@pytest.mark.processes
 def test_listing_and_configuring_models_imports_neither_torch_nor_openai():
     loaded = loaded_by(
         "from rambla_ray import registry; from rambla_ray.config.load import load; "
@@ -157,7 +159,7 @@ def quickstart() -> list[str]:
     return [line for line in lines if line.startswith("python ") and "model=mock" in line]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_readmes_commands_run(tmp_path):
     commands = quickstart()
     assert commands

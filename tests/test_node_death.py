@@ -15,7 +15,7 @@ from ray_head import Head, Worker, wait_until
 AT_ONCE = 4  # calls an actor has in flight
 TASKS = "task=mcqabaseline,spelling_robustness"
 DISTINCT = 342  # prompts of these tasks, which share those without a mistake
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 
 def run_directory(runs_dir: Path) -> Path:

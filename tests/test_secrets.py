@@ -225,7 +225,7 @@ def api_answers(head: Head) -> Iterator[tuple[str, bytes]]:
         yield path, get(path).content
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tmp_path):
     """Refused, failing, killed, stopped and continued: and the endpoint says the key back in its errors."""
     marker = "marked-" + tmp_path.name.replace("_", "-")

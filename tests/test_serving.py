@@ -302,6 +302,7 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("words", "environment", "told"),
     [
@@ -319,7 +320,7 @@ def test_what_cannot_be_served_is_refused_at_once(words, environment, told):
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_model_that_cannot_be_loaded_ends_it_with_a_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
@@ -331,7 +332,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_a_line(tmp_path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_serves_until_it_is_interrupted():
     process = serve("model=mock", SERVE_API_KEY=SERVE_KEY)
     try:

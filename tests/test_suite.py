@@ -111,7 +111,6 @@ class Rearranged(Plan):
         return blocks
 
 
-@pytest.mark.slow
 def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_path):
     words = ["model=mock", "task=mcqabaseline,spelling_robustness,distracting_context,conclusion_generation", *ROLES]
     words += ["model.params.behaviour=format"]
