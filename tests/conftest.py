@@ -37,6 +37,8 @@ ALLOWED_WARNINGS = (
     *("ignore:Unclosed client session:ResourceWarning", "ignore:Unclosed connector:ResourceWarning"),
     # aiohttp proposes a stream for the body of a million characters that one test sends.
     "ignore:Sending a large body directly:ResourceWarning",
+    # Ray Serve declares its settings as pydantic 1 did.
+    "ignore:Using extra keyword arguments on `Field`:pydantic.warnings.PydanticDeprecatedSince20",
 )
 
 

@@ -16,6 +16,7 @@ import pytest
 from made_samples import blocks, many, sample, spec, store, task_spec
 
 from rambla_ray.config import load as config
+from rambla_ray.config.folder import SHIPPED_CONF
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec, throughput, to_json
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Sample, Step, from_table, to_table
@@ -414,7 +415,7 @@ def test_names_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
     for group, names in {"model": ("a", "a--b"), "task": ("c", "b--c")}.items():
         (tmp_path / group).mkdir()
         source = {"model": "mock.yaml", "task": "mcqabaseline.yaml"}[group]
-        text = (config.SHIPPED_CONF / group / source).read_text()
+        text = (SHIPPED_CONF / group / source).read_text()
         for name in names:
             (tmp_path / group / f"{name}.yaml").write_text(text)
     run = config.load(["model=a,a--b", "task=c,b--c", f"conf_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"])
