@@ -124,7 +124,7 @@ class RunConfig(Closed):
             del whole["options"][key]
         for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
             del config["pool"], config["rate"], config["price"]
-        del whole["options"]["roles"]  # those in use stand under `roles`
+        del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
         return whole
 
 
