@@ -84,9 +84,9 @@ def _within_its_tier(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder with PubMedQA, SICK and the cases recorded from RAmBLA."""
+    """The folder with PubMedQA and SICK, which are not part of this repository."""
     if "RAMBLA_TEST_DATA" not in os.environ:
-        pytest.skip("RAMBLA_TEST_DATA is not set: it names a folder with pubmedqa/, sick/ and rambla_cases/")
+        pytest.skip("RAMBLA_TEST_DATA is not set: it names a folder with pubmedqa/ and sick/")
     return Path(os.environ["RAMBLA_TEST_DATA"])
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.schema import Outcome
 from rambla_ray.scoring.metrics import (
@@ -58,8 +58,8 @@ def comparable(value: Any) -> Any:
     return [comparable(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_metrics_are_those_of_rambla(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/metric_cases.json").read_text())
+def test_metrics_are_those_of_rambla() -> None:
+    cases = recorded("metric_cases")
     covered = [case for case in cases if case["note"] not in NOT_COVERED]
     assert (len(cases), len(covered)) == (34, 32)
     different = []

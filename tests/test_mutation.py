@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import string
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.tasks.mutation import CharacterMutator, TooFewWords, sample_seed
 
@@ -22,8 +21,8 @@ SENTENCE = "The quick brown fox jumps over 13 lazy dogs, twice!"
 texts = st.text(alphabet=st.sampled_from("abzAZ09 .,-\t\n\u00e9\u03b2\u4e2d\u0301"), max_size=60)
 
 
-def test_outputs_are_those_of_rambla(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/mutation_cases.json").read_text())
+def test_outputs_are_those_of_rambla() -> None:
+    cases = recorded("mutation_cases")
     covered = [case for case in cases if case["mutator"] not in NOT_BUILT]
     assert (len(cases), len(covered)) == (51, 11)
     for case in covered:

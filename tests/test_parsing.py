@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+from rambla_cases import recorded
 
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import ErrorKind
@@ -17,8 +16,8 @@ from rambla_ray.scoring.reading import read_rambla
 YES_NO = ("yes", "no")
 
 
-def test_answers_are_read_as_rambla_reads_them(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/parse_cases.json").read_text())
+def test_answers_are_read_as_rambla_reads_them() -> None:
+    cases = recorded("parse_cases")
     got = []
     for case in cases:
         categories = case["categories"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.tasks.prompts import placeholders, render
 
@@ -15,8 +13,8 @@ from rambla_ray.tasks.prompts import placeholders, render
 ALLOWED_HERE = {("{q}{q}", 1): "zz", ("{q}", 2): "z"}
 
 
-def test_prompts_are_those_of_rambla(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/prompt_formatter_cases.json").read_text())
+def test_prompts_are_those_of_rambla() -> None:
+    cases = recorded("prompt_formatter_cases")
     got, expected = [], []
     for case in cases:
         template, row = case["template"], case["row"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.scoring.rambla import continuous_metrics, fewshot_bias, quality, relative_change, scale
 
@@ -42,8 +41,8 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def rambla_cases(test_data: Path, name: str) -> list[dict[str, Any]]:
-    cases = decoded(json.loads((test_data / f"rambla_cases/{name}_cases.json").read_text()))
+def rambla_cases(name: str) -> list[dict[str, Any]]:
+    cases = decoded(recorded(f"{name}_cases"))
     assert isinstance(cases, list)
     return cases
 
@@ -62,8 +61,8 @@ def rows(matrix: list[list[int]]) -> tuple[list[str], list[str]]:
 # --- few-shot bias ---------------------------------------------------------------------------------------------------
 
 
-def test_fewshot_bias_is_that_of_rambla(test_data: Path) -> None:
-    cases = rambla_cases(test_data, "fewshot_bias")
+def test_fewshot_bias_is_that_of_rambla() -> None:
+    cases = rambla_cases("fewshot_bias")
     assert len(cases) == 6
     for case in cases:
         assert same(fewshot_bias(*rows(case["confusion_matrix_no_null_yes"]), ["yes", "no"]), case["bias"])
@@ -92,8 +91,8 @@ def test_fewshot_bias_refuses_what_is_no_category() -> None:
 # --- relative change -------------------------------------------------------------------------------------------------
 
 
-def test_relative_change_is_that_of_rambla(test_data: Path) -> None:
-    cases = rambla_cases(test_data, "relative_change")
+def test_relative_change_is_that_of_rambla() -> None:
+    cases = rambla_cases("relative_change")
     assert len(cases) == 9
     for case in cases:
         if case["out"] == {"raises": "TypeError"}:
@@ -125,8 +124,8 @@ def test_series_that_are_not_numbers_have_no_relative_change(series: list[Any]) 
 # --- response quality ------------------------------------------------------------------------------------------------
 
 
-def test_quality_is_that_of_rambla(test_data: Path) -> None:
-    cases = rambla_cases(test_data, "quality")
+def test_quality_is_that_of_rambla() -> None:
+    cases = rambla_cases("quality")
     for case, counts in zip(cases, TOKEN_COUNTS, strict=True):
         assert len(case["texts"]) == len(counts)
         assert same({"r": quality(counts)}, case["out"])
@@ -148,8 +147,8 @@ def test_quality(counts: list[int], mean: float, median: float, std: float) -> N
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 
-def test_scaling_is_that_of_rambla(test_data: Path) -> None:
-    cases = rambla_cases(test_data, "scaling")
+def test_scaling_is_that_of_rambla() -> None:
+    cases = rambla_cases("scaling")
     assert len(cases) == 5
     for case in cases:
         assert same(scale(case["in"], case["min"], case["max"]), case["out"])
@@ -177,8 +176,8 @@ def test_scale_refuses_what_is_no_number(values: list[str]) -> None:
 # --- continuous predictions ------------------------------------------------------------------------------------------
 
 
-def test_continuous_metrics_are_those_of_rambla(test_data: Path) -> None:
-    cases = rambla_cases(test_data, "continuous")
+def test_continuous_metrics_are_those_of_rambla() -> None:
+    cases = rambla_cases("continuous")
     compared = 0
     for case in cases:
         for name, expected in case["out"].items():

@@ -20,11 +20,13 @@ from made_samples import many, sample, spec, store, task_spec
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from rambla_ray.config import load as config
+from rambla_ray.config.load import load
+from rambla_ray.config.run import RunConfig
 from rambla_ray.display import in_markdown, one_line
-from rambla_ray.results import report
+from rambla_ray.results import progress, report
 from rambla_ray.results.audit import audit
-from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec, to_json
+from rambla_ray.results.calls import invocation
+from rambla_ray.results.directory import RunDirectory, scoring_spec, to_json
 from rambla_ray.schema import Sample, to_table
 
 # What an answer, an error or a name may hold to deceive or disturb whoever looks at it.
@@ -219,10 +221,10 @@ class Counts:
 def test_each_note_is_told_once_even_in_the_last_moment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "PLAIN_LINE_S", 0.001)
+    monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     notes = ["slow \x1b[31m[bold]host[/bold]", "second"]
     counts = Counts(5, notes=notes)
-    with report.Progress(10, ["m"], counts):
+    with progress.Progress(10, ["m"], counts):
         assert counts.enough.wait(20)
         notes.append("last")
     err = capsys.readouterr().err
@@ -236,9 +238,9 @@ def test_each_note_is_told_once_even_in_the_last_moment(
 def test_a_line_of_progress_has_samples_calls_and_the_budget(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "PLAIN_LINE_S", 0.001)
+    monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     counts = Counts(5, budget="$0.10 of $1")
-    with report.Progress(10, ["m"], counts) as shown:
+    with progress.Progress(10, ["m"], counts) as shown:
         shown.add("scored", 3)
         shown.add("failed")
         assert counts.enough.wait(20)
@@ -252,14 +254,14 @@ def test_a_line_of_progress_has_samples_calls_and_the_budget(
 def test_counts_that_cannot_be_had_are_not_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "PLAIN_LINE_S", 0.001)
+    monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     asked = threading.Semaphore(0)
 
     def gone() -> Mapping[str, Any]:
         asked.release()
         raise ConnectionError("the ledger service is gone")
 
-    with report.Progress(10, ["m"], gone):
+    with progress.Progress(10, ["m"], gone):
         for _ in range(3):
             assert asked.acquire(timeout=20)
     assert capsys.readouterr().err == ""
@@ -276,7 +278,7 @@ def test_the_live_table_has_a_row_per_model_and_role(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "120")
     entry = {"model": "m", "role": "judge", "answered": 11, "retried": 5, "failed": 1}
     counts = Counts(2, notes=["look"], spent=[{**entry, "prompt_tokens": 1234, "completion_tokens": 77}])
-    with report.Progress(10, ["m"], counts):
+    with progress.Progress(10, ["m"], counts):
         assert counts.enough.wait(20)
     out = terminal.getvalue()
     assert all(word in out for word in ("note: look", "0/10 samples", "judge", "11", "1234", "77"))
@@ -369,9 +371,9 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.fixture
-def audited(tmp_path: Path) -> tuple[config.RunConfig, RunDirectory]:
+def audited(tmp_path: Path) -> tuple[RunConfig, RunDirectory]:
     """A run of mcqabaseline that expects ten samples, with no samples yet."""
-    loaded = config.load(["model=mock", "task=mcqabaseline", f"runs_dir={tmp_path}"])
+    loaded = load(["model=mock", "task=mcqabaseline", f"runs_dir={tmp_path}"])
     directory = RunDirectory.create(loaded)
     directory.begin(loaded, {}, [])
     return loaded, directory
@@ -386,7 +388,7 @@ def asked(count: int) -> list[Sample]:
 
 
 def finish_run(
-    audited: tuple[config.RunConfig, RunDirectory],
+    audited: tuple[RunConfig, RunDirectory],
     samples: list[Sample],
     *,
     finished: bool = True,
@@ -404,7 +406,7 @@ def finish_run(
 
 
 def test_a_sound_run_passes_the_audit(
-    audited: tuple[config.RunConfig, RunDirectory], capsys: pytest.CaptureFixture[str]
+    audited: tuple[RunConfig, RunDirectory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finish_run(audited, asked(10), calls=16, answered=9, failed=1, retried=4, hedged=2, repeated=3) == [
         "✓ samples: expected 10, stored 10, duplicate 0, lost 0",
@@ -419,7 +421,7 @@ def test_a_sound_run_passes_the_audit(
 
 
 def test_lost_and_duplicate_samples_fail_the_audit(
-    audited: tuple[config.RunConfig, RunDirectory], capsys: pytest.CaptureFixture[str]
+    audited: tuple[RunConfig, RunDirectory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = asked(10)
     lines = finish_run(audited, [*samples[:8], samples[3], samples[3]])
@@ -430,7 +432,7 @@ def test_lost_and_duplicate_samples_fail_the_audit(
     assert lines[0] in capsys.readouterr().out
 
 
-def test_samples_that_are_not_in_the_plan_fail_the_audit(audited: tuple[config.RunConfig, RunDirectory]) -> None:
+def test_samples_that_are_not_in_the_plan_fail_the_audit(audited: tuple[RunConfig, RunDirectory]) -> None:
     samples = asked(10)
     samples[0].variant, samples[0].sample_id = "n=7", "mock/mcqabaseline/n=7/0"
     assert finish_run(audited, samples)[0] == (
@@ -439,7 +441,7 @@ def test_samples_that_are_not_in_the_plan_fail_the_audit(audited: tuple[config.R
 
 
 def test_one_too_many_in_a_variant_does_not_hide_one_lost_in_another(tmp_path: Path) -> None:
-    loaded = config.load(["model=mock", "task=spelling_robustness", f"runs_dir={tmp_path}"])
+    loaded = load(["model=mock", "task=spelling_robustness", f"runs_dir={tmp_path}"])
     directory = RunDirectory.create(loaded)
     directory.begin(loaded, {}, [])
     expected = {("spelling_robustness", "n=0"): 2, ("spelling_robustness", "n=1"): 2}
@@ -452,13 +454,13 @@ def test_one_too_many_in_a_variant_does_not_hide_one_lost_in_another(tmp_path: P
     assert str(audit(directory)[0]) == ("✗ samples: expected 4, stored 4, duplicate 0, lost 1, not in the plan 1")
 
 
-def test_what_a_stopped_run_has_not_asked_is_not_lost(audited: tuple[config.RunConfig, RunDirectory]) -> None:
+def test_what_a_stopped_run_has_not_asked_is_not_lost(audited: tuple[RunConfig, RunDirectory]) -> None:
     line = finish_run(audited, asked(4), finished=False)[0]
     assert line == "✓ samples: expected 10, stored 4, duplicate 0, lost 0, still to come 6"
 
 
 def test_an_answer_that_its_text_does_not_give_fails_the_audit(
-    audited: tuple[config.RunConfig, RunDirectory],
+    audited: tuple[RunConfig, RunDirectory],
 ) -> None:
     samples = asked(10)
     samples[2].answer = "no"
@@ -466,7 +468,7 @@ def test_an_answer_that_its_text_does_not_give_fails_the_audit(
     assert finish_run(audited, samples)[1] == "✗ answers: checked 10, of which 2 read otherwise"
 
 
-def test_calls_that_do_not_add_up_fail_the_audit(audited: tuple[config.RunConfig, RunDirectory]) -> None:
+def test_calls_that_do_not_add_up_fail_the_audit(audited: tuple[RunConfig, RunDirectory]) -> None:
     line = finish_run(audited, asked(10), calls=11, answered=10)[2]
     assert line == (
         "✗ calls made 11 = answered 10 + failed 0 + retried 0 + hedged 0 + repeated after a kill at most 0; "

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from made_samples import blocks, many, sample, spec, store, task_spec
 
-from rambla_ray.config import load as config
 from rambla_ray.config.folder import SHIPPED_CONF
+from rambla_ray.config.load import load
+from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec, throughput, to_json
+from rambla_ray.results.calls import invocation, throughput
+from rambla_ray.results.directory import RunDirectory, scoring_spec, to_json
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Sample, Step, from_table, to_table
 from rambla_ray.storage import Folder
 
@@ -366,14 +368,14 @@ def test_a_line_says_what_the_last_step_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> config.RunConfig:
+def loaded(tmp_path: Path) -> RunConfig:
     """A run of a model that costs a dollar per million tokens."""
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/paid.yaml").write_text(
         "name: mock\nprice: {input_per_million: 1.0, output_per_million: 2.0}\n"
     )
     words = ["model=paid", "task=paraphrase", "roles.rephraser=mock", f"conf_dir={tmp_path / 'conf'}"]
-    return config.load([*words, f"runs_dir={tmp_path / 'runs'}"])
+    return load([*words, f"runs_dir={tmp_path / 'runs'}"])
 
 
 def spent(**counts: object) -> dict[str, object]:
@@ -381,7 +383,7 @@ def spent(**counts: object) -> dict[str, object]:
     return {**given, "repeated": 0, "prompt_tokens": 0, "completion_tokens": 0, "calling_s": 0, "waited_s": 0} | counts
 
 
-def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded: config.RunConfig) -> None:
+def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded: RunConfig) -> None:
     directory = RunDirectory.create(loaded)
     directory.begin(loaded, {}, [])
     paid = spent(calls=9, answered=5, failed=1, retried=2, hedged=1, prompt_tokens=500_000, completion_tokens=100_000)
@@ -400,7 +402,7 @@ def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded:
     assert calls["wall_s"] == 3.0
 
 
-def test_how_samples_are_scored_holds_how_many_are_expected(loaded: config.RunConfig) -> None:
+def test_how_samples_are_scored_holds_how_many_are_expected(loaded: RunConfig) -> None:
     how = scoring_spec(loaded, {("paraphrase", ""): 57})
     assert how["tasks"]["paraphrase"] == {
         "labels": ["yes", "no"],
@@ -418,7 +420,7 @@ def test_names_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
         text = (SHIPPED_CONF / group / source).read_text()
         for name in names:
             (tmp_path / group / f"{name}.yaml").write_text(text)
-    run = config.load(["model=a,a--b", "task=c,b--c", f"conf_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"])
+    run = load(["model=a,a--b", "task=c,b--c", f"conf_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"])
     with pytest.raises(UserError, match=r"share the file a--b--c\.parquet"):
         RunDirectory.create(run)
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.scoring.similarity import bleu, combine_nli, inner_product, rouge
 
 BOTH = ["strict", "relaxed", "average"]
 LABELS = ["contradiction", "neutral", "entailment"]
-
-
-def cases(test_data: Path, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((test_data / "rambla_cases" / f"{name}.json").read_text())
-    assert found
-    return found
 
 
 # Vectors
@@ -45,8 +38,8 @@ def test_vectors_without_an_inner_product_are_refused(a: list[float], b: list[fl
 # NLI
 
 
-def test_nli_is_combined_as_rambla_does(test_data: Path) -> None:
-    for case in cases(test_data, "nli_cases"):
+def test_nli_is_combined_as_rambla_does() -> None:
+    for case in recorded("nli_cases"):
         for strategy in BOTH:
             ours = combine_nli(case["forward"], case["backward"], strategy)
             if case[strategy] == "nan":  # RAmBLA's softmax overflows
@@ -124,8 +117,8 @@ def test_logits_that_cannot_be_combined_are_refused(forward: Any, backward: Any,
 
 
 @pytest.mark.parametrize("kind", ["bleu4", "bleu2", "rouge1", "rouge2", "rougeL"])
-def test_words_overlap_as_in_rambla(kind: Any, test_data: Path) -> None:
-    for case in cases(test_data, "ngram_cases"):
+def test_words_overlap_as_in_rambla(kind: Any) -> None:
+    for case in recorded("ngram_cases"):
         texts = case["prediction"], case["reference"]
         ours = bleu(*texts, max_order=int(kind[-1])) if kind.startswith("bleu") else rouge(*texts, kind)
         assert ours == pytest.approx(case[kind], abs=1e-14)

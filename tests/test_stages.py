@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import string
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rambla_cases import recorded
 
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
@@ -39,8 +38,8 @@ def shifts_of(count: int, n_contexts: int) -> list[int]:
     return [-int(row) % count for row in first.split("|")]
 
 
-def test_the_shuffle_is_that_of_rambla(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/shuffle_column_seed_1234.json").read_text())
+def test_the_shuffle_is_that_of_rambla() -> None:
+    cases = recorded("shuffle_column_seed_1234")
     got = {
         count: [
             int(row) for row in contexts(applied(ShuffleContext(), items_of(list(map(str, range(int(count))))), 1234))
@@ -51,15 +50,15 @@ def test_the_shuffle_is_that_of_rambla(test_data: Path) -> None:
     assert got == cases
 
 
-def test_the_shifts_are_those_of_rambla(test_data: Path) -> None:
-    cases = json.loads((test_data / "rambla_cases/distracting_shift_draws_seed_1234_k3.json").read_text())
+def test_the_shifts_are_those_of_rambla() -> None:
+    cases = recorded("distracting_shift_draws_seed_1234_k3")
     assert set(cases) == {"5", "10", "52", "890"}
     # the draw for the right text's place, here the first, is made and not used
     assert {count: shifts_of(int(count), 3) for count in cases} == {n: [0, *draw[1:]] for n, draw in cases.items()}
 
 
-def test_the_distracting_texts_are_those_of_rambla(test_data: Path) -> None:
-    expected = json.loads((test_data / "rambla_cases/distracting_example_10_rows.json").read_text())
+def test_the_distracting_texts_are_those_of_rambla() -> None:
+    expected = recorded("distracting_example_10_rows")
     assert (
         contexts(applied(AddDistractors(separator="|", positions=(1,)), items_of(list("abcdefghij")), 1234))
         == expected

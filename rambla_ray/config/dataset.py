@@ -21,7 +21,7 @@ class DatasetConfig(BaseModel):
     path: str = Field(description="a hub id (owner/name), or a local, s3:// or gs:// file")
     subset: str | None = Field(None, description="configuration name on the hub")
     split: str = Field("train", description="split on the hub")
-    demo: str = Field(pattern=r"^\w[\w.-]*$", description="file of the same layout shipped in rambla_ray/demo")
+    demo: str = Field(pattern=r"^\w[\w.-]*$", description="file of the same layout in rambla_ray/data/demo")
     id_column: str | None = Field(None, description="of a table: the column with each row's id; `id` when not given")
     fields: tuple[str, ...] = Field((), description="of a table: the columns that a task may read")
     keep: dict[str, list[str]] = Field(

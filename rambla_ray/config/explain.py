@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from rambla_ray.errors import choose_from
 
@@ -16,12 +13,13 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     """The first fault of a validation error in one line.
 
     Args:
-        error: what pydantic said.
+        error: the validation error of pydantic.
         model: the model that was validated.
         inside: the key under which that model stands.
     """
     faults = error.errors(include_url=False)
-    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a typo explains most
+    # Where a key is not known, that is the fault to show: others, such as a missing key, often follow from a typo.
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     location = [str(part) for part in fault["loc"]]
     key = ".".join([inside, *location] if inside else location)
     if fault["type"] == "extra_forbidden":
@@ -29,11 +27,12 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     if fault["type"] == "missing":
         return f"key '{key}' is missing"
     reason = fault["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
-    given = fault.get("input")
-    if isinstance(given, bool) and "string" in fault["type"]:
+    value = fault.get("input")
+    if isinstance(value, bool) and "string" in fault["type"]:
         reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
-    is_plain = isinstance(given, str | int | float | bool | None) and not key.endswith("api_key_var")  # maybe a key
-    shown = f" (got {given!r})"[:80] if is_plain else ""
+    may_be_secret = key.endswith("api_key_var")  # Somebody may have put the key itself there.
+    is_shown = isinstance(value, str | int | float | bool | None) and not may_be_secret
+    shown = f" (got {value!r})"[:80] if is_shown else ""
     return f"{key}: {reason}{shown}" if key else reason
 
 

@@ -47,7 +47,8 @@ class ConfigFolder:
 def package_dir(package: str) -> str:
     """Resolver `${package_dir:NAME}`: the folder of an installed package, without importing it."""
     if not package.isidentifier():
-        raise ValueError(f"'{package}' is not the name of a package")  # of a dotted one, the outer would be imported
+        # To look for a dotted name, Python would import the outer package.
+        raise ValueError(f"'{package}' is not the name of a package")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
@@ -58,7 +59,7 @@ def package_dir(package: str) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except OSError as error:  # OmegaConf's own, without a number, says that a file holds a bare value
+    except OSError as error:  # OmegaConf raises one without a number for a file that holds a bare value.
         reason = f"cannot be read: {error.strerror}" if error.errno else "expected keys and values"
         raise UserError(f"{path}: {reason}") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Configuration: YAML files and `key=value` words to one checked, frozen `RunConfig`.
+"""Configuration: YAML files and `key=value` words to one checked, frozen `RunConfig` or `ServeConfig`.
 
 Everything a user can get wrong is a `UserError` of one line that names the file or word, the key, and what exists.
 """
@@ -8,44 +8,179 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from rambla_ray.config import secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import ConfigFolder, package_dir
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.run import (
-    OF_MODELS,
-    RunConfig,
-    RunOptions,
-    ServeConfig,
-    ServeOptions,
-    key_variables,
-)
+from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role
 
+COMMAND_LINE = "command line"  # The place that messages name for what was typed.
+DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
+
+Overrides = list[tuple[str, str]]  # dotted keys inside a config, and their values as words
 T = TypeVar("T", bound=BaseModel)
+Options = TypeVar("Options", RunOptions, ServeOptions)
+
 OmegaConf.register_resolver("package_dir", package_dir, replace=True)
 OmegaConf.register_resolver("oc.env", secrets.variable, replace=True)
 
 
-def _override(config: dict[str, Any], words: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
-    """`config` with dotted `key=value` words laid over it and interpolations resolved."""
+def load(words: Sequence[str]) -> RunConfig:
+    """The configuration of a run from its command-line words.
+
+    Raises:
+        UserError: anything a user can get wrong; nothing has been asked or written.
+    """
+    line = _read_words(words, RunOptions)
+    options = line.options
+    names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
+    tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
+    datasets = {task.dataset: _load_dataset(line, task.dataset, options.limit) for task in tasks.values()}
+    for name, task in tasks.items():
+        try:
+            task.check(fields_of(datasets[task.dataset]))
+        except ValueError as error:
+            raise UserError(f"task {name}: {error}") from None
+    config = RunConfig(
+        options=options,
+        targets=line.targets,
+        roles=_load_roles(line, tasks.values()),
+        tasks=tasks,
+        datasets=datasets,
+        own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
+    )
+    _refuse_secrets(words, config)
+    return config
+
+
+def load_served(words: Sequence[str]) -> ServeConfig:
+    """The configuration of what is served, from the words of `jobs/serve.py`. Raises UserError."""
+    line = _read_words(words, ServeOptions)
+    config = ServeConfig(options=line.options, models=line.targets)
+    _refuse_secrets(words, config)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class _CommandLine(Generic[Options]):
+    """A command line as it was read: the root keys, the models that `model=` names, and the overrides of configs."""
+
+    folder: ConfigFolder
+    options: Options
+    targets: dict[str, ModelConfig]
+    overrides: Mapping[str, Overrides]  # by the kind of config: root, model, task, dataset
+
+
+def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Options]:
+    """Read the words of a command whose root keys are those of `kind`, and load the models that they name."""
+    pairs = _split(words)
+    folder = ConfigFolder(next((value for key, value in reversed(pairs) if key == "conf_dir"), None))
+    overrides: dict[str, Overrides] = {"root": [], "model": [], "task": [], "dataset": []}
+    for key, value in pairs:
+        if key != "conf_dir":
+            section, inner = _section(key, kind)
+            overrides[section].append((inner, value))
+    defaults = folder.root()
+    if kind is ServeOptions:  # The other defaults of config.yaml are those of runs.
+        defaults = {"model": defaults["model"]}
+    options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE), COMMAND_LINE)
+    targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
+    return _CommandLine(folder, options, targets, overrides)
+
+
+def _split(words: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{word}' is not key=value; see --help")
+        pairs.append((key, value))
+    return pairs
+
+
+def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
+    """Which config a dotted key belongs to, and the key inside it. Raises UserError for a key that does not exist."""
+    head, _, rest = key.partition(".")
+    if head in options.model_fields:
+        if key.startswith(DATASET_KEYS):
+            return "dataset", key.removeprefix(DATASET_KEYS)
+        return (head, rest) if head in ("model", "task") and rest else ("root", key)
+    if head in ("pool", "rate"):
+        return "model", key
+    raise UserError(f"no key '{key}'; {choose_from(head, [*options.model_fields, *MODEL_KEYS])}")
+
+
+def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:
+    value, path = folder.load("model", name)
+    where = f"model {name} ({path.name})"
+    return _checked(ModelConfig, _override(value, overrides, where), where)
+
+
+def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> dict[Role, RoleModel]:
+    """The model of each role, other than the target, that a stage of the tasks asks."""
+    roles: dict[Role, RoleModel] = {}
+    for role in dict.fromkeys(stage.role for task in tasks for stage in task.generates):
+        if role == Role.TARGET:
+            continue
+        if role not in line.options.roles:
+            raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
+        config_name = line.options.roles[role]
+        roles[role] = RoleModel(config_name=config_name, config=_load_model(line.folder, config_name, []))
+    return roles
+
+
+def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
+    value, path = line.folder.load("task", name)
+    where = f"task {name} ({path.name})"
+    merged = _override(value, line.overrides["task"], where)
+    stages = merged.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
+        if isinstance(body, dict) and "template_file" in body:
+            body["template"] = _read_template(str(body.pop("template_file")), path, where)
+    return _checked(TaskConfig, merged, where)
+
+
+def _read_template(name: str, task_file: Path, where: str) -> str:
+    """The text of a `template_file`, which a task's file names relative to itself."""
+    file = Path(os.path.abspath(task_file.parent / name))
+    conf = os.path.abspath(task_file.parent.parent)
+    if not file.is_relative_to(conf):
+        raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: template_file {file}: {reason}") from None
+
+
+def _load_dataset(line: _CommandLine[RunOptions], name: str, limit: int | None) -> DatasetConfig:
+    value, path = line.folder.load("dataset", name)
+    where = f"dataset {name} ({path.name})"
+    merged = _override(value, line.overrides["dataset"], where)
+    if limit is not None:
+        merged["limit"] = limit
+    return _checked(DatasetConfig, merged, where)
+
+
+def _override(config: dict[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
+    """`config` with values of the command line in the place of its own, and interpolations resolved."""
     try:
         merged = OmegaConf.create(config)
-        for key, value in words:
+        for key, value in overrides:
             OmegaConf.update(merged, key, _value(key, value), merge=False, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
@@ -64,7 +199,7 @@ def _value(key: str, word: str) -> Any:
         return parsed["value"]
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"command line: {key}={word[:60]}: cannot be read as a value: {reason}") from None
+        raise UserError(f"{COMMAND_LINE}: {key}={word[:60]}: cannot be read as a value: {reason}") from None
 
 
 def _checked(model: type[T], value: Any, where: str) -> T:
@@ -73,132 +208,9 @@ def _checked(model: type[T], value: Any, where: str) -> T:
         return model.model_validate(value)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, model)}") from None
-    except UserError as error:  # of a model's params
+    except UserError as error:  # The params of a model raise it.
         raise UserError(f"{where}: {error}") from None
 
 
-def _split(words: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{word}' is not key=value; see --help")
-        pairs.append((key, value))
-    return pairs
-
-
-def load(words: Sequence[str]) -> RunConfig:
-    """The configuration of a run from its command-line words.
-
-    Raises:
-        UserError: anything a user can get wrong; nothing has been asked or written.
-    """
-    pairs = _split(words)
-    conf_dir = next((value for key, value in reversed(pairs) if key == "conf_dir"), None)
-    folder = ConfigFolder(conf_dir)
-    own: dict[str, list[tuple[str, str]]] = {"root": [], "model": [], "task": [], "dataset": []}
-    for key, value in pairs:
-        head, _, rest = key.partition(".")
-        if key == "conf_dir":
-            continue
-        if key.startswith("task.dataset."):
-            own["dataset"].append((key.removeprefix("task.dataset."), value))
-        elif head in ("model", "task") and rest:
-            own[head].append((rest, value))
-        elif head in ("pool", "rate"):
-            own["model"].append((key, value))
-        elif head in RunOptions.model_fields:
-            own["root"].append((key, value))
-        else:
-            known = [*RunOptions.model_fields, *OF_MODELS]
-            raise UserError(f"no key '{key}'; {choose_from(head, known)}")
-    options = _checked(RunOptions, _override(folder.root(), own["root"], "command line"), "command line")
-    targets = {name: _load_model(folder, name, own["model"]) for name in options.model}
-    names = [*(folder.names("task") if "all" in options.task else ()), *options.task]
-    tasks = {name: _load_task(folder, name, own["task"]) for name in dict.fromkeys(names) if name != "all"}
-    found = {
-        task.dataset: _load_dataset(folder, task.dataset, own["dataset"], options.limit) for task in tasks.values()
-    }
-    for name, task in tasks.items():
-        try:
-            task.check(fields_of(found[task.dataset]))
-        except ValueError as error:
-            raise UserError(f"task {name}: {error}") from None
-    roles = {}
-    for role in dict.fromkeys(stage.role for task in tasks.values() for stage in task.generates):
-        if role == Role.TARGET:
-            continue
-        if role not in options.roles:
-            raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
-        config_name = options.roles[role]
-        roles[role] = RoleModel(config_name=config_name, config=_load_model(folder, config_name, []))
-    config = RunConfig(
-        options=options,
-        targets=targets,
-        roles=roles,
-        tasks=tasks,
-        datasets=found,
-        own_data=any(key == "path" for key, _ in own["dataset"]),
-    )
-    secrets.refuse({"command line": list(words), **config.model_dump(mode="json")}, config.key_variables)
-    return config
-
-
-def load_served(words: Sequence[str]) -> ServeConfig:
-    """What to serve, from the command line of `jobs/serve.py`. Raises UserError."""
-    pairs = _split(words)
-    folder = ConfigFolder(next((value for key, value in reversed(pairs) if key == "conf_dir"), None))
-    root, models = [], []
-    for key, value in pairs:
-        head, _, rest = key.partition(".")
-        if head == "model" and rest:
-            models.append((rest, value))
-        elif head in ("pool", "rate"):
-            models.append((key, value))
-        elif head in ServeOptions.model_fields:
-            root.append((key, value))
-        elif key != "conf_dir":
-            raise UserError(f"no key '{key}'; {choose_from(head, [*ServeOptions.model_fields, *OF_MODELS])}")
-    default = {"model": folder.root()["model"]}
-    options = _checked(ServeOptions, _override(default, root, "command line"), "command line")
-    config = ServeConfig(options=options, models={name: _load_model(folder, name, models) for name in options.model})
-    variables = key_variables(config.models.values())
-    secrets.refuse({"command line": list(words), **config.model_dump(mode="json")}, variables)
-    return config
-
-
-def _load_model(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]) -> ModelConfig:
-    value, path = folder.load("model", name)
-    where = f"model {name} ({path.name})"
-    return _checked(ModelConfig, _override(value, overrides, where), where)
-
-
-def _load_task(folder: ConfigFolder, name: str, overrides: list[tuple[str, str]]) -> TaskConfig:
-    value, path = folder.load("task", name)
-    where = f"task {name} ({path.name})"
-    merged = _override(value, overrides, where)
-    stages = merged.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
-        if isinstance(body, dict) and "template_file" in body:
-            file = Path(os.path.abspath(path.parent / str(body.pop("template_file"))))
-            conf = os.path.abspath(path.parent.parent)
-            if not file.is_relative_to(conf):
-                raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
-            try:
-                body["template"] = file.read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(f"{where}: template_file {file}: {reason}") from None
-    return _checked(TaskConfig, merged, where)
-
-
-def _load_dataset(
-    folder: ConfigFolder, name: str, overrides: list[tuple[str, str]], limit: int | None
-) -> DatasetConfig:
-    value, path = folder.load("dataset", name)
-    where = f"dataset {name} ({path.name})"
-    merged = _override(value, overrides, where)
-    if limit is not None:
-        merged["limit"] = limit
-    return _checked(DatasetConfig, merged, where)
+def _refuse_secrets(words: Sequence[str], config: RunConfig | ServeConfig) -> None:
+    secrets.refuse({COMMAND_LINE: list(words), **config.model_dump(mode="json")}, config.key_variables)

@@ -18,15 +18,15 @@ KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its
 class ModelParams(BaseModel):
     """Base of every model's `params`: closed, frozen, each field with a description.
 
-    What is known of a model before it exists follows from its params alone, and is their property or method.
+    What can be known of a model before it is loaded depends on its params alone, and is a property or method.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    produces: ClassVar[Literal["text", "score"]] = "text"  # a score compares a request's two texts
-    embeds: ClassVar[bool] = False  # of a prompt without a pair, its text is the prompt's vector as a JSON list
-    is_local: ClassVar[bool] = False  # runs on the cluster's own CPUs and GPUs
-    is_charged: ClassVar[bool] = False  # somebody asks money for its tokens
+    produces: ClassVar[Literal["text", "score"]] = "text"  # A score says how alike the two texts of a request are.
+    embeds: ClassVar[bool] = False  # It answers a prompt without a pair with the prompt's vector, as a JSON list.
+    is_local: ClassVar[bool] = False  # It runs on the cluster's own CPUs and GPUs.
+    is_charged: ClassVar[bool] = False  # Its tokens cost money.
 
     @property
     def endpoint(self) -> str:
@@ -63,7 +63,7 @@ class ModelParams(BaseModel):
         return None
 
     def ping(self) -> str:
-        """Ask the endpoint for a sign of life that costs nothing; returns its answer in a few words.
+        """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
 
         Raises:
             UserError: it cannot be reached, or rejects the key.
@@ -119,7 +119,7 @@ class ModelConfig(Closed):
 
     @field_validator("params", mode="plain")
     @classmethod
-    def _of_the_named_class(cls, value: Any, info: ValidationInfo) -> Any:
+    def _as_declared(cls, value: Any, info: ValidationInfo) -> Any:
         """The params as the object that the class behind `name` declares. Raises UserError."""
         name = info.data.get("name")
         if name is None or isinstance(value, ModelParams):

@@ -7,11 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator
 
 from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.config.model import ModelConfig, RoleModel
@@ -27,9 +23,9 @@ def _words(value: Any) -> Any:
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
 
 
-def cluster_address(given: str | None) -> str:
-    """The cluster that is meant: the one given, else the one that RAY_ADDRESS names, else a local one."""
-    return given or os.environ.get("RAY_ADDRESS") or "local"
+def cluster_address(address: str | None) -> str:
+    """The cluster to use: that of the `address` option, else the one that RAY_ADDRESS names, else a local one."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 class RunOptions(Closed):
@@ -71,8 +67,9 @@ class RunOptions(Closed):
         return run_id
 
 
-OF_MODELS = ("conf_dir", "pool", "rate")  # keys of the command line beside the options
-# What may differ between two invocations of one run: where and how it runs, not what is asked.
+MODEL_KEYS = ("conf_dir", "pool", "rate")  # The command line takes these keys beside the options.
+
+# These options may differ between two invocations of one run: they say where and how it runs, not what it asks.
 OPERATIONAL = frozenset(
     {
         *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
@@ -81,7 +78,7 @@ OPERATIONAL = frozenset(
 )
 
 
-def key_variables(models: Iterable[ModelConfig]) -> frozenset[str]:
+def _key_variables(models: Iterable[ModelConfig]) -> frozenset[str]:
     """The environment variables that hold the keys of some models."""
     return frozenset(variable for model in models if (variable := model.params.key_variable))
 
@@ -118,16 +115,16 @@ class RunConfig(Closed):
     @property
     def key_variables(self) -> frozenset[str]:
         """The environment variables that hold the keys of the run's models."""
-        return key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
+        return _key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
 
     def question(self) -> dict[str, Any]:
-        """What the run asks, without where and how it runs: two invocations that agree here are the same run."""
+        """What the run asks, without where and how it runs: two invocations with the same question are one run."""
         whole = self.model_dump(mode="json")
         for key in OPERATIONAL & whole["options"].keys():
             del whole["options"][key]
         for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
             del config["pool"], config["rate"], config["price"]
-        del whole["options"]["roles"]  # those in use stand under `roles`
+        del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
         return whole
 
 
@@ -146,3 +143,8 @@ class ServeConfig(Closed):
 
     options: ServeOptions
     models: dict[str, ModelConfig]
+
+    @property
+    def key_variables(self) -> frozenset[str]:
+        """The environment variables that hold the keys of the served models."""
+        return _key_variables(self.models.values())

@@ -1,6 +1,6 @@
-"""Keys and passwords: a config holds the names of their variables, never what is in them.
+"""Keys and passwords: a config holds the names of their variables, never their values.
 
-What a config holds is written into the run directory, printed, and shown by Ray to whoever asks it.
+A config is written into the run directory, printed, and shown by Ray to whoever asks it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from rambla_ray.errors import UserError
 
-SHORTEST = 8  # characters of a secret that is looked for inside other texts; a shorter one may be there by chance
-_NAMED_SO = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_?\d+)?$", re.IGNORECASE)
+SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_?\d+)?$", re.IGNORECASE)
 _WITH_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 
 
 def is_secret(variable: str) -> bool:
     """Whether the name of an environment variable says that it holds a key, a token or a password."""
-    return _NAMED_SO.search(variable) is not None
+    return _SECRET_NAME.search(variable) is not None
 
 
 def variable(name: str, *default: object) -> str | None:
@@ -33,17 +33,18 @@ def variable(name: str, *default: object) -> str | None:
 
 
 def refuse(values: Mapping[str, object], variables: Iterable[str]) -> None:
-    """Raise a UserError that names the place where a text in `values` holds a secret, if one does.
+    """Raise a UserError, naming the place, when a text in `values` holds a secret.
 
     Args:
         values: plain values, which may be nested.
-        variables: environment variables whose values are secrets, beside those that are named so.
+        variables: environment variables whose values are secrets, beside those whose names say it.
     """
-    named_so = {name: value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/")}
-    secrets = {name: os.environ.get(name, "") for name in variables} | named_so
-    known = {name: value for name, value in secrets.items() if len(value) >= SHORTEST}
+    # A variable may hold the path of a file with the secret; the path is none.
+    by_name = {name: value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/")}
+    all_secrets = {name: os.environ.get(name, "") for name in variables} | by_name
+    long_secrets = {name: value for name, value in all_secrets.items() if len(value) >= SHORTEST}
     for place, text in _texts(values):
-        for name, value in known.items():
+        for name, value in long_secrets.items():
             if value in text:
                 raise UserError(f"{place} holds what is in {name}: a secret; keep it in the environment, by its name")
         if _WITH_PASSWORD.match(text):

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -21,7 +16,7 @@ class Closed(BaseModel):
 
 
 class Pool(Closed):
-    """The Ray actors of one model config. All optional; the plan settles what is not given."""
+    """The Ray actors of one model config. All keys are optional; the plan decides what is not given."""
 
     min_size: int = Field(1, ge=1, description="actors to start with")
     max_size: int | None = Field(None, ge=1, description="actors at most; min_size when not given")

@@ -6,13 +6,7 @@ import itertools
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    field_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_serializer, model_validator
 
 from rambla_ray.config.explain import explain
 from rambla_ray.config.sections import Closed, Name
@@ -49,7 +43,7 @@ class Answer(Closed):
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
-        """What the right answer, and an answer that was read, can be."""
+        """The labels that a right answer, and an answer that was read, can have."""
         return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
 
     def label_of(self, choice: str) -> str:
@@ -93,17 +87,17 @@ class TaskConfig(Closed):
     @property
     def variants(self) -> tuple[str, ...]:
         """The values that vary inside this task; a single empty one when nothing does."""
-        many = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
-        return next((variants for variants in many if variants != ("",)), ("",))
+        by_stage = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
+        return next((variants for variants in by_stage if variants != ("",)), ("",))
 
     @cached_property
     def generates(self) -> tuple[Generate, ...]:
         """The stages that ask a role, in order."""
         return tuple(stage for stage in self.stages if isinstance(stage, Generate))
 
-    def check(self, given: frozenset[str]) -> None:
-        """Refuse stages and answers that read what neither the dataset gives nor a stage writes. Raises ValueError."""
-        fields = check_order(self.stages, given)
+    def check(self, dataset_fields: frozenset[str]) -> None:
+        """Check that each stage and the answer read a field of the dataset or of a stage. Raises ValueError."""
+        fields = check_order(self.stages, dataset_fields)
         for key, name in (("answer.target", self.answer.target), ("answer.reads", self.answer.reads)):
             if name not in fields:
                 raise ValueError(f"{key} is '{name}', which nothing writes; {choose_from(name, fields)}")
@@ -114,7 +108,7 @@ class TaskConfig(Closed):
 
 
 def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:
-    """The sample that an item is under one variant of a task, for one target."""
+    """The sample of an item under one variant of a task, for one target."""
     return Sample(
         sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
         root_id=item.root_id,
@@ -124,12 +118,12 @@ def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item
         target=task.answer.expect or item.fields[task.answer.target],
         label=item.fields[task.answer.target],
         fields=dict(item.fields),
-        steps=[_not_asked(target, item.fault)] if item.fault else [],
+        steps=[_fault_step(target, item.fault)] if item.fault else [],
     )
 
 
-def _not_asked(model: str, fault: str) -> Step:
-    """The step of a sample that no stage can ask."""
+def _fault_step(model: str, fault: str) -> Step:
+    """The only step of a sample whose item has a fault, so that no stage can ask it."""
     return Step(
         stage="plan",
         role=Role.TARGET,

@@ -1,4 +1,4 @@
-"""Adapters: one record of a public layout as an item, with the fields, joins and order that RAmBLA uses."""
+"""Adapters: from a record of a public layout to an item, with the fields, joins and order that RAmBLA uses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A cell as text: nothing for a missing one (None, NaN), JSON for what is neither text nor number."""
+    """A cell as text: empty for a missing one (None, NaN), JSON for what is neither text nor number."""
     if isinstance(value, str):
         return value
     if _missing(value):
@@ -59,14 +59,14 @@ def _text(value: Any) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """A list of texts. Raises TypeError for anything else: a lone text would be taken for its characters."""
+    """A list of texts. Raises TypeError for anything else: a lone text would be read as a list of its characters."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"expected a list of texts, not {str(value)[:60]!r}")
     return value
 
 
 def _whole(value: Any) -> str:
-    """A number that pandas made a float because another row lacks it, and any other value, as text."""
+    """A value as text. A whole number has no decimals, even where pandas made it a float as other rows lack it."""
     return _text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
@@ -87,7 +87,7 @@ def _one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
 
 
 def _first(record: Record, columns: Sequence[str]) -> tuple[str, Any]:
-    """The first of several names that a column has in the releases, and its value."""
+    """Of the names that a column has in different releases, the first that the record has, and its value."""
     column = next((column for column in columns if column in record), None)
     if column is None:
         raise KeyError("' or '".join(columns))
@@ -123,9 +123,9 @@ def _pubmedqa(record: Record, row: int) -> Item:
 def _bioasq(record: Record, row: int) -> Item:
     """BioASQ task B, from the training files of any year, or the test files with their golden answers.
 
-    The answer is the first ideal answer. The context is all snippets, with a blank line between two, where RAmBLA
-    put nothing: its last word of one and first word of the next ran together. A question without an ideal answer
-    cannot be asked: its item has a fault. A question without an id gets one from its text.
+    The answer is the first ideal answer. The context is all snippets, with a blank line between two; RAmBLA joins
+    them with nothing, so that the last word of one and the first of the next run together. A question without an
+    ideal answer cannot be asked: its item has a fault. A question without an id gets one from its text.
 
     Source: Tsatsaronis et al. 2015, http://participants-area.bioasq.org/general_information/Task11b/.
     """
@@ -133,14 +133,17 @@ def _bioasq(record: Record, row: int) -> Item:
     answers = [] if _missing(ideal) else [ideal] if isinstance(ideal, str) else _texts(ideal)
     if snippets is None:
         texts = []
-    elif isinstance(snippets, Mapping):  # how the hub's library holds a list of objects, in some versions
+    elif isinstance(snippets, Mapping):  # Some versions of the hub's library turn a list of objects into this.
         texts = _texts(snippets["text"])
     else:
         texts = [_text(snippet["text"]) for snippet in snippets]
-    given = record.get("id")
-    if _missing(given) and not question.strip():
+    own_id = record.get("id")
+    if not _missing(own_id):
+        root_id = _id(own_id, "id")
+    elif question.strip():
+        root_id = hashlib.sha256(well_formed(question).encode()).hexdigest()[:24]
+    else:
         raise ValueError("it has neither an id nor a body")
-    root_id = hashlib.sha256(well_formed(question).encode()).hexdigest()[:24] if _missing(given) else _id(given, "id")
     answer = answers[0] if answers else ""
     return Item(
         root_id=root_id,
@@ -228,4 +231,4 @@ _ADAPTERS: Mapping[str, Callable[[Record, int], Item]] = {
     "sick": _sick,
     "mrpc": _mrpc,
 }
-ID_COLUMNS: Mapping[str, str] = {"pubmedqa": "pubid", "mrpc": "idx"}  # where it is not `id`
+ID_COLUMNS: Mapping[str, str] = {"pubmedqa": "pubid", "mrpc": "idx"}  # Where the column of ids is not `id`.

@@ -1,7 +1,4 @@
-"""Datasets: from a hub id, a local file or a bucket to a list of items.
-
-An adapter turns the records of one public layout into items with the fields, joins and order that RAmBLA uses.
-"""
+"""Datasets: from a hub id, a local file or a bucket to records, which an adapter turns into items."""
 
 from __future__ import annotations
 
@@ -19,17 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray.config.dataset import DatasetConfig
-from rambla_ray.data.adapters import (
-    ID_COLUMNS,
-    OTHER_FILE,
-    adapt,
-)
+from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
 
 DEMO_DIR = Path(__file__).parent / "demo"
 FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
-TAB_SEPARATED = (".tsv", ".txt")  # the public form of SICK and MRPC
+TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that end so.
 
 
 def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
@@ -104,7 +97,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
 
 
 def _holds_objects(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is, or nests, one that Python code has registered: Ray's own unpickles what it reads."""
+    """Whether an Arrow type is, or nests, an extension type: Ray's own unpickles what it reads, which runs code."""
     if isinstance(kind, pa.ExtensionType):
         return True
     inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
@@ -113,7 +106,7 @@ def _holds_objects(kind: pa.DataType) -> bool:
 
 def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:
     """Rows of a CSV file, or of a tab-separated one, in which a quote is a character like any other."""
-    csv.field_size_limit(2**31 - 1)  # 128 KiB unless told, and a context can be longer
+    csv.field_size_limit(2**31 - 1)  # The default is 128 KiB, and a context can be longer.
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     rows = (row for row in reader if row)
@@ -127,7 +120,7 @@ def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:
 
 
 def _json_lines(text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028 in a text
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028.
         if line.strip():
             try:
                 yield json.loads(line, object_pairs_hook=_unique_keys)
@@ -163,13 +156,13 @@ def _is_local(path: str) -> bool:
 def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
     """Records of a hub dataset, or of a local folder in the hub's layout."""
     if not Path(path).is_dir() and not _hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # a copy in the cache still loads; nothing waits for the network
+        os.environ["HF_HUB_OFFLINE"] = "1"  # A copy in the cache still loads, and nothing waits for the network.
     import datasets
 
     datasets.disable_progress_bars()
     try:
         yield from datasets.load_dataset(path, config.subset, split=config.split)
-    except Exception as error:  # noqa: BLE001 - the library raises a dozen kinds: offline, not found, gated, bad layout
+    except Exception as error:  # noqa: BLE001 - The library raises a dozen kinds: offline, not found, gated, ...
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"load_dataset failed ({type(error).__name__}: {reason}); give a local copy with "
@@ -178,7 +171,7 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached, so that its client's minutes of retries can be spared."""
+    """Whether the hub can be reached. Where it cannot, its client would retry for minutes."""
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(url, timeout=3.0).close()  # noqa: S310 - the user's own endpoint

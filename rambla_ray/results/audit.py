@@ -1,6 +1,6 @@
-"""The audit of a run: every sample is there once, every answer is what its text says, every call is accounted for.
+"""The audit of a run: every sample is stored once, every answer is what its text says, every call is accounted for.
 
-From the run directory alone, offline. docs/run_directory.md defines the numbers.
+It reads the run directory alone, offline. docs/run_directory.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-from omegaconf import OmegaConf
+from pydantic import ValidationError
 
-from rambla_ray.config.task import TaskConfig
+from rambla_ray.config.explain import explain
+from rambla_ray.config.task import Answer, TaskConfig
 from rambla_ray.display import Check
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.schema import Sample, Step
 from rambla_ray.scoring.outcomes import finish
+from rambla_ray.tasks.stages import STAGES
 
 _READ = ("answer", "rambla_answer", "outcome")
 _READ_COLUMNS = [*_READ, *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind"))]
@@ -35,13 +37,13 @@ def audit(directory: RunDirectory) -> list[Check]:
 
 
 def _samples(directory: RunDirectory, *, finished: bool) -> Check:
-    """Samples expected and stored. In a run that was stopped, what is not there is still to come, and not lost."""
+    """Samples expected and stored. What is missing in a run that was stopped is still to come, and not lost."""
     spec = read_spec(directory.samples)
     expected = stored = duplicate = missing = surplus = 0
     for target in spec["models"]:
-        for task, how in spec["tasks"].items():
+        for task, task_spec in spec["tasks"].items():
             rows, distinct = _ids(StoredTask(directory.samples, target, task))
-            wanted: Mapping[str, int] = how["expected"]
+            wanted: Mapping[str, int] = task_spec["expected"]
             expected += sum(wanted.values())
             stored += sum(distinct.values())
             duplicate += rows - sum(distinct.values())
@@ -57,22 +59,39 @@ def _samples(directory: RunDirectory, *, finished: bool) -> Check:
 def _answers(directory: RunDirectory) -> Check:
     """Every stored text read again, as the run's own config says."""
     spec = read_spec(directory.samples)
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.create(directory.folder.read("config.yaml").decode()))
-    except FileNotFoundError:
-        raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?") from None
+    config = directory.read_config()
+    if config is None:
+        raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?")
     checked = differ = 0
     for task in spec["tasks"]:
-        reads = TaskConfig.model_validate(config["question"]["tasks"][task])
+        task_config = _task_config(
+            config["question"]["tasks"][task], f"{directory.folder.location}/config.yaml: task {task}"
+        )
         for target in spec["models"]:
             for row in _rows(StoredTask(directory.samples, target, task)):
                 checked += 1
-                differ += not _reads_the_same(row, reads)
+                differ += not _reads_the_same(row, task_config)
     return Check(f"answers: checked {checked}, of which {differ} read otherwise", not differ)
 
 
+def _task_config(stored: Mapping[str, Any], where: str) -> TaskConfig:
+    """A task as config.yaml holds it. Keys that are not known here are left out: they do not change what is read."""
+    stages = []
+    for stage in stored["stages"]:
+        ((kind, body),) = stage.items()
+        fields = STAGES[kind].model_fields if kind in STAGES else {}
+        names = {field.alias or name for name, field in fields.items()}
+        stages.append({kind: {name: value for name, value in body.items() if name in names}})
+    answer = {name: value for name, value in stored["answer"].items() if name in Answer.model_fields}
+    known = {name: value for name, value in stored.items() if name in TaskConfig.model_fields}
+    try:
+        return TaskConfig.model_validate({**known, "stages": stages, "answer": answer})
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, TaskConfig)}") from None
+
+
 def _ids(stored: StoredTask) -> tuple[int, Counter[str]]:
-    """How many rows there are, and of each variant how many distinct samples."""
+    """The number of rows, and of each variant the number of distinct samples."""
     ids = list(stored.batches(["sample_id", "variant"]))
     table = pa.Table.from_batches(ids, ids[0].schema) if ids else pa.table({"sample_id": [], "variant": []})
     return table.num_rows, Counter(table.group_by(["sample_id", "variant"]).aggregate([])["variant"].to_pylist())

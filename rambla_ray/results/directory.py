@@ -5,35 +5,37 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.ledger.store import Spent
-from rambla_ray.results.samples import SampleWriter, error_lines, file_name
-from rambla_ray.schema import Role
+from rambla_ray.results.calls import calls_document
+from rambla_ray.results.samples import SampleWriter, error_lines, file_name, refuse_newer
 from rambla_ray.storage import Folder
 
-COUNTED = tuple(field.name for field in fields(Spent))  # of each model and role, in calls.json
+# The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
+# would misread raises it; new keys, columns and files do not.
+RUN_FORMAT = 1
+
 PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
 
 
 def versions() -> dict[str, str | None]:
-    """The versions here of Python and of the packages that results may depend on; None for one that is not there."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """The versions on this machine of Python and of the packages that results may depend on.
+
+    The version of a package that is not installed is None.
+    """
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def to_json(value: object) -> bytes:
@@ -42,7 +44,7 @@ def to_json(value: object) -> bytes:
 
 
 def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    """How a run's samples are scored: what the metrics need beside the samples themselves.
+    """How a run's samples are scored: what the metrics need beside the samples themselves. It is stored with them.
 
     Args:
         config: the run.
@@ -65,20 +67,25 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
 
 
 class RunDirectory:
-    """One run's folder, on a local disk or in a bucket."""
+    """One run's folder, on a local disk or in a bucket.
+
+    Whatever reads a file of it raises UserError when a newer version of this package wrote it in a format that this
+    one does not know.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.samples = Folder(f"{folder.location}/samples")
-        self._earlier: list[dict[str, Any]] = []
+        self._earlier_invocations: list[dict[str, Any]] = []
+        self._format_is_known = False
 
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
         """Open the folder of a run, new or to be continued, and check that it can be written.
 
         Raises:
-            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or the names
-                of two targets and tasks come to the same file.
+            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or two
+                targets and tasks would share a file.
         """
         files = Counter(file_name(target, task) for target in config.targets for task in config.tasks)
         for name, count in files.items():
@@ -86,12 +93,9 @@ class RunDirectory:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
         run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}"))
         run.folder.make_writable("runs_dir")
-        try:
-            there = OmegaConf.to_container(OmegaConf.create(run.folder.read("config.yaml").decode()))
-        except FileNotFoundError:
-            there = None
-        if isinstance(there, dict):
-            differing = _differences(there.get("question", {}), config.question())
+        stored = run.read_config()
+        if stored is not None:
+            differing = _differences(stored.get("question", {}), config.question())
             if differing:
                 raise UserError(
                     f"run_id={config.run_id} belongs to another config ({run.folder.location}); these keys differ: "
@@ -103,21 +107,25 @@ class RunDirectory:
         """Write what is known before the first call: config.yaml, plan.json, env.json."""
         options = config.options.model_dump(mode="json")
         question = config.question()
-        document = {"command": list(words), "run_id": config.run_id, "options": options, "question": question}
-        document["pools"] = {
-            name: {"pool": model.pool.model_dump(mode="json"), "rate": model.rate.model_dump(mode="json")}
-            for name, model in config.targets.items()
+        document = {
+            "format": RUN_FORMAT,
+            "command": list(words),
+            "run_id": config.run_id,
+            "options": options,
+            "question": question,
+            "pools": {
+                name: {"pool": model.pool.model_dump(mode="json"), "rate": model.rate.model_dump(mode="json")}
+                for name, model in config.targets.items()
+            },
         }
         self.folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(document)).encode())
         self.folder.write("plan.json", to_json(plan))
         self.write_env({})
-        try:
-            self._earlier = json.loads(self.folder.read("calls.json"))["invocations"]
-        except FileNotFoundError:
-            self._earlier = []
+        calls = self.read_calls()
+        self._earlier_invocations = calls["invocations"] if calls else []
 
     def write_env(self, models: Mapping[str, Any]) -> None:
-        """env.json: versions, and what each loaded model says it is (weights, generation parameters, template)."""
+        """Write env.json: versions, and the identity of each loaded model (weights, parameters, template)."""
         packages = versions()
         python = packages.pop("python")
         env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
@@ -135,38 +143,19 @@ class RunDirectory:
         answered: Mapping[tuple[str, str], int],
         invocation: Mapping[str, Any],
     ) -> None:
-        """calls.json: what the run took, over all its invocations.
+        """Write calls.json: what the run took, over all its invocations.
 
         Args:
             config: the run.
-            spent: per model and role, the ledger's counts of this run over all invocations: `model`, `role` and what
-                `ledger.Spent` has.
-            answered: per (model, role), the steps that have an answer; those not paid for were reused.
-            invocation: this invocation's start, wall time and calls.
+            spent: as `calls_document` takes it.
+            answered: as `calls_document` takes it.
+            invocation: the present one, as `results.calls.invocation` makes it.
         """
-        entries = {(model, role): {"model": model, "role": role} for model, role in answered}
-        entries |= {(entry["model"], entry["role"]): dict(entry) for entry in spent}
-        models = []
-        for (model, role), entry in sorted(entries.items()):
-            counts: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), **entry}
-            price = _model(config, model, role).price
-            counts["reused"] = max(0, answered.get((model, role), 0) - counts["answered"])
-            counts["cost_usd"] = price.cost(counts["prompt_tokens"], counts["completion_tokens"]) if price else None
-            models.append(counts)
-        invocations = [*self._earlier, dict(invocation)]
-        self.folder.write(
-            "calls.json",
-            to_json(
-                {
-                    "models": models,
-                    "invocations": invocations,
-                    "wall_s": sum(one["wall_s"] for one in invocations),
-                }
-            ),
-        )
+        invocations = [*self._earlier_invocations, invocation]
+        self.folder.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
 
     def write_errors(self) -> None:
-        """errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""
+        """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""
         draft = "errors.jsonl.draft"
         with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
             for line in error_lines(self.samples):
@@ -175,8 +164,9 @@ class RunDirectory:
 
     def score(self) -> dict[str, Any]:
         """What metrics.json holds, from samples/ alone. Raises UserError when there are none."""
-        from rambla_ray.results.score import score
+        from rambla_ray.results.score import score  # It loads scipy and scikit-learn, which takes a second.
 
+        self._check_format()
         return score(self.samples)
 
     def write_metrics(self) -> dict[str, Any]:
@@ -185,8 +175,23 @@ class RunDirectory:
         self.folder.write("metrics.json", to_json(scores))
         return scores
 
+    def read_config(self) -> dict[str, Any] | None:
+        """What config.yaml holds, None when there is none."""
+        try:
+            text = self.folder.read("config.yaml").decode()
+        except FileNotFoundError:
+            return None
+        config = OmegaConf.to_container(OmegaConf.create(text))
+        if not isinstance(config, dict):
+            return None
+        document = {str(key): value for key, value in config.items()}
+        refuse_newer("run directory", document.get("format", 1), RUN_FORMAT, self.folder.location)
+        self._format_is_known = True
+        return document
+
     def read_json(self, name: str) -> Any:
-        """One of the run's JSON files. Raises UserError when it is not there."""
+        """What one of the run's JSON files holds. Raises UserError when there is no such file."""
+        self._check_format()
         try:
             return json.loads(self.folder.read(name))
         except FileNotFoundError:
@@ -195,78 +200,32 @@ class RunDirectory:
             ) from None
 
     def read_calls(self) -> dict[str, Any] | None:
-        """calls.json, or None when there is none: the run ended with nobody left to count."""
+        """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
+        self._check_format()
         try:
             calls: dict[str, Any] = json.loads(self.folder.read("calls.json"))
         except FileNotFoundError:
             return None
         return calls
 
+    def _check_format(self) -> None:
+        if not self._format_is_known:
+            self.read_config()
+            self._format_is_known = True
 
-def _model(config: RunConfig, name: str, role: str) -> ModelConfig:
-    return config.targets[name] if role == Role.TARGET else config.roles[Role(role)].config
 
-
-def _differences(there: Any, here: Any, where: str = "") -> list[str]:
+def _differences(stored: Any, wanted: Any, where: str = "") -> list[str]:
     """The dotted keys at which two plain values differ, sorted."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        found = []
-        for key in sorted({*there, *here}, key=str):
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        differing = []
+        for key in sorted({*stored, *wanted}, key=str):
             inner = f"{where}.{key}" if where else str(key)
-            found += _differences(there.get(key), here.get(key), inner)
-        return found
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+            differing += _differences(stored.get(key), wanted.get(key), inner)
+        return differing
+    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
         return [
             key
-            for place, (one, other) in enumerate(zip(there, here, strict=True))
+            for place, (one, other) in enumerate(zip(stored, wanted, strict=True))
             for key in _differences(one, other, f"{where}[{place}]")
         ]
-    return [] if there == here else [where]
-
-
-def throughput(actors: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What the actors of a local model have done together, from what each says of itself; see `actors.base.Work`.
-
-    Tokens per second are those of one actor while it is busy, padding and what rows share not counted.
-    """
-    total = {key: sum(actor[key] for actor in actors) for key in actors[0]}
-    computed, busy, idle = total["computed_tokens"], total["busy_s"], total["idle_s"]
-    return {
-        "actors": len(actors),
-        "batches": total["batches"],
-        "requests": total["requests"],
-        "requests_per_batch": _ratio(total["requests"], total["batches"]),
-        "prompt_tokens_per_s": _ratio(total["prompt_tokens"], busy),
-        "generated_tokens_per_s": _ratio(total["completion_tokens"], busy),
-        "padding_share": _ratio(total["padding_tokens"], computed),
-        "shared_share": _ratio(total["prompt_tokens"] - computed + total["padding_tokens"], total["prompt_tokens"]),
-        "waiting_share": _ratio(idle, busy + idle),
-        "out_of_memory": total["out_of_memory"],
-        "busy_s": round(busy, 3),
-        "load_s": round(max(actor["load_s"] for actor in actors), 3),
-        **{
-            f"{what}_gib": round(max(actor[f"{what}_bytes"] for actor in actors) / 2**30, 3)
-            for what in ("weights", "free", "peak")
-        },
-    }
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return round(part / whole, 4) if whole else None
-
-
-def invocation(
-    started: float, calls: int, work: Mapping[str, Sequence[Mapping[str, float]]], *, finished: bool
-) -> dict[str, Any]:
-    """One line of calls.json's `invocations`: `started` is Unix time, `wall_s` seconds until now.
-
-    `work` is, by model, what each actor of a local model has done.
-    """
-    local = {model: throughput(actors) for model, actors in sorted(work.items())}
-    return {
-        **({"local": local} if local else {}),
-        "started": started,
-        "wall_s": round(time.time() - started, 3),
-        "calls": calls,
-        "finished": finished,
-    }
+    return [] if stored == wanted else [where]

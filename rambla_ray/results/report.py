@@ -1,33 +1,23 @@
-"""What a person sees: progress while a run goes on, its table, its summary and its HTML report."""
+"""What a person sees of a run: its tables, its summary and its HTML report, from the run directory alone."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
-from rambla_ray.results.directory import RunDirectory, throughput
+from rambla_ray.results.directory import RunDirectory
 from rambla_ray.schema import Outcome
 
-PLAIN_LINE_S = 5.0  # at most one line in so many seconds where the output is no terminal,
-SLOWEST_LINE_S = 60.0  # and later one in a twentieth of the time that has passed, but at least one a minute
-LONGEST_LINE = 1000  # characters
-PLAIN_WIDTH = 150  # of a table where the output is no terminal, in characters
-EXAMPLE_CHARS = 60  # of an answer, in a warning
-READERS_DIFFER = 0.02  # share of a cell's answers above which a difference of the readers is a warning
-LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
+LONGEST_LINE = 1000  # A printed line is cut at so many characters.
+PLAIN_WIDTH = 150  # Characters: the width of tables where the output is no terminal.
+EXAMPLE_CHARS = 60  # An answer in a warning is cut at so many characters.
+READERS_DIFFER = 0.02  # The readers may differ on this share of a cell's answers before a warning says so.
 COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
 EFFECT_COLUMNS = (
     *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
@@ -35,7 +25,7 @@ EFFECT_COLUMNS = (
 )
 CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "failed")
 CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
-LEFT = ("model", "role", "task", "compared with", "outcomes")
+LEFT = ("model", "role", "task", "compared with", "outcomes")  # These columns are aligned to the left.
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
 
 
@@ -47,103 +37,12 @@ def console_on(stream: TextIO) -> Console:
     )
 
 
-class Progress:
-    """Shows how far a run is: a live table on a terminal, else a plain line now and then. To stderr.
-
-    Args:
-        total: samples of the run.
-        models: the model configs that take part.
-        counts: asks the ledger service for its counts; what it raises is not shown, the run itself will say it.
-    """
-
-    def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
-        self._total = total
-        self._models = models
-        self._counts = counts
-        self._outcomes: Counter[str] = Counter()
-        self._told: set[str] = set()
-        self._began = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join(timeout=10.0)
-
-    def add(self, outcome: str, count: int = 1) -> None:
-        """Count finished samples."""
-        self._outcomes[outcome] += count
-
-    def _show(self) -> None:
-        console = console_on(sys.stderr)
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=4, transient=True) as live:
-                while not self._over.wait(0.5):
-                    with contextlib.suppress(Exception):
-                        counts = self._counts()
-                        self._tell(counts, console)
-                        live.update(self._table(counts))
-        while not self._over.wait(min(SLOWEST_LINE_S, max(PLAIN_LINE_S, (time.monotonic() - self._began) / 20))):
-            with contextlib.suppress(Exception):
-                counts = self._counts()
-                self._tell(counts, console)
-                _say(console, self._line(counts), whole=True)
-        with contextlib.suppress(Exception):
-            self._tell(self._counts(), console)
-
-    def _tell(self, counts: Mapping[str, Any], console: Console) -> None:
-        """Print the notes that have not been printed."""
-        for note in counts["notes"]:
-            if note not in self._told:
-                self._told.add(note)
-                _say(console, f"note: {note}", whole=True)
-
-    def _line(self, counts: Mapping[str, Any]) -> str:
-        done = self._outcomes.total()
-        elapsed = time.monotonic() - self._began
-        loading = [name for name in self._models if name not in counts["models"]]
-        if loading and not done and not counts["calls"]:
-            return f"{elapsed:.0f} s: loading {', '.join(loading)}"
-        ended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
-        budget = f", budget {counts['budget']}" if counts["budget"] else ""
-        return (
-            f"{elapsed:.0f} s: {done}/{self._total} samples{f' ({ended})' if ended else ''}, "
-            f"{counts['calls']} calls, {counts['in_flight']} in flight, {done / elapsed:.1f} samples/s{budget}"
-            f"{''.join(f'; {name} {_work(actors)}' for name, actors in sorted(counts['work'].items()))}"
-        )
-
-    def _table(self, counts: Mapping[str, Any]) -> Table:
-        table = _table(LIVE_COLUMNS, title=self._line(counts))
-        counted = ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")
-        for spent in counts["spent"]:
-            _add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in counted)])
-        return table
-
-
-def _work(actors: Sequence[Mapping[str, float]]) -> str:
-    """Whether a local model or the stream to it is the bottleneck, in a few words."""
-    did = throughput(actors)
-    if not did["prompt_tokens_per_s"]:
-        return "loading its weights, or at its first batch"
-    return (
-        f"{did['prompt_tokens_per_s']:.0f} + {did['generated_tokens_per_s']:.0f} tokens/s, batches of "
-        f"{did['requests_per_batch']:.0f}, {did['padding_share']:.0%} padding, "
-        f"{did['waiting_share']:.0%} waiting for work"
-    )
-
-
-def _say(console: Console, line: str, *, whole: bool = False) -> None:
-    """Print a line as plain text, whatever it is made of; `whole` does not break it at the console's width."""
+def print_line(console: Console, line: str, *, whole: bool = False) -> None:
+    """Print a line as plain text, whatever characters are in it; `whole` does not break it at the console's width."""
     console.print(Text(one_line(line, LONGEST_LINE)), soft_wrap=whole)
 
 
-def _table(columns: Sequence[str], *, title: str = "", caption: str = "", style: str = "") -> Table:
+def plain_table(columns: Sequence[str], *, title: str = "", caption: str = "", style: str = "") -> Table:
     """An empty table, whose title and caption are plain text."""
     table = Table(
         title=Text(one_line(title, LONGEST_LINE), style) if title else None,
@@ -156,7 +55,8 @@ def _table(columns: Sequence[str], *, title: str = "", caption: str = "", style:
     return table
 
 
-def _add_row(table: Table, cells: Sequence[str]) -> None:
+def add_row(table: Table, cells: Sequence[str]) -> None:
+    """Add a row of plain text."""
     table.add_row(*(Text(one_line(cell)) for cell in cells))
 
 
@@ -169,7 +69,7 @@ def _interval(bounds: list[float] | None) -> str:
 
 
 def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
-    """The table's cells as text, one row per cell of the run."""
+    """The rows of the score table as text: one for each cell of the run."""
     rows = []
     for cell in scores["cells"]:
         others = {name: count for name, count in cell["outcomes"].items() if count and name != Outcome.SCORED}
@@ -196,7 +96,7 @@ def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def partial_line(scores: Mapping[str, Any]) -> str:
-    """That, and how far, a run is not complete; empty when it is."""
+    """How many samples of a run that is not complete there are; empty when it is complete."""
     partial = scores["partial"]
     if not partial:
         return ""
@@ -207,27 +107,27 @@ def partial_line(scores: Mapping[str, Any]) -> str:
 
 
 def warnings(scores: Mapping[str, Any]) -> list[str]:
-    """What a reader of the numbers should know first, a line each."""
-    found = [partial_line(scores)] if scores["partial"] else []
+    """What a reader of the numbers should know first: one line for each."""
+    lines = [partial_line(scores)] if scores["partial"] else []
     for role, played_by in scores["roles"].items():
         if role == "judge" and played_by in {cell["model"] for cell in scores["cells"]}:
-            found.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
+            lines.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
     for cell in scores["cells"]:
         readers = cell.get("readers")
         if readers and readers["differ"] > READERS_DIFFER * cell["n"]:
-            shown = "; ".join(
+            examples = "; ".join(
                 f"'{one_line(example['text'], EXAMPLE_CHARS)}' is {example['robust'] or 'nothing'}, RAmBLA's reader "
                 f"has {example['rambla'] or 'nothing'}"
                 for example in readers["examples"]
             )
             where = f"{cell['model']} {cell['task']} {cell['variant']}".rstrip()
-            found.append(f"{where}: the readers differ on {readers['differ']} of {cell['n']} answers: {shown}")
-    return found
+            lines.append(f"{where}: the readers differ on {readers['differ']} of {cell['n']} answers: {examples}")
+    return lines
 
 
 def effects_table(scores: Mapping[str, Any]) -> Table | None:
-    """What changes inside tasks that have variants, or from their pair; None when there is neither."""
-    table = _table(EFFECT_COLUMNS, title="Against the clean answers to the same items")
+    """How each cell differs from the cell it is paired with; None when no cell has a pair."""
+    table = plain_table(EFFECT_COLUMNS, title="Against the clean answers to the same items")
     for cell in scores["cells"]:
         paired = cell["paired"]
         if paired and paired["n"]:
@@ -244,12 +144,12 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
                 _percent(paired["consistency"]),
                 f"{paired['mcnemar_p_holm']:.3g}",
             ]
-            _add_row(table, row)
+            add_row(table, row)
     return table if table.row_count else None
 
 
 def effect_lines(scores: Mapping[str, Any]) -> list[str]:
-    """Slopes and label biases, a line each."""
+    """Slopes and label biases: one line for each."""
     lines = []
     for effect in scores["effects"]:
         slope = effect.get("slope")
@@ -272,34 +172,34 @@ def effect_lines(scores: Mapping[str, Any]) -> list[str]:
 def score_table(scores: Mapping[str, Any]) -> Table:
     """The table of a run: one row per cell."""
     synthetic = SYNTHETIC if scores["synthetic"] else ""
-    table = _table(COLUMNS, title=partial_line(scores), caption=synthetic, style="bold reverse")
+    table = plain_table(COLUMNS, title=partial_line(scores), caption=synthetic, style="bold reverse")
     for row in _rows(scores):
-        _add_row(table, row)
+        add_row(table, row)
     return table
 
 
 def calls_table(calls: Mapping[str, Any]) -> Table:
     """What the run took over all its invocations: one row per model and role."""
-    table = _table(CALL_COLUMNS, title="What it took")
+    table = plain_table(CALL_COLUMNS, title="What it took")
     for entry in calls["models"]:
         counts = (entry[name] for name in (*CALL_COUNTS, "prompt_tokens", "completion_tokens"))
         cost = "—" if entry["cost_usd"] is None else f"${entry['cost_usd']:.4f}"
-        _add_row(table, [entry["model"], entry["role"], *map(str, counts), cost, f"{entry['waited_s']:.1f} s"])
+        add_row(table, [entry["model"], entry["role"], *map(str, counts), cost, f"{entry['waited_s']:.1f} s"])
     return table
 
 
 def calls_line(calls: Mapping[str, Any] | None) -> str:
-    """One line: what the run asked in this invocation, and in all; None where nobody was left to tell."""
+    """One line: the calls of the last invocation and of the whole run. `calls` is None where calls.json is missing."""
     if calls is None:
         return "what the run asked is not known: the cluster was gone before it could be written"
-    now = calls["invocations"][-1]
+    last = calls["invocations"][-1]
     total = sum(model["calls"] for model in calls["models"])
     reused = sum(model["reused"] for model in calls["models"])
     failed = sum(model["failed"] for model in calls["models"])
     asked = (
-        f"{now['calls']} calls in {now['wall_s']:.1f} s"
-        if now["calls"]
-        else f"no calls, every answer came from the ledger ({now['wall_s']:.1f} s)"
+        f"{last['calls']} calls in {last['wall_s']:.1f} s"
+        if last["calls"]
+        else f"no calls, every answer came from the ledger ({last['wall_s']:.1f} s)"
     )
     cost = sum(model["cost_usd"] or 0.0 for model in calls["models"])
     return (
@@ -317,13 +217,13 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
         if effects:
             console.print(effects)
         for line in effect_lines(scores):
-            _say(console, line)
+            print_line(console, line)
         if calls:
             console.print(calls_table(calls))
     for line in warnings(scores):
-        _say(console, f"warning: {line}")
-    _say(console, calls_line(calls))
-    _say(console, f"run: {directory.folder.location}", whole=True)
+        print_line(console, f"warning: {line}")
+    print_line(console, calls_line(calls))
+    print_line(console, f"run: {directory.folder.location}", whole=True)
 
 
 def write_summary(directory: RunDirectory) -> None:

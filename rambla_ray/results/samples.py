@@ -10,7 +10,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -23,12 +23,14 @@ from rambla_ray.errors import UserError
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
 from rambla_ray.storage import Folder
 
-SPEC_KEY = b"rambla_ray"  # Parquet metadata: how the samples are scored, so that they can be on their own
+SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
+SPEC_KEY = b"rambla_ray"  # The Parquet metadata with the scoring spec, so that samples can be scored on their own.
+FORMAT_KEY = b"rambla_ray.format"  # The Parquet metadata with SAMPLES_FORMAT; files without it are of format 1.
 ROWS_PER_GROUP = 2048
-PENDING_BYTES = 64 * 2**20  # rows that wait for their row group to fill, over all tasks
-ERROR_CHARS = 500  # of a sample's id and of its error, in errors.jsonl
+PENDING_BYTES = 64 * 2**20  # So much may wait for row groups to fill, over all tasks, before some of it is written.
+ERROR_CHARS = 500  # A sample's id and its error are cut to so many in errors.jsonl.
 
-# Texts rarely repeat, so that a dictionary of them is only work.
+# These columns are stored with a dictionary. Texts rarely repeat: a dictionary of them would only cost time.
 _FEW_VALUES = [
     *("model", "task", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
     *(f"steps.list.element.{name}" for name in ("stage", "role", "model", "finish_reason", "error_kind", "error")),
@@ -44,15 +46,24 @@ def file_name(target: str, task: str) -> str:
     return f"{target}--{task}.parquet"
 
 
-class SampleWriter:
-    """Streams the ended samples of one target to its files, which take the place of earlier ones when it is closed.
+def refuse_newer(what: str, written: object, known: int, location: str) -> None:
+    """Raise a UserError when `what`, found at `location`, has a format number above the newest that is `known`."""
+    if not isinstance(written, int) or written > known:
+        raise UserError(
+            f"{location} was written by a newer rambla_ray ({what} format {written}, this one reads up to {known}); "
+            "install that version"
+        )
 
-    An invocation that was stopped early leaves an earlier file of the same run that holds more in its place.
+
+class SampleWriter:
+    """Streams the ended samples of one target to its files, which replace those of earlier invocations on closing.
+
+    An earlier file of the same run that holds more samples stays: this invocation was then stopped early.
 
     Args:
         folder: samples/.
         target: the model under test.
-        spec: `results.scoring_spec`; every task in it gets a file, if only an empty one.
+        spec: what `results.directory.scoring_spec` gives; every task in it gets a file, if only an empty one.
 
     `outcomes` counts the samples by how they ended; `answered` counts, per (model, role), the steps with an answer.
     """
@@ -60,22 +71,24 @@ class SampleWriter:
     def __init__(self, folder: Folder, target: str, spec: Mapping[str, Any]) -> None:
         self.outcomes: Counter[str] = Counter()
         self.answered: Counter[tuple[str, str]] = Counter()
-        schema = SAMPLE_SCHEMA.with_metadata({SPEC_KEY: json.dumps(spec, sort_keys=True).encode()})
+        schema = SAMPLE_SCHEMA.with_metadata(
+            {SPEC_KEY: json.dumps(spec, sort_keys=True).encode(), FORMAT_KEY: str(SAMPLES_FORMAT).encode()}
+        )
         self._files = {
-            task: _TaskFile(folder, file_name(target, task), schema, sum(how["expected"].values()))
-            for task, how in spec["tasks"].items()
+            task: _TaskFile(folder, file_name(target, task), schema, sum(task_spec["expected"].values()))
+            for task, task_spec in spec["tasks"].items()
         }
 
     def add(self, table: pa.Table) -> None:
-        """Take ended samples.
+        """Add ended samples.
 
         Args:
             table: `SAMPLE_SCHEMA`, shape (samples, columns), in any order, of any of the target's tasks.
         """
         if not table.num_rows:
             return
-        self.outcomes.update(_counted(table["outcome"].combine_chunks()))
-        self.answered.update(_answered(table))
+        self.outcomes.update(_value_counts(table["outcome"].combine_chunks()))
+        self.answered.update(_answered_steps(table))
         tasks = table["task"].unique().to_pylist()
         for task in tasks:
             self._files[task].add(table if len(tasks) == 1 else table.filter(pc.equal(table["task"], task)))
@@ -83,7 +96,7 @@ class SampleWriter:
             max(self._files.values(), key=lambda file: file.pending_bytes).flush()
 
     def close(self) -> None:
-        """Finish the files and put them in their places."""
+        """Finish the files and give them their names."""
         for file in self._files.values():
             file.publish()
 
@@ -91,20 +104,39 @@ class SampleWriter:
 def read_spec(folder: Folder) -> dict[str, Any]:
     """How the samples of a run are scored, as its files say. Raises UserError when there are none."""
     for name in folder.names(".parquet"):
-        with folder.filesystem.open_input_file(folder.path(name)) as stream:
-            spec: dict[str, Any] = json.loads(pq.ParquetFile(stream).schema_arrow.metadata[SPEC_KEY])
+        with _open(folder, name) as file:
+            spec: dict[str, Any] = json.loads(file.schema_arrow.metadata[SPEC_KEY])
             return spec
     raise UserError(f"{folder.location}: there are no samples; is it a run directory that was finished?")
 
 
+@contextmanager
+def _open(folder: Folder, name: str, **options: Any) -> Iterator[Any]:
+    """A file of samples as a `ParquetFile`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: its format is newer than what is known here.
+    """
+    with folder.filesystem.open_input_file(folder.path(name)) as stream:
+        file = pq.ParquetFile(stream, **options)
+        written = (file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"1").decode()
+        refuse_newer("samples", int(written) if written.isdigit() else written, SAMPLES_FORMAT, folder.path(name))
+        yield file
+
+
 class StoredTask:
-    """The stored samples of one task of a target: none when there is no file."""
+    """The stored samples of one task of a target; there need not be any.
+
+    Raises:
+        UserError: on reading, when their format is newer than what is known here.
+    """
 
     def __init__(self, folder: Folder, target: str, task: str) -> None:
         self._folder, self._name = folder, file_name(target, task)
 
     def read(self, columns: Sequence[str]) -> pa.Table | None:
-        """Some columns of all samples; nested ones by their path, `steps.list.element.text`."""
+        """Some columns of all samples; nested ones by their path, `steps.list.element.text`. None without a file."""
         with self._open() as file:
             return file.read(columns=list(columns)) if file else None
 
@@ -122,28 +154,27 @@ class StoredTask:
             groups = [bisect_right(begins, row) - 1 for row in rows]
             read = {group: file.read_row_group(group, columns=_TEXT_COLUMNS)["steps"] for group in set(groups)}
             steps = (read[group][row - begins[group]].as_py() for group, row in zip(groups, rows, strict=True))
-            return [of_sample[-1]["text"] if of_sample else "" for of_sample in steps]
+            return [sample_steps[-1]["text"] if sample_steps else "" for sample_steps in steps]
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        try:
-            stream = self._folder.filesystem.open_input_file(self._folder.path(self._name))
-        except FileNotFoundError:
-            yield None
-            return
-        with stream:
-            yield pq.ParquetFile(stream, pre_buffer=True)  # one request to a bucket for columns side by side
+        """The file, None when there is none; with `pre_buffer` a bucket is asked once for columns side by side."""
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(_open(self._folder, self._name, pre_buffer=True))
+            except FileNotFoundError:
+                file = None
+            yield file
 
 
 def error_lines(folder: Folder) -> Iterator[bytes]:
-    """A line of JSON for each sample that was not scored: which, how it ended, and what its last step said.
+    """A line of JSON for each sample that was not scored: its id, how it ended, and the error of its last step.
 
     They come by target and task, and of one task in the order in which they ended. A line is ASCII and bounded in
     length, whatever the sample holds.
     """
     for name in folder.names(".parquet"):
-        with folder.filesystem.open_input_file(folder.path(name)) as stream:
-            file = pq.ParquetFile(stream)
+        with _open(folder, name) as file:
             for group in range(file.num_row_groups):
                 lost = pc.not_equal(file.read_row_group(group, columns=["outcome"])["outcome"], Outcome.SCORED.value)
                 if pc.any(lost).as_py():
@@ -165,7 +196,7 @@ def _error_line(row: Mapping[str, Any]) -> bytes:
 
 
 class _TaskFile:
-    """One Parquet file in the making, opened when it is first needed."""
+    """One Parquet file that is being written under another name, from the first row group on."""
 
     def __init__(self, folder: Folder, name: str, schema: pa.Schema, expected: int) -> None:
         self._folder, self._name, self._draft, self._schema = folder, name, f"{name}.draft", schema
@@ -195,19 +226,19 @@ class _TaskFile:
         self.flush()
         self._parquet.close()
         self._stream.close()
-        if self._rows >= min(self._expected, self._rows_in_place()):
+        if self._rows >= min(self._expected, self._rows_in_earlier_file()):
             self._folder.publish(self._draft, self._name)
         else:
             self._folder.filesystem.delete_file(self._folder.path(self._draft))
 
-    def _rows_in_place(self) -> int:
+    def _rows_in_earlier_file(self) -> int:
         """How many samples of the same run the file that would be replaced holds."""
         try:
             with self._folder.filesystem.open_input_file(self._folder.path(self._name)) as stream:
-                there = pq.ParquetFile(stream)
-                same = there.schema_arrow.metadata[SPEC_KEY] == self._schema.metadata[SPEC_KEY]
-                return int(there.metadata.num_rows) if same else 0
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError):  # none, or not one of ours
+                earlier = pq.ParquetFile(stream)
+                same = earlier.schema_arrow.metadata[SPEC_KEY] == self._schema.metadata[SPEC_KEY]
+                return int(earlier.metadata.num_rows) if same else 0
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError):  # There is none, or it has no samples.
             return 0
 
     def _open(self) -> None:
@@ -218,18 +249,18 @@ class _TaskFile:
             )
 
 
-def _counted(values: pa.Array) -> dict[Any, int]:
-    """How often each value is there."""
+def _value_counts(values: pa.Array) -> dict[Any, int]:
+    """How often each value occurs."""
     return {entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()}
 
 
-def _answered(table: pa.Table) -> dict[tuple[str, str], int]:
-    """Per (model, role), the steps with an answer."""
+def _answered_steps(table: pa.Table) -> dict[tuple[str, str], int]:
+    """Per (model, role), the number of steps with an answer."""
     steps = table["steps"].combine_chunks().flatten()
     model, role, error = (steps.field(name) for name in ("model", "role", "error_kind"))
-    who = pc.binary_join_element_wise(model, role, "\n").filter(pc.equal(error, ""))
+    pairs = pc.binary_join_element_wise(model, role, "\n").filter(pc.equal(error, ""))
     counts = {}
-    for key, count in _counted(who).items():
-        name, _, played = key.rpartition("\n")
+    for pair, count in _value_counts(pairs).items():
+        name, _, played = pair.rpartition("\n")
         counts[name, played] = count
     return counts

@@ -17,7 +17,7 @@ from rambla_ray.scoring.metrics import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
 from rambla_ray.storage import Folder
 
-TASKS_AT_HAND = 4  # so that one which others are compared with is not read again for each of them
+TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
     *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
@@ -26,7 +26,7 @@ _SCORED_COLUMNS = [
 
 
 class ScoredTask(StoredTask):
-    """The stored samples of one task of a target as the metrics see them."""
+    """The stored samples of one task of a target as cells, which the metrics take."""
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -36,18 +36,19 @@ class ScoredTask(StoredTask):
 
 
 def _cells(table: pa.Table) -> dict[str, Cell]:
-    """What the metrics see of a file's samples, by variant."""
+    """The samples of a file as cells, by variant; `table` has `_SCORED_COLUMNS`."""
     steps = table["steps"].combine_chunks()
-    of_row, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
-    own = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
+    step_rows, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
+    is_target = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
     columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
     for name in ("prompt_tokens", "completion_tokens"):
-        sums = np.bincount(of_row, weights=flat.field(name).to_numpy() * own, minlength=table.num_rows)
+        weights = flat.field(name).to_numpy() * is_target
+        sums = np.bincount(step_rows, weights=weights, minlength=table.num_rows)
         columns[name] = pa.array(sums.astype(np.int64))
     columns["row"] = pa.array(np.arange(table.num_rows))
-    seen = pa.table(columns).select(CELL_SCHEMA.names)
+    rows = pa.table(columns).select(CELL_SCHEMA.names)
     return {
-        variant: Cell(seen.filter(pc.equal(table["variant"], variant)))
+        variant: Cell(rows.filter(pc.equal(table["variant"], variant)))
         for variant in table["variant"].unique().to_pylist()
     }
 
@@ -65,23 +66,25 @@ def score(folder: Folder) -> dict[str, Any]:
         UserError: there are no samples.
     """
     spec = read_spec(folder)
-    stored = lru_cache(TASKS_AT_HAND)(lambda model, task: ScoredTask(folder, model, task))
+    stored = lru_cache(TASKS_IN_MEMORY)(lambda model, task: ScoredTask(folder, model, task))
     cells: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
     for model in spec["models"]:
         first = len(cells)
-        for task, how in spec["tasks"].items():
-            there = stored(model, task)
-            found = {variant: there.cells[variant] for variant in how["variants"] if variant in there.cells}
-            for variant, cell in found.items():
-                scored, reasons = _own_numbers(cell, how["labels"], there)
-                pair_with = how["pair_with"]
+        for task, task_spec in spec["tasks"].items():
+            samples = stored(model, task)
+            variants = {
+                variant: samples.cells[variant] for variant in task_spec["variants"] if variant in samples.cells
+            }
+            for variant, cell in variants.items():
+                numbers, reasons = _own_numbers(cell, task_spec["labels"], samples)
+                pair_with = task_spec["pair_with"]
                 if pair_with and pair_with != f"{task}/{variant}":
                     other, _, at = pair_with.partition("/")
                     clean = stored(model, other).cells.get(at) if other in spec["tasks"] else None
-                    scored["paired"] = _paired(cell, clean, pair_with, spec["tasks"], reasons)
-                cells.append({**scored, "model": model, "task": task, "variant": variant, "null_reasons": reasons})
-            effects += _effects(model, task, found, how["variants"])
+                    numbers["paired"] = _paired(cell, clean, pair_with, spec["tasks"], reasons)
+                cells.append({**numbers, "model": model, "task": task, "variant": variant, "null_reasons": reasons})
+            effects += _effects(model, task, variants, task_spec["variants"])
         _adjust(cells[first:])
     return {
         "synthetic": spec["synthetic"],
@@ -94,19 +97,19 @@ def score(folder: Folder) -> dict[str, Any]:
 
 def _own_numbers(cell: Cell, labels: Sequence[str], stored: ScoredTask) -> tuple[dict[str, Any], dict[str, str]]:
     """A cell's numbers without its pair, and why some are null."""
-    found = {**metrics.cell_metrics(cell, labels, stored.texts), "paired": None}
+    numbers = {**metrics.cell_metrics(cell, labels, stored.texts), "paired": None}
     reasons: dict[str, str] = {}
-    if found["accuracy"]["value"] is None:
+    if numbers["accuracy"]["value"] is None:
         reasons["accuracy.value"] = (
-            "the model gives scores, not answers" if "score" in found else "no sample was scored"
+            "the model gives scores, not answers" if "score" in numbers else "no sample was scored"
         )
-    return metrics.without_nan(found, "", reasons), reasons
+    return metrics.without_nan(numbers, "", reasons), reasons
 
 
 def _paired(
     cell: Cell, clean: Cell | None, pair_with: str, tasks: Mapping[str, Any], reasons: dict[str, str]
 ) -> dict[str, Any] | None:
-    """What the comparison with another cell gives, or None, and `reasons` told why."""
+    """The comparison of a cell with its pair; None, with an entry in `reasons`, where the pair has no samples."""
     if clean is None:
         other, _, at = pair_with.partition("/")
         planned = other in tasks and at in tasks[other]["variants"]
@@ -117,7 +120,7 @@ def _paired(
 
 
 def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
-    """Give each comparison of a model's cells Holm's p over all of them."""
+    """Add to each comparison of a model's cells its p-value adjusted over all of them (Holm)."""
     pairs = {
         str(number): cell["paired"]
         for number, cell in enumerate(cells)
@@ -128,15 +131,19 @@ def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _effects(model: str, task: str, cells: Mapping[str, Cell], variants: Sequence[str]) -> list[dict[str, Any]]:
-    """What varies inside a task, if something does, and there are samples of the variant that others start from."""
+    """What changes from variant to variant of a task, in a list of one.
+
+    The list is empty with fewer than two variants, or without a sample of the first, which others are compared with.
+    """
     if len(cells) < 2 or variants[0] not in cells:
         return []
     reasons: dict[str, str] = {}
-    found = metrics.without_nan(metrics.variant_effects(cells), "", reasons)
-    return [{"model": model, "task": task, **found, "null_reasons": reasons}]
+    numbers = metrics.without_nan(metrics.variant_effects(cells), "", reasons)
+    return [{"model": model, "task": task, **numbers, "null_reasons": reasons}]
 
 
 def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | None:
-    per_target = sum(sum(how["expected"].values()) for how in spec["tasks"].values())
+    """How many samples there are of how many; None when all are there."""
+    per_target = sum(sum(task_spec["expected"].values()) for task_spec in spec["tasks"].values())
     expected = per_target * len(spec["models"])
     return {"samples": samples, "expected": expected} if samples < expected else None

@@ -25,8 +25,9 @@ from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import RunStopped
-from rambla_ray.results.directory import RunDirectory, invocation, scoring_spec
-from rambla_ray.results.report import Progress
+from rambla_ray.results.calls import invocation
+from rambla_ray.results.directory import RunDirectory, scoring_spec
+from rambla_ray.results.progress import Progress
 from rambla_ray.run.cluster import cluster, first_infeasible
 from rambla_ray.run.placement import Cluster, Level, calls_per_actor, describe_resources, run_together, waiting_reason
 from rambla_ray.run.plan import Plan

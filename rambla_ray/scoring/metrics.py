@@ -1,6 +1,6 @@
-"""Metrics: from the samples of a cell to its numbers. Pure; nothing here knows where samples come from.
+"""Metrics: from the samples of a cell to its numbers.
 
-Samples come as columns, one array for each thing the metrics look at, because a run may hold a million of them.
+Samples come as columns, one array for each thing that the metrics need, because a run may hold a million of them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from rambla_ray.schema import Outcome
 from rambla_ray.scoring.rambla import NULL, continuous_metrics, fewshot_bias, quality, rambla_metrics, relative_change
 from rambla_ray.scoring.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, slope, wilson
 
-CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")  # of a model that gives scores
+# RAmBLA's metrics of a model that gives scores.
+CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")
 
-# Outcomes in which the model had its say, or had none because of its own limits: RAmBLA counts these as null.
+# The model's own doing: it answered, or could not because of its own limits. RAmBLA counts these outcomes as null.
 NULL_IN_RAMBLA = frozenset({Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.TOO_LONG})
 
-SEED = 1234  # of every bootstrap
-EXAMPLES = 3  # of answers on which the readers differ, kept per cell
-EXAMPLE_CHARS = 200  # of each
+SEED = 1234  # Every bootstrap draws with this seed.
+EXAMPLES = 3  # So many answers on which the readers differ are kept per cell,
+EXAMPLE_CHARS = 200  # each cut at so many characters.
 
 CELL_SCHEMA = pa.schema(
     [
@@ -34,19 +35,19 @@ CELL_SCHEMA = pa.schema(
     ]
 )
 
-Mask = NDArray[np.bool_]
-Places = NDArray[np.int64]
+Mask = NDArray[np.bool_]  # a truth value for each row
+Rows = NDArray[np.int64]  # the numbers of some rows
 Texts = Callable[[Sequence[int]], Sequence[str]]
 
 
 class Cell:
-    """The samples of one cell as the metrics see them: columns of n rows, in one order whatever order they came in.
+    """The samples of one cell: columns of n rows, sorted, so that no number depends on the order they came in.
 
     Args:
         columns: `CELL_SCHEMA`. `label` is the dataset's own, `target` the right answer in this task; tokens are those
-            of the model under test; `row` says where the sample's text can be found.
+            of the model under test; `row` is the number by which the sample's text is read.
 
-    `scored` and `correct`, n truth values, say of each sample whether it was scored, and whether it was also right.
+    `scored` and `correct` hold n truth values: whether each sample was scored, and whether it was also right.
     """
 
     def __init__(self, columns: pa.Table) -> None:
@@ -63,8 +64,8 @@ class Cell:
 
 
 def _mask(values: pa.Array) -> Mask:
-    found: Mask = values.to_numpy(zero_copy_only=False)
-    return found
+    mask: Mask = values.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, Any]:
@@ -76,8 +77,8 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, A
 
     Args:
         cell: at least one sample.
-        labels: what can be answered.
-        texts: the last texts of samples, by their `row`; asked for a few only.
+        labels: the possible answers.
+        texts: returns the last texts of samples, by their `row`; it is called for a few only.
     """
     n, scored = len(cell), int(cell.scored.sum())
     outcomes = {entry["values"]: entry["counts"] for entry in cell["outcome"].value_counts().to_pylist()}
@@ -99,7 +100,7 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, A
         "accuracy": {"value": value, "ci95": interval, "bounds": [right / n, (right + n - scored) / n]},
         "label_bias": {label: _label_bias(cell, label) for label in labels},
         "readers": _readers(cell, texts),
-        "rambla": _rambla_of(cell, labels),
+        "rambla": _rambla_numbers(cell, labels),
     }
 
 
@@ -109,16 +110,18 @@ def _accuracy(cell: Cell) -> tuple[float | None, list[float] | None]:
     return (right / scored, list(wilson(right, scored))) if scored else (None, None)
 
 
-def _rambla_of(cell: Cell, labels: Sequence[str]) -> dict[str, Any]:
+def _rambla_numbers(cell: Cell, labels: Sequence[str]) -> dict[str, Any]:
+    """RAmBLA's own metrics, on the dataset's labels and what its reader reads."""
     counted = pa.array([Outcome.SCORED.value, *NULL_IN_RAMBLA], pa.string())
-    asked = pc.is_in(cell["outcome"], value_set=counted)
-    targets = cell["label"].filter(asked).to_pylist()
-    predictions = [answer or NULL for answer in cell["rambla_answer"].filter(asked).to_pylist()]
-    found = rambla_metrics(targets, predictions, [*labels, NULL])
-    return {**found, **fewshot_bias(targets, predictions, [*labels, NULL])} if found else found
+    is_counted = pc.is_in(cell["outcome"], value_set=counted)
+    targets = cell["label"].filter(is_counted).to_pylist()
+    predictions = [answer or NULL for answer in cell["rambla_answer"].filter(is_counted).to_pylist()]
+    numbers = rambla_metrics(targets, predictions, [*labels, NULL])
+    return {**numbers, **fewshot_bias(targets, predictions, [*labels, NULL])} if numbers else numbers
 
 
 def _score_metrics(cell: Cell) -> dict[str, Any]:
+    """How well scores, given instead of answers, tell the labels apart."""
     values, positives = (
         cell[column].filter(pa.array(cell.scored)).cast(pa.float64()).to_numpy() for column in ("answer", "label")
     )
@@ -131,22 +134,22 @@ def _score_metrics(cell: Cell) -> dict[str, Any]:
 
 
 def _label_bias(cell: Cell, label: str) -> dict[str, Any] | None:
-    """How much more often a label is given than it is right, in share of the scored samples."""
-    given, right = (_mask(pc.equal(cell[column], label))[cell.scored] for column in ("answer", "target"))
-    surplus = given.astype(np.float64) - right
+    """How much more often a label is answered than it is right, as a share of the scored samples."""
+    answered, right = (_mask(pc.equal(cell[column], label))[cell.scored] for column in ("answer", "target"))
+    surplus = answered.astype(np.float64) - right
     return _estimate(bootstrap_mean(surplus, _items(cell["root_id"], cell.scored), SEED))
 
 
-def _items(root_ids: pa.Array, chosen: Mask | Places) -> Places:
-    """A number for the item of each of the chosen rows, the same for the same item."""
-    codes: Places = root_ids.dictionary_encode().indices.to_numpy()[chosen]
+def _items(root_ids: pa.Array, chosen: Mask | Rows) -> Rows:
+    """The number of the item of each chosen row; rows of the same item have the same number."""
+    codes: Rows = root_ids.dictionary_encode().indices.to_numpy()[chosen]
     return codes
 
 
 def _readers(cell: Cell, texts: Texts) -> dict[str, Any]:
-    """On how many texts the two readers differ, and some of them."""
+    """The number of texts on which the two readers differ, and some examples."""
     differ = np.flatnonzero(_mask(pc.not_equal(cell["answer"], cell["rambla_answer"])))
-    shown = [{name: cell[name][place].as_py() for name in CELL_SCHEMA.names} for place in differ[:EXAMPLES].tolist()]
+    shown = [{name: cell[name][row].as_py() for name in CELL_SCHEMA.names} for row in differ[:EXAMPLES].tolist()]
     return {
         "differ": len(differ),
         "examples": [
@@ -161,8 +164,8 @@ def _readers(cell: Cell, texts: Texts) -> dict[str, Any]:
     }
 
 
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
-    return {"value": found.value, "ci95": found.ci95 and list(found.ci95)} if found else None
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    return {"value": estimate.value, "ci95": estimate.ci95 and list(estimate.ci95)} if estimate else None
 
 
 def paired_metrics(cell: Cell, clean: Cell) -> dict[str, Any]:
@@ -214,13 +217,14 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
     effects: dict[str, Any] = {"by": names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
     if effects["by"] == "n":
         effects["slope"] = _slope({float(name.removeprefix("n=")): cell for name, cell in variants.items()})
-        # RAmBLA had no clean variant: its series begins with one mutation
+        # RAmBLA has no clean variant: its series begins with one mutation.
         series = [accuracy for name, accuracy in accuracies.items() if name != "n=0"]
         effects["rambla"] = relative_change({"recall": series})
     return effects
 
 
 def _slope(cells: Mapping[float, Cell]) -> dict[str, Any] | None:
+    """The change of accuracy per mutation, from the cells by their number of mutations."""
     scored = np.concatenate([cell.scored for cell in cells.values()])
     x = np.repeat(list(cells), [len(cell) for cell in cells.values()])
     y = np.concatenate([cell.correct for cell in cells.values()])
@@ -228,27 +232,28 @@ def _slope(cells: Mapping[float, Cell]) -> dict[str, Any] | None:
     return _estimate(slope(x[scored], y[scored], items, SEED))
 
 
-def _pairs(first: Cell, second: Cell) -> tuple[Places, Places]:
-    """Where the samples of the same items stand that were scored in both: the places in the first, in the second."""
+def _pairs(first: Cell, second: Cell) -> tuple[Rows, Rows]:
+    """The samples of the items that were scored in both: their rows in the first cell, and in the second."""
     in_first, in_second = np.flatnonzero(first.scored), np.flatnonzero(second.scored)
-    wanted, there = second["root_id"].take(pa.array(in_second)), first["root_id"].take(pa.array(in_first))
-    found = pc.index_in(wanted, value_set=there)
-    return in_first[found.drop_null().to_numpy()], in_second[_mask(found.is_valid())]
+    first_ids, second_ids = first["root_id"].take(pa.array(in_first)), second["root_id"].take(pa.array(in_second))
+    matches = pc.index_in(second_ids, value_set=first_ids)
+    return in_first[matches.drop_null().to_numpy()], in_second[_mask(matches.is_valid())]
 
 
 def _difference(first: Cell, second: Cell) -> dict[str, Any] | None:
+    """The accuracy of the second cell less that of the first, on the items that were scored in both."""
     before, after = _pairs(first, second)
     change = second.correct[after].astype(np.float64) - first.correct[before]
     return _estimate(bootstrap_mean(change, _items(second["root_id"], after), SEED))
 
 
 def without_nan(value: Any, where: str, reasons: dict[str, str]) -> Any:
-    """`value` with every NaN or infinity as None, and `reasons` told where they stood."""
+    """`value` with None for every NaN or infinity, for each of which `reasons` gets an entry by its dotted place."""
     if isinstance(value, float) and not math.isfinite(value):
         reasons[where] = "0/0 is undefined"
         return None
     if isinstance(value, Mapping):
         return {key: without_nan(inner, f"{where}.{key}" if where else key, reasons) for key, inner in value.items()}
     if isinstance(value, list):
-        return [without_nan(inner, f"{where}[{place}]", reasons) for place, inner in enumerate(value)]
+        return [without_nan(inner, f"{where}[{number}]", reasons) for number, inner in enumerate(value)]
     return value

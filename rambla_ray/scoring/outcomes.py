@@ -10,12 +10,12 @@ from rambla_ray.errors import ErrorKind
 from rambla_ray.schema import SCORE, Outcome, Role, Sample, Step
 from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
 
-SHORT = 200  # characters of a text that may well come again
+SHORT = 200  # Texts of at most so many characters often come again, so what was read from them is cached.
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
 
 
 def has_ended(sample: Sample) -> bool:
-    """Whether no further stage can be asked: the last step has no answer, or nothing is in it."""
+    """Whether no further stage can be asked: the last step has no answer, or an empty one."""
     return bool(sample.steps) and (sample.steps[-1].failed or not sample.steps[-1].text.strip())
 
 
@@ -33,7 +33,7 @@ def finish(sample: Sample, task: TaskConfig) -> None:
         return
     reading, as_rambla = Reading(None, "no answer"), None
     if answered:
-        read = _read_again if len(last.text) <= SHORT else _read
+        read = _read_cached if len(last.text) <= SHORT else _read
         reading, as_rambla = read(last.text, task.answer.choices)
     sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
@@ -41,15 +41,15 @@ def finish(sample: Sample, task: TaskConfig) -> None:
 
 
 def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
-    """What the two readers make of a text."""
+    """The reading of each of the two readers."""
     return read_robust(text, choices), read_rambla(text, choices)
 
 
-_read_again = lru_cache(maxsize=4096)(_read)  # most models answer in a few wordings
+_read_cached = lru_cache(maxsize=4096)(_read)
 
 
 def _is_score(text: str, task: TaskConfig) -> bool:
-    """Whether a text is what a model that compares texts may say: a label, or a finite number."""
+    """Whether a text is a valid answer of a model that compares texts: a label, or a finite number."""
     try:
         return text in task.answer.label_names or math.isfinite(float(text))
     except ValueError:

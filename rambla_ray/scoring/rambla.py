@@ -1,6 +1,6 @@
-"""RAmBLA's own numbers, under its own keys and as it makes them: classification, bias, change, lengths, scores.
+"""RAmBLA's own numbers, under its own keys and computed as it does: classification, bias, change, lengths, scores.
 
-Where the original has NaN or infinity, so have these.
+Where the original gives NaN or infinity, so do these. The source is the original's code (GSK 2024, arXiv 2403.14578).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
-NULL = "null"  # the category of an answer that could not be read
+NULL = "null"  # RAmBLA's category of an answer that could not be read.
 
 Column = NDArray[np.float64]
 Metric = Callable[[Column, Column], dict[str, Any]]
@@ -67,14 +67,15 @@ def _excluding(matrix: np.ndarray, classes: Sequence[str], excluded: Sequence[st
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.where(inner.sum(axis=1) > 0, hits / inner.sum(axis=1), 1.0)
         precision = np.where(inner.sum(axis=0) > 0, hits / inner.sum(axis=0), 1.0)
-        f1 = 2 * precision * recall / (precision + recall)  # 0/0 is NaN here, unlike above
+        f1 = 2 * precision * recall / (precision + recall)  # Unlike for the other two, 0/0 stays NaN.
     micro = float(hits.sum() / total) if total else math.nan
-    micro_of = {"recall": micro, "precision": micro, "f1": micro or math.nan}  # 2pr/(p+r) is 0/0 when both are 0
+    # When precision and recall are 0, f1 is 2pr / (p + r) = 0/0.
+    micro_by_name = {"recall": micro, "precision": micro, "f1": micro or math.nan}
     result: dict[str, Any] = {}
     for name, values in (("recall", recall), ("precision", precision), ("f1", f1)):
         result[f"excl/{name}/per_class"] = values.tolist()
         result[f"excl/{name}/macro"] = float(values.mean()) if len(values) else math.nan
-        result[f"excl/{name}/micro"] = micro_of[name]
+        result[f"excl/{name}/micro"] = micro_by_name[name]
     result["excl/label_encoder"] = {classes[index]: place for place, index in enumerate(kept)}
     return result
 
@@ -97,7 +98,7 @@ def fewshot_bias(targets: Sequence[str], predictions: Sequence[str], categories:
     Args:
         targets: n right answers, of `categories` or null.
         predictions: n answers, of `categories` or null.
-        categories: the answers there are; null may be among them, and has no share.
+        categories: the possible answers; null may be among them, and has no share.
 
     Raises:
         ValueError: a value outside `categories` and null.
@@ -141,18 +142,6 @@ def quality(token_counts: Sequence[int]) -> dict[str, float]:
         "median": float(np.median(token_counts)),
         "std": float(np.std(token_counts)),
     }
-
-
-def scale(values: Sequence[Any], low: float, high: float) -> list[float]:
-    """`values`, numbers or their text, mapped linearly so that they span low to high; all NaN when all are equal.
-
-    Raises:
-        ValueError: no values, or a text that is no number.
-    """
-    column = np.array([float(value) for value in values])
-    with np.errstate(invalid="ignore"):
-        scaled: list[float] = ((column - column.min()) / np.ptp(column) * (high - low) + low).tolist()
-    return scaled
 
 
 def continuous_metrics(
@@ -200,16 +189,16 @@ def _mae(predictions: Column, targets: Column) -> dict[str, Any]:
 
 
 def _r_squared(predictions: Column, targets: Column) -> dict[str, Any]:
-    seen, right = _single_precision(predictions), _single_precision(targets)
+    predicted, right = _single_precision(predictions), _single_precision(targets)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = 1 - np.sum((seen - right) ** 2) / np.sum((right - right.mean()) ** 2)
+        value = 1 - np.sum((predicted - right) ** 2) / np.sum((right - right.mean()) ** 2)
     return {"r_squared": float(np.round(value, 3))}
 
 
 def _scipy(name: str) -> Metric:
     def metric(predictions: Column, targets: Column) -> dict[str, Any]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that constant input has no correlation: NaN says it
+            warnings.simplefilter("ignore")  # scipy warns that constant input has no correlation; NaN says so already.
             outcome = getattr(stats, name)(predictions, targets)
         return {
             f"stats_{name}_statistic": float(outcome.statistic),
@@ -217,6 +206,22 @@ def _scipy(name: str) -> Metric:
         }
 
     return metric
+
+
+# What follows is RAmBLA's, too, but no run of this package computes it: it is for whoever compares with the original,
+# and its tests hold it to the original's outputs.
+
+
+def scale(values: Sequence[Any], low: float, high: float) -> list[float]:
+    """`values`, numbers or their text, mapped linearly so that they span low to high; all NaN when all are equal.
+
+    Raises:
+        ValueError: no values, or a text that is no number.
+    """
+    column = np.array([float(value) for value in values])
+    with np.errstate(invalid="ignore"):
+        scaled: list[float] = ((column - column.min()) / np.ptp(column) * (high - low) + low).tolist()
+    return scaled
 
 
 def _roc_auc_score(predictions: Column, targets: Column) -> dict[str, Any]:
@@ -242,7 +247,6 @@ def _reverse(metric: Metric) -> Metric:
     return reversed_metric
 
 
-_SCIPY = ("pearsonr", "spearmanr", "pointbiserialr", "mannwhitneyu", "kendalltau")
 _METRICS: Mapping[str, Metric] = {
     "mse": _mse,
     "mae": _mae,

@@ -21,10 +21,10 @@ def read_rambla(text: str, choices: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What `read_robust` made of one answer.
+    """What `read_robust` read from one answer.
 
-    `rule` is the row of _ASSERTIONS that read it, or `json`, `correction` (a later word took an earlier one back),
-    `cannot_tell`, `conflict` (two choices asserted, neither takes the other back), `refusal`, `nothing`.
+    `rule` names the row of _ASSERTIONS that read it, or is `json`, `correction` (a later word took an earlier one
+    back), `cannot_tell`, `conflict` (two choices asserted, neither takes the other back), `refusal`, `nothing`.
     """
 
     answer: str | None

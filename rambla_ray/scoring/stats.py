@@ -16,8 +16,8 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
-_CELLS = 2**16  # of the matrix of counts made at a time, so that it stays in the cache
-_CLUSTERS_PER_KIND = 8  # from which a multinomial draw, one binomial for each kind, is the faster way
+_CELLS = 2**16  # The matrix of counts is made in blocks of so many cells, so that it stays in the processor's cache.
+_CLUSTERS_PER_KIND = 8  # From so many on, a multinomial draw, which takes one binomial draw for each kind, is faster.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +70,20 @@ def bootstrap(
         statistic: from counts of shape (d, kinds), how often each of d draws holds a cluster of each kind (every row
             sums to the number of clusters), to d values. It is called once for a block of draws. NaN means that it is
             undefined for a draw (one class only, say): the interval is then over the draws where it is defined.
-        sizes: how many clusters there are of each kind.
-        seed: of the draws.
-        draws: how many.
+        sizes: the number of clusters of each kind.
+        seed: the seed of the draws.
+        draws: the number of draws.
 
     Returns:
         (low, high), or None with fewer than two clusters, or when the statistic is undefined for every draw.
     """
-    of_kind = np.asarray(sizes, dtype=np.int64)
-    if of_kind.sum() < 2:
+    kind_sizes = np.asarray(sizes, dtype=np.int64)
+    if kind_sizes.sum() < 2:
         return None
     generator = np.random.default_rng(seed)
-    block = max(1, _CELLS // len(of_kind))
+    block = max(1, _CELLS // len(kind_sizes))
     values = [
-        np.asarray(statistic(_drawn(generator, of_kind, size)), dtype=np.float64)
+        np.asarray(statistic(_draw_counts(generator, kind_sizes, size)), dtype=np.float64)
         for size in np.diff([*range(0, draws, block), draws])
     ]
     defined = np.concatenate(values)
@@ -94,14 +94,14 @@ def bootstrap(
     return float(low), float(high)
 
 
-def _drawn(generator: np.random.Generator, of_kind: NDArray[np.int64], draws: int) -> Floats:
-    """Counts of each kind in so many draws, shape (draws, kinds)."""
-    clusters, kinds = int(of_kind.sum()), len(of_kind)
+def _draw_counts(generator: np.random.Generator, kind_sizes: NDArray[np.int64], draws: int) -> Floats:
+    """How often each kind of cluster is drawn in each of several draws, shape (draws, kinds)."""
+    clusters, kinds = int(kind_sizes.sum()), len(kind_sizes)
     if kinds * _CLUSTERS_PER_KIND <= clusters:
-        return generator.multinomial(clusters, of_kind / clusters, size=draws).astype(np.float64)
-    kind = np.repeat(np.arange(kinds), of_kind)[generator.integers(clusters, size=(draws, clusters))]
-    places = kind + kinds * np.arange(draws)[:, None]
-    return np.bincount(places.ravel(), minlength=draws * kinds).reshape(draws, kinds).astype(np.float64)
+        return generator.multinomial(clusters, kind_sizes / clusters, size=draws).astype(np.float64)
+    kind = np.repeat(np.arange(kinds), kind_sizes)[generator.integers(clusters, size=(draws, clusters))]
+    cells = kind + kinds * np.arange(draws)[:, None]
+    return np.bincount(cells.ravel(), minlength=draws * kinds).reshape(draws, kinds).astype(np.float64)
 
 
 def bootstrap_mean(values: ArrayLike, groups: ArrayLike, seed: int, draws: int = 2000) -> Estimate | None:
@@ -115,8 +115,8 @@ def bootstrap_mean(values: ArrayLike, groups: ArrayLike, seed: int, draws: int =
     Args:
         values: n numbers.
         groups: n names or numbers of clusters, such as the root_id of each row.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        seed: the seed of the bootstrap.
+        draws: the number of its draws.
     """
     cluster, (column,) = _in_order(groups, values)
     if not len(column) or not np.isfinite(column).all():
@@ -142,19 +142,20 @@ def slope(x: ArrayLike, y: ArrayLike, groups: ArrayLike, seed: int, draws: int =
         x: n numbers.
         y: n numbers.
         groups: n names or numbers of clusters, such as the root_id of each row.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        seed: the seed of the bootstrap.
+        draws: the number of its draws.
     """
     cluster, (across, up) = _in_order(groups, x, y)
     if not len(across) or not np.isfinite([across, up]).all() or (across == across[0]).all():
         return None
-    across, up = across - across.min(), up - up.min()  # the slope stays; whole numbers stay whole, their sums exact
+    # A shift changes no slope, and sums of small whole numbers are exact.
+    across, up = across - across.min(), up - up.min()
     kinds, sizes = _alike(_per_cluster(cluster, np.ones_like(across), across, up, across * across, across * up))
 
     def least_squares(counts: Floats) -> Floats:
         n, sum_x, sum_y, sum_xx, sum_xy = np.transpose(counts @ kinds)
         spread = n * sum_xx - sum_x**2
-        spread[spread <= 1e-12 * n * sum_xx] = np.nan  # a draw in which all x are equal
+        spread[spread <= 1e-12 * n * sum_xx] = np.nan  # In such a draw all x are equal.
         slopes: Floats = (n * sum_xy - sum_x * sum_y) / spread
         return slopes
 
@@ -170,10 +171,10 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, seed: int, 
 
     Args:
         labels: n of 0 (negative) and 1 (positive).
-        scores: n numbers, larger for what is held to be positive.
+        scores: n numbers, larger for what is more likely positive.
         groups: n names or numbers of clusters, such as the root_id of each row.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        seed: the seed of the bootstrap.
+        draws: the number of its draws.
 
     Raises:
         ValueError: a label other than 0 and 1.
@@ -183,7 +184,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, seed: int, 
         raise ValueError(f"labels are 0 or 1, not {sorted(set(label.tolist()) - {0.0, 1.0})[0]}")
     if len(set(label.tolist())) < 2 or not np.isfinite(score).all():
         return None
-    if int(cluster[-1]) + 1 == len(cluster):  # one row each: rows that are alike are of one kind
+    if int(cluster[-1]) + 1 == len(cluster):  # Every cluster is one row, so that equal rows are of one kind.
         rows, sizes = _alike(np.stack([score, label], axis=1))
         kind, (score, label) = np.arange(len(rows)), np.transpose(rows)
     else:
@@ -195,11 +196,11 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, seed: int, 
 
     def area(counts: Floats) -> Floats:
         weights = counts[:, positive]
-        negatives = np.zeros((len(counts), len(negative) + 1))  # of the lowest 0, 1, 2, ... rows
+        negatives = np.zeros((len(counts), len(negative) + 1))  # Their number among the lowest 0, 1, 2, ... rows.
         np.cumsum(counts[:, negative], axis=1, out=negatives[:, 1:])
-        beaten = negatives[:, below] + negatives[:, not_above]  # twice those below, a tie counting half
+        beaten = negatives[:, below] + negatives[:, not_above]  # Twice the number below, a tie counting half.
         pairs = weights.sum(axis=1) * negatives[:, -1]
-        pairs[pairs == 0] = np.nan  # a draw with one class only
+        pairs[pairs == 0] = np.nan  # Such a draw has one class only.
         areas: Floats = np.einsum("ij,ij->i", weights, beaten) / (2 * pairs)
         return areas
 
@@ -223,7 +224,7 @@ def _per_cluster(cluster: NDArray[np.intp], *columns: Floats) -> Floats:
 
 
 def _alike(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """The distinct rows, sorted, shape (kinds, columns), and how often each is there."""
+    """The distinct rows, sorted, shape (kinds, columns), and how often each occurs."""
     ordered = rows[np.lexsort(rows.T[::-1])]
     new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
     begins = np.flatnonzero(new)

@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-_PLAIN = re.compile("[A-Za-z0-9]")  # most words, without a look at each character
+_PLAIN = re.compile("[A-Za-z0-9]")  # It finds most words that can be changed, without a look at each character.
 
 
 class TooFewWords(ValueError):
@@ -20,7 +20,7 @@ class TooFewWords(ValueError):
 
 
 class CharacterMutator:
-    """Replaces one character in each of some words by another of its kind.
+    """Replaces one character in each of several words by another of its kind.
 
     This is RAmBLA's character-level mutator with `swap_character`, `match_character_type` and
     `single_mutation_per_word`. Its generator is its own and runs on from one call to the next; from a fresh seed the
@@ -34,7 +34,7 @@ class CharacterMutator:
         self._generator = np.random.RandomState(seed)
 
     def restart(self, seed: int) -> None:
-        """Go on as a new mutator with `seed` would, at a hundredth of its cost."""
+        """Continue as a new mutator with `seed` would, at a hundredth of its cost."""
         self._generator.seed(seed)
 
     def __call__(self, text: str, count: int) -> str:
@@ -58,7 +58,7 @@ class CharacterMutator:
 
     def _swap_character(self, word: str) -> str:
         places = [place for place, character in enumerate(word) if _alphabet(character)]
-        place = places[self._generator.randint(len(places))]  # as choice() draws, at a third of its cost
+        place = places[self._generator.randint(len(places))]  # It draws as choice() does, at a third of its cost.
         others = _alphabet(word[place]).replace(word[place], "")
         return word[:place] + others[self._generator.randint(len(others))] + word[place + 1 :]
 
@@ -67,7 +67,7 @@ class CharacterMutator:
 def _changeable(text: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The words and spaces of a text, and the places of words that can be changed; a schedule asks several times."""
     parts = tuple(re.split(r"(\s+)", text))
-    # A set, as the original draws from list(set(...)): for long texts CPython's order is not ascending.
+    # A set, because the original draws from list(set(...)), whose order in CPython is not ascending for long texts.
     eligible = {place for place, part in enumerate(parts) if _PLAIN.search(part) or any(map(_alphabet, part))}
     return parts, np.array(list(eligible), dtype=np.int64)
 

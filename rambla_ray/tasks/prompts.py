@@ -9,7 +9,7 @@ from functools import cache
 
 @cache
 def placeholders(template: str) -> frozenset[str]:
-    """The field names a template asks for.
+    """The names of the fields that a template needs.
 
     Raises:
         ValueError: broken braces, no placeholder at all, or one that is not a plain name.
@@ -25,7 +25,7 @@ def placeholders(template: str) -> frozenset[str]:
         names.add(name)
     if not names:
         raise ValueError("a template needs at least one {placeholder}")
-    template.format_map(dict.fromkeys(names, ""))  # raises on conversions and formats that text does not have
+    template.format_map(dict.fromkeys(names, ""))  # This raises for conversions and formats that text does not have.
     return frozenset(names)
 
 

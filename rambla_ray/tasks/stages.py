@@ -76,7 +76,7 @@ class Transform(Stage):
 class ShuffleContext(Transform):
     """Give every item the field of another, by one shuffle of the column (RAmBLA's irrelevant context).
 
-    The draw is NumPy's legacy shuffle, as in the original, from a generator of its own. An item may keep its own.
+    The draw is NumPy's legacy shuffle, as in the original, from a generator of its own. An item may keep its field.
     """
 
     kind: ClassVar[str] = "shuffle_context"
@@ -89,7 +89,7 @@ class ShuffleContext(Transform):
 
 
 class AddDistractors(Transform):
-    """Hide the field among those of other items (RAmBLA's distracting context); one variant per position.
+    """Put the field among those of other items (RAmBLA's distracting context); one variant per position.
 
     Of `n_contexts` joined texts, the one at the variant's position is the item's own; the others come from the column
     shifted by distinct random amounts, drawn as in the original (the draw for the position is made and not used).
@@ -129,10 +129,10 @@ class AddDistractors(Transform):
 
 
 class Mutate(Transform):
-    """Swap a character in so many words of the field (RAmBLA's spelling robustness); one variant per count.
+    """Change a character in a number of the field's words (RAmBLA's spelling robustness); one variant per number.
 
     Each item's draws come from a generator of its own, so that they depend neither on order nor on other items. An
-    item with too few words is not asked.
+    item with too few words gets a fault, and is not asked.
     """
 
     kind: ClassVar[str] = "mutate"
@@ -210,10 +210,10 @@ class FewShot(Transform):
         own = item.fields[self.differ_in]
         drawn = {}
         for label in dict.fromkeys(order):
-            # one more than needed for each that is the item's own question; most items have one, itself, in one pool
+            # Examples with the item's own question are dropped, so as many more are drawn: mostly the item itself.
             spare = sum(question == own for question, _ in pools[label])
-            some = generator.sample(pools[label], order.count(label) + spare)
-            drawn[label] = iter([example for question, example in some if question != own])
+            sampled = generator.sample(pools[label], order.count(label) + spare)
+            drawn[label] = iter([example for question, example in sampled if question != own])
         return self.separator.join(next(drawn[label]) for label in order)
 
 
@@ -271,8 +271,8 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     """The fields that exist after all stages.
 
     Raises:
-        ValueError: a stage reads what nobody wrote, a transform stands after a generate, or the roles are not in
-            the order in which the stream passes them.
+        ValueError: a stage reads a field that does not exist, a transform stands after a generate, or the roles are
+            not in the order in which the stream passes them.
     """
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:

@@ -1,0 +1,106 @@
+"""calls.json: what a run took, over all its invocations. docs/run_directory.md says what each number counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.run import RunConfig
+from rambla_ray.ledger.store import Spent
+from rambla_ray.schema import Role
+
+COUNTED = tuple(field.name for field in fields(Spent))  # What is counted for each model and role.
+
+
+def calls_document(
+    config: RunConfig,
+    spent: Sequence[Mapping[str, Any]],
+    answered: Mapping[tuple[str, str], int],
+    invocations: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What calls.json holds.
+
+    Args:
+        config: the run.
+        spent: per model and role, the ledger's counts of this run over all invocations: `model`, `role` and what
+            `ledger.store.Spent` has.
+        answered: per (model, role), the steps that have an answer; those that were not paid for were reused.
+        invocations: all of the run, as `invocation` makes them; the last one is the present one.
+    """
+    entries = {(model, role): {"model": model, "role": role} for model, role in answered}
+    entries |= {(entry["model"], entry["role"]): dict(entry) for entry in spent}
+    models = []
+    for (model, role), entry in sorted(entries.items()):
+        counts: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), **entry}
+        price = _config_of(config, model, role).price
+        counts["reused"] = max(0, answered.get((model, role), 0) - counts["answered"])
+        counts["cost_usd"] = price.cost(counts["prompt_tokens"], counts["completion_tokens"]) if price else None
+        models.append(counts)
+    return {
+        "models": models,
+        "invocations": list(invocations),
+        "wall_s": sum(invocation["wall_s"] for invocation in invocations),
+    }
+
+
+def _config_of(config: RunConfig, name: str, role: str) -> ModelConfig:
+    """The config of a model that takes part in a role."""
+    return config.targets[name] if role == Role.TARGET else config.roles[Role(role)].config
+
+
+def invocation(
+    started: float, calls: int, local_usage: Mapping[str, Sequence[Mapping[str, float]]], *, finished: bool
+) -> dict[str, Any]:
+    """The entry of one invocation among calls.json's `invocations`; its wall time ends now.
+
+    Args:
+        started: Unix time in seconds.
+        calls: how many were sent.
+        local_usage: by local model, what each of its actors has done, as `throughput` takes it.
+        finished: whether the run is complete.
+    """
+    local = {model: throughput(actors) for model, actors in sorted(local_usage.items())}
+    return {
+        **({"local": local} if local else {}),
+        "started": started,
+        "wall_s": round(time.time() - started, 3),
+        "calls": calls,
+        "finished": finished,
+    }
+
+
+def throughput(actors: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the actors of a local model have done together.
+
+    Tokens per second are those of one actor while it is busy; padding and what rows share are not counted.
+
+    Args:
+        actors: at least one; of each the fields of `actors.local.usage.LocalUsage`.
+    """
+    total = {key: sum(actor[key] for actor in actors) for key in actors[0]}
+    computed, busy, idle = total["computed_tokens"], total["busy_s"], total["idle_s"]
+    return {
+        "actors": len(actors),
+        "batches": total["batches"],
+        "requests": total["requests"],
+        "requests_per_batch": _ratio(total["requests"], total["batches"]),
+        "prompt_tokens_per_s": _ratio(total["prompt_tokens"], busy),
+        "generated_tokens_per_s": _ratio(total["completion_tokens"], busy),
+        "padding_share": _ratio(total["padding_tokens"], computed),
+        "shared_share": _ratio(total["prompt_tokens"] - computed + total["padding_tokens"], total["prompt_tokens"]),
+        "waiting_share": _ratio(idle, busy + idle),
+        "out_of_memory": total["out_of_memory"],
+        "busy_s": round(busy, 3),
+        "load_s": round(max(actor["load_s"] for actor in actors), 3),
+        **{
+            f"{memory}_gib": round(max(actor[f"{memory}_bytes"] for actor in actors) / 2**30, 3)
+            for memory in ("weights", "free", "peak")
+        },
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None

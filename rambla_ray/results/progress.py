@@ -1,0 +1,118 @@
+"""The progress of a run while it goes on, on stderr: a live table on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rambla_ray.results.calls import throughput
+from rambla_ray.results.report import add_row, console_on, plain_table, print_line
+
+# Where the output is no terminal, lines come at first at least PLAIN_LINE_S apart, later a twentieth of the time that
+# has passed, and never more than SLOWEST_LINE_S.
+PLAIN_LINE_S = 5.0
+SLOWEST_LINE_S = 60.0
+TABLE_S = 0.5  # The live table is updated this often.
+LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
+LIVE_COUNTS = ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")
+
+
+class Progress:
+    """Shows how far a run is, from a thread of its own, while it is entered.
+
+    Args:
+        total: samples of the run.
+        models: the model configs that take part.
+        counts: returns what `actors.ledger.LedgerService.progress` does. While it raises, nothing is shown: the run
+            itself reports why the service cannot be reached.
+    """
+
+    def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
+        self._total = total
+        self._models = models
+        self._counts = counts
+        self._outcomes: Counter[str] = Counter()
+        self._printed_notes: set[str] = set()
+        self._began = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10.0)
+
+    def add(self, outcome: str, count: int = 1) -> None:
+        """Count samples that have ended."""
+        self._outcomes[outcome] += count
+
+    def _show(self) -> None:
+        console = console_on(sys.stderr)
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=4, transient=True) as live:
+                while not self._over.wait(TABLE_S):
+                    with contextlib.suppress(Exception):
+                        counts = self._counts()
+                        self._print_notes(counts, console)
+                        live.update(self._table(counts))
+        while not self._over.wait(min(SLOWEST_LINE_S, max(PLAIN_LINE_S, (time.monotonic() - self._began) / 20))):
+            with contextlib.suppress(Exception):
+                counts = self._counts()
+                self._print_notes(counts, console)
+                print_line(console, self._line(counts), whole=True)
+        with contextlib.suppress(Exception):
+            self._print_notes(self._counts(), console)
+
+    def _print_notes(self, counts: Mapping[str, Any], console: Console) -> None:
+        """Print the notes that have not been printed."""
+        for note in counts["notes"]:
+            if note not in self._printed_notes:
+                self._printed_notes.add(note)
+                print_line(console, f"note: {note}", whole=True)
+
+    def _line(self, counts: Mapping[str, Any]) -> str:
+        ended = self._outcomes.total()
+        elapsed = time.monotonic() - self._began
+        loading = [name for name in self._models if name not in counts["models"]]
+        if loading and not ended and not counts["calls"]:
+            return f"{elapsed:.0f} s: loading {', '.join(loading)}"
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
+        budget = f", budget {counts['budget']}" if counts["budget"] else ""
+        return (
+            f"{elapsed:.0f} s: {ended}/{self._total} samples{f' ({outcomes})' if outcomes else ''}, "
+            f"{counts['calls']} calls, {counts['in_flight']} in flight, {ended / elapsed:.1f} samples/s{budget}"
+            f"{''.join(f'; {name} {_local_usage(actors)}' for name, actors in sorted(counts['work'].items()))}"
+        )
+
+    def _table(self, counts: Mapping[str, Any]) -> Table:
+        table = plain_table(LIVE_COLUMNS, title=self._line(counts))
+        for spent in counts["spent"]:
+            add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in LIVE_COUNTS)])
+        return table
+
+
+def _local_usage(actors: Sequence[Mapping[str, float]]) -> str:
+    """Whether a local model or the stream to it is the bottleneck, in a few words."""
+    numbers = throughput(actors)
+    if not numbers["prompt_tokens_per_s"]:
+        return "loading its weights, or at its first batch"
+    return (
+        f"{numbers['prompt_tokens_per_s']:.0f} + {numbers['generated_tokens_per_s']:.0f} tokens/s, batches of "
+        f"{numbers['requests_per_batch']:.0f}, {numbers['padding_share']:.0%} padding, "
+        f"{numbers['waiting_share']:.0%} waiting for work"
+    )
