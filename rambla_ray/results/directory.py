@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.ledger.store import Spent
+from rambla_ray.ledger.spent import Spent
 from rambla_ray.results.samples import SampleWriter, error_lines, file_name
 from rambla_ray.schema import Role
 from rambla_ray.storage import Folder
