@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.ledger.store import SUFFIX, Ledger, Record
+from rambla_ray.ledger.record import Kind, Record
+from rambla_ray.ledger.store import SUFFIX, Ledger
 from rambla_ray.schema import CallTrace, Response, Try
 from rambla_ray.storage import Folder
 
@@ -221,7 +222,7 @@ def test_what_was_spent_is_counted_by_model_and_role(tmp_path: Path) -> None:
 
 
 def claim(ledger: Ledger, *request_ids: str) -> None:
-    ledger.mark("c", ((rid(request_id), "m", "target") for request_id in request_ids))
+    ledger.mark(Kind.CLAIM, ((rid(request_id), "m", "target") for request_id in request_ids))
 
 
 def test_a_claim_that_nothing_follows_is_a_call_that_may_have_been_paid(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_a_claim_that_nothing_follows_is_a_call_that_may_have_been_paid(tmp_path
 def test_a_claim_that_was_released_cost_nothing(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     claim(ledger, "a")
-    ledger.mark("r", [(rid("a"), "m", "target")])
+    ledger.mark(Kind.RELEASE, [(rid("a"), "m", "target")])
     assert opened(tmp_path).spent["m", "target"].repeated == ledger.spent["m", "target"].repeated == 0
 
 
@@ -255,7 +256,7 @@ def test_a_record_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
 def test_deaths_are_remembered_by_the_run_and_by_no_other(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     for _ in range(2):
-        ledger.mark("d", [(rid("a"), "m", "target")])
+        ledger.mark(Kind.DEATH, [(rid("a"), "m", "target")])
     assert opened(tmp_path).deaths == {rid("a"): 2}
     assert opened(tmp_path, "another").deaths == {}
 

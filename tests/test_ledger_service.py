@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import ray
 
-from rambla_ray.actors.ledger import ALONE, DRAINING, WAIT, YOURS, LedgerClient, LedgerService
+from rambla_ray.actors.ledger import LedgerService
+from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import CallError, Draining, ErrorKind
-from rambla_ray.ledger.store import Record
+from rambla_ray.ledger.claims import Claim
+from rambla_ray.ledger.record import Record
 from rambla_ray.schema import CallTrace, Response
 
 RUN = "run"
@@ -51,15 +53,15 @@ async def claim(service: LedgerService, owner: str, *names: str) -> list[Any]:
 
 async def grant(service: LedgerService, owner: str, name: str) -> Any:
     """Wait as a client does."""
-    while (granted := await service.wait(owner, "m", rid(name), "target")) == WAIT:
+    while (granted := await service.wait(owner, "m", rid(name), "target")) == Claim.PENDING:
         pass
     return granted
 
 
 def test_a_request_is_granted_once_and_its_answer_serves_everybody(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        assert await claim(service, "one", "a", "b") == [YOURS, YOURS]
-        assert await claim(service, "other", "a", "c") == [WAIT, YOURS]
+        assert await claim(service, "one", "a", "b") == [Claim.GRANTED, Claim.GRANTED]
+        assert await claim(service, "other", "a", "c") == [Claim.PENDING, Claim.GRANTED]
         waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
         await service.store("one", [line("a")])
         assert await waiting == line("a")
@@ -70,11 +72,11 @@ def test_a_request_is_granted_once_and_its_answer_serves_everybody(tmp_path: Pat
 
 def test_what_is_released_goes_to_whoever_waits_for_it(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        assert await claim(service, "one", "a") == [YOURS]
+        assert await claim(service, "one", "a") == [Claim.GRANTED]
         waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
         await asyncio.sleep(0)
         await service.release("one", [rid("a")])
-        assert await waiting == YOURS
+        assert await waiting == Claim.GRANTED
         progress = await service.progress()
         assert (progress["in_flight"], progress["spent"][0]["repeated"]) == (1, 1)
 
@@ -95,12 +97,12 @@ def test_what_is_stored_is_on_the_disk_before_store_returns(tmp_path: Path) -> N
 
 def test_a_second_life_frees_what_the_first_was_asking(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        await service.hello("first life", "actor")
-        assert await claim(service, "first life", "a") == [YOURS]
+        await service.register("first life", "actor")
+        assert await claim(service, "first life", "a") == [Claim.GRANTED]
         waiting = asyncio.create_task(service.wait("other", "m", rid("a"), "target"))
         await asyncio.sleep(0)
-        await service.hello("second life", "actor")
-        assert await waiting == YOURS
+        await service.register("second life", "actor")
+        assert await waiting == Claim.GRANTED
         assert (await service.progress())["spent"][0]["repeated"] == 2  # the lost claim, and the one in flight
 
     run(body, tmp_path)
@@ -109,20 +111,28 @@ def test_a_second_life_frees_what_the_first_was_asking(tmp_path: Path) -> None:
 def test_a_request_that_killed_two_processes_is_asked_alone_and_a_third_death_ends_it(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
         for life in range(2):
-            await service.hello(f"life {life}", "actor")
-            assert await claim(service, f"life {life}", "poison", "innocent") == [YOURS, YOURS]
-        await service.hello("life 2", "actor")
-        assert await claim(service, "life 2", "fresh", "poison", "innocent") == [YOURS, WAIT, WAIT]
+            await service.register(f"life {life}", "actor")
+            assert await claim(service, f"life {life}", "poison", "innocent") == [Claim.GRANTED, Claim.GRANTED]
+        await service.register("life 2", "actor")
+        assert await claim(service, "life 2", "fresh", "poison", "innocent") == [
+            Claim.GRANTED,
+            Claim.PENDING,
+            Claim.PENDING,
+        ]
         await service.store("life 2", [line("fresh")])
-        assert await claim(service, "life 2", "innocent", "poison", "fresher") == [WAIT, ALONE, WAIT]
-        await service.hello("life 3", "actor")
+        assert await claim(service, "life 2", "innocent", "poison", "fresher") == [
+            Claim.PENDING,
+            Claim.GRANTED_ALONE,
+            Claim.PENDING,
+        ]
+        await service.register("life 3", "actor")
         (given_up,) = await claim(service, "life 3", "poison")
         record = Record.from_line(given_up)
         assert (record.error_kind, "died, 3 times" in record.error) == (ErrorKind.DIED, True)
-        assert await claim(service, "life 3", "innocent") == [ALONE]
-        assert await claim(service, "life 3", "fresher") == [WAIT]
+        assert await claim(service, "life 3", "innocent") == [Claim.GRANTED_ALONE]
+        assert await claim(service, "life 3", "fresher") == [Claim.PENDING]
         await service.store("life 3", [line("innocent")])
-        assert await claim(service, "life 3", "fresher", "poison") == [YOURS, given_up]
+        assert await claim(service, "life 3", "fresher", "poison") == [Claim.GRANTED, given_up]
 
     async def next_invocation(service: LedgerService) -> None:
         (given_up,) = await claim(service, "new", "poison")
@@ -134,14 +144,14 @@ def test_a_request_that_killed_two_processes_is_asked_alone_and_a_third_death_en
 
 def test_the_dead_are_granted_nothing(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        await service.hello("first life", "actor")
-        assert await claim(service, "other", "a") == [YOURS]
+        await service.register("first life", "actor")
+        assert await claim(service, "other", "a") == [Claim.GRANTED]
         of_the_dead = asyncio.create_task(service.wait("first life", "m", rid("a"), "target"))
         await asyncio.sleep(0)
-        await service.hello("second life", "actor")
+        await service.register("second life", "actor")
         await service.release("other", [rid("a")])
-        assert await of_the_dead == DRAINING
-        assert await claim(service, "second life", "a") == [YOURS]
+        assert await of_the_dead == Claim.DRAINING
+        assert await claim(service, "second life", "a") == [Claim.GRANTED]
 
     run(body, tmp_path)
 
@@ -149,18 +159,22 @@ def test_the_dead_are_granted_nothing(tmp_path: Path) -> None:
 def test_a_suspect_that_waits_for_its_turn_gets_it_when_the_others_have_ended(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
         for life in range(2):
-            await service.hello(f"life {life}", "actor")
+            await service.register(f"life {life}", "actor")
             await claim(service, f"life {life}", "suspect")
-        await service.hello("life 2", "actor")
-        assert await claim(service, "life 2", "other", "suspect", "later") == [YOURS, WAIT, WAIT]
+        await service.register("life 2", "actor")
+        assert await claim(service, "life 2", "other", "suspect", "later") == [
+            Claim.GRANTED,
+            Claim.PENDING,
+            Claim.PENDING,
+        ]
         suspect = asyncio.create_task(service.wait("life 2", "m", rid("suspect"), "target"))
         await asyncio.sleep(0)
         await service.store("life 2", [line("other")])
-        assert await suspect == ALONE
+        assert await suspect == Claim.GRANTED_ALONE
         later = asyncio.create_task(service.wait("life 2", "m", rid("later"), "target"))
         await asyncio.sleep(0)
         await service.store("life 2", [line("suspect")])
-        assert await later == YOURS
+        assert await later == Claim.GRANTED
 
     run(body, tmp_path)
 
@@ -168,24 +182,24 @@ def test_a_suspect_that_waits_for_its_turn_gets_it_when_the_others_have_ended(tm
 @pytest.mark.parametrize("budget", [Budget(tokens=60), Budget(usd=30)], ids=["tokens", "usd"])
 def test_a_budget_lets_no_call_beyond_it_be_made_and_goes_on_when_it_grows(tmp_path: Path, budget: Budget) -> None:
     async def spend(service: LedgerService) -> None:
-        assert await claim(service, "one", "a", "b") == [YOURS, YOURS]
+        assert await claim(service, "one", "a", "b") == [Claim.GRANTED, Claim.GRANTED]
         await service.store("one", [line("a")])  # a third of the budget
-        assert await claim(service, "one", "c", "d") == [YOURS, WAIT]  # b and c will be the rest
+        assert await claim(service, "one", "c", "d") == [Claim.GRANTED, Claim.PENDING]  # b and c will be the rest
         waiting = asyncio.create_task(grant(service, "one", "d"))
         await asyncio.sleep(0)
         await service.store("one", [line("b", tokens=5)])  # it was cheaper
         await service.store("one", [line("c")])
-        assert await waiting == YOURS  # something is left, and nothing is out
+        assert await waiting == Claim.GRANTED  # something is left, and nothing is out
         await service.store("one", [line("d")])
-        assert await claim(service, "one", "e", "a") == [DRAINING, line("a")]
+        assert await claim(service, "one", "e", "a") == [Claim.DRAINING, line("a")]
         stopped = (await service.progress())["stopped"]
         assert (stopped[0], "is spent" in stopped[1]) == ("budget", True)
 
     async def same_again(service: LedgerService) -> None:
-        assert await claim(service, "one", "e") == [DRAINING]
+        assert await claim(service, "one", "e") == [Claim.DRAINING]
 
     async def larger(service: LedgerService) -> None:
-        assert await claim(service, "one", "e") == [YOURS]
+        assert await claim(service, "one", "e") == [Claim.GRANTED]
 
     run(spend, tmp_path, budget)
     run(same_again, tmp_path, budget)
@@ -195,7 +209,7 @@ def test_a_budget_lets_no_call_beyond_it_be_made_and_goes_on_when_it_grows(tmp_p
 def test_before_a_price_is_known_a_budget_bears_few_calls_at_once(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
         claims = await claim(service, "one", *(f"a{number}" for number in range(100)))
-        assert claims == [YOURS] * 8 + [WAIT] * 92
+        assert claims == [Claim.GRANTED] * 8 + [Claim.PENDING] * 92
 
     run(body, tmp_path, Budget(tokens=10**9))
 
@@ -211,7 +225,7 @@ def test_a_failure_is_shared_in_one_invocation_and_asked_again_in_the_next(tmp_p
         assert await claim(service, "other", "a") == [failed]
 
     async def again(service: LedgerService) -> None:
-        assert await claim(service, "one", "a") == [YOURS]
+        assert await claim(service, "one", "a") == [Claim.GRANTED]
 
     run(body, tmp_path)
     run(again, tmp_path)
@@ -245,8 +259,8 @@ class Asker:
                 os.kill(os.getpid(), signal.SIGKILL)
             if name == "fatal":
                 error = CallError(ErrorKind.AUTH, "the key was rejected")
-                return str((await self._client.failed(rid(name), "target", error)).error)
-            granted = await self._client.answered(rid(name), "target", Response(f"answer to {name}"))
+                return str((await self._client.store_failure(rid(name), "target", error)).error)
+            granted = await self._client.store_answer(rid(name), "target", Response(f"answer to {name}"))
         return granted.response.text if granted.response else granted.error
 
 

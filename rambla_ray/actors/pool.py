@@ -1,7 +1,7 @@
 """The one stage shape: an actor that holds one model and answers, for its roles, the samples that stream past.
 
 What streams between pools is one row per block of samples, their table packed in Arrow's own format, so that Ray Data
-neither infers types nor cuts blocks anew. The first pool of a stream gets no samples but the places of items, and
+neither infers types nor cuts blocks anew. The first pool of a stream receives no samples but the places of items, and
 makes the samples where they are asked.
 """
 
@@ -14,17 +14,18 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from rambla_ray.actors.ledger import LedgerClient
+from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
-from rambla_ray.ledger.store import Record
+from rambla_ray.ledger.record import Record
 from rambla_ray.schema import (
     SCORE,
     Identity,
@@ -42,7 +43,7 @@ from rambla_ray.scoring.outcomes import finish, has_ended
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Compare, Generate
 
-PACKED = "samples"  # the one column that streams from pool to pool
+PACKED = "samples"  # The one column that streams from pool to pool.
 
 
 def pack(table: pa.Table) -> dict[str, bytes]:
@@ -101,27 +102,27 @@ class PoolActor:
         self._name = name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name, self._stop_asking, self._ask_on)
+        self._ledger = LedgerClient(ledger, run_id, name, self._drain, self._resume)
         self._source = source
         self._is_last = is_last
         self._kill_every = chaos.kill_actor_every
-        self._asked = 0
+        self._granted = 0  # requests that this actor was the one to ask
         self._model: Model | None = None
-        self._broken: CallError | None = None
+        self._load_error: CallError | None = None  # why the model cannot be asked
         hide_gpus(config.pool)
         self._scores = config.params.produces == SCORE
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(RunContext(self._ledger.note, chaos, self._ledger.is_late))
+            self._model.attach(RunContext(self._ledger.notify, chaos, self._ledger.is_late))
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
-            self._tell_work()
+            self._report_usage()
         except CallError as error:
-            self._broken = error
-        except Exception as error:  # noqa: BLE001 - a library's own; told for every sample, it ends the run in a line
-            self._broken = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
-        gc.freeze()  # else a quarter of the time goes into looking through what was imported, again and again
+            self._load_error = error
+        except Exception as error:  # noqa: BLE001 - a library's own: it ends the run in one line, not in a traceback
+            self._load_error = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
+        gc.freeze()  # else the collector spends a quarter of the time on the objects of imported modules
         gc.set_threshold(10_000, 20, 20)
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
@@ -133,21 +134,21 @@ class PoolActor:
                 task = self._tasks[sample.task]
                 if has_ended(sample) or len(sample.steps) == len(task.generates):
                     finish(sample, task)
-        self._tell_work()
+        self._report_usage()
         return pack(to_table(samples))
 
-    def _tell_work(self) -> None:
-        """Tell the run what a local model has done so far."""
-        work = self._model.measure() if self._model is not None else None
-        if work is not None:
-            self._ledger.worked(asdict(work))
+    def _report_usage(self) -> None:
+        """Report to the run what a local model has done so far."""
+        usage = self._model.measure() if self._model is not None else None
+        if usage is not None:
+            self._ledger.report_usage(asdict(usage))
 
-    def _stop_asking(self) -> None:
+    def _drain(self) -> None:
         """The run is being stopped: what waits in the model for its turn is not asked any more."""
         if self._model is not None:
             self._model.drain()
 
-    def _ask_on(self) -> None:
+    def _resume(self) -> None:
         """Answers have become durable: what was held back until then may be asked."""
         if self._model is not None:
             self._model.resume()
@@ -183,44 +184,37 @@ class PoolActor:
 
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
         """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
-        model = self._model
         request = self._request(sample, stage, is_last=is_last)
         prompt = request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}"
-        about = (f"{stage.kind}:{stage.output}", str(stage.role), self._name)
-        fault = self._broken or _unaskable(stage, sample.fields, prompt)
-        if fault or model is None:
-            fault = fault or CallError(ErrorKind.LOAD, "no model")
-            if fault.kind in FATAL:
-                self._ledger.stop(fault, stage.role)
-            return Step(*about, "", prompt, error_kind=fault.kind, error=fault.message)
-        identity = self._identity.request_id(model.request_identity(request))
+        step = partial(Step, f"{stage.kind}:{stage.output}", str(stage.role), self._name, prompt=prompt)
+        request_id = ""
         try:
-            record = await self._answered(model, identity, stage.role, request)
-        except CallError as fault:  # the model cannot be loaded: nothing was asked
-            self._broken = fault
-            self._ledger.stop(fault, stage.role)
-            return Step(*about, identity, prompt, error_kind=fault.kind, error=fault.message)
-        given = record.response
-        if given is None:
-            return Step(
-                *about,
-                identity,
-                prompt,
-                trace=record.trace,
-                error_kind=record.error_kind,
-                error=record.error,
-            )
-        return Step(
-            *about,
-            identity,
-            prompt,
-            text=given.text,
-            finish_reason=SCORE if self._scores else given.finish_reason,
-            prompt_tokens=given.prompt_tokens,
-            completion_tokens=given.completion_tokens,
-            latency_s=given.latency_s,
-            trace=given.trace,
+            model = self._loaded_model()
+            _check_askable(stage, sample.fields, prompt)
+            request_id = self._identity.request_id(model.request_identity(request))
+            record = await self._record(model, request_id, stage.role, request)
+        except CallError as error:  # nothing was asked
+            if error.kind in FATAL:
+                self._ledger.stop(error, stage.role)
+            return step(request_id, error_kind=error.kind, error=error.message)
+        response = record.response
+        if response is None:
+            return step(request_id, trace=record.trace, error_kind=record.error_kind, error=record.error)
+        return step(
+            request_id,
+            text=response.text,
+            finish_reason=SCORE if self._scores else response.finish_reason,
+            prompt_tokens=response.prompt_tokens,
+            completion_tokens=response.completion_tokens,
+            latency_s=response.latency_s,
+            trace=response.trace,
         )
+
+    def _loaded_model(self) -> Model:
+        """The model. Raises CallError when it could not be loaded, or failed to load when it was first asked."""
+        if self._load_error is not None or self._model is None:
+            raise self._load_error or CallError(ErrorKind.LOAD, "no model")
+        return self._model
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
@@ -234,44 +228,46 @@ class PoolActor:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
         return Request(prompts.render(stage.template, sample.fields), **hints)
 
-    async def _answered(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
+    async def _record(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
         """The record of a request: from the ledger, or asked now and stored before anything else sees it.
 
         Raises:
             CallError: `load`, which is no end of a request: it is asked again when the model can be loaded.
+            Draining: the run is being stopped.
         """
-        known = await self._ledger.claim(request_id, role)
-        if isinstance(known, Record):
-            return known
-        self._asked += 1
-        if self._kill_every and self._asked >= self._kill_every and not known:
-            os.kill(os.getpid(), signal.SIGKILL)  # chaos
+        claim = await self._ledger.claim(request_id, role)
+        if isinstance(claim, Record):
+            return claim
+        self._granted += 1
+        if self._kill_every and self._granted >= self._kill_every and not claim:
+            os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
         try:
             response = await model.generate(request)
             text = well_formed(response.text)
-            return await self._ledger.answered(
+            return await self._ledger.store_answer(
                 request_id, role, response if text is response.text else replace(response, text=text)
             )
         except CallError as error:
             if error.kind == ErrorKind.LOAD:
+                self._load_error = error
                 await self._ledger.release(request_id)
                 raise
-            return await self._ledger.failed(request_id, role, error)
+            return await self._ledger.store_failure(request_id, role, error)
         except Draining:
             await self._ledger.release(request_id)
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
             reason = f"{type(error).__name__}: {str(error)[:200]}"
-            return await self._ledger.failed(request_id, role, CallError(ErrorKind.INTERNAL, reason))
+            return await self._ledger.store_failure(request_id, role, CallError(ErrorKind.INTERNAL, reason))
 
 
-def _unaskable(stage: Generate, fields: Mapping[str, str], prompt: str) -> CallError | None:
-    """Why a sample cannot be asked, if it cannot: an empty field, or text that is not valid Unicode."""
+def _check_askable(stage: Generate, fields: Mapping[str, str], prompt: str) -> None:
+    """Raises CallError when a sample cannot be asked: a field is empty, or the text is not valid Unicode."""
     empty = sorted(name for name in stage.reads() if not fields[name].strip())
     if empty:
-        return CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
+        raise CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        return CallError(ErrorKind.BAD_ITEM, f"lone surrogate at character {error.start} of the prompt")
-    return None
+        message = f"lone surrogate at character {error.start} of the prompt"
+        raise CallError(ErrorKind.BAD_ITEM, message) from None

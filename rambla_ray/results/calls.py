@@ -9,7 +9,7 @@ from typing import Any
 
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
-from rambla_ray.ledger.store import Spent
+from rambla_ray.ledger.spent import Spent
 from rambla_ray.schema import Role
 
 COUNTED = tuple(field.name for field in fields(Spent))  # What is counted for each model and role.
@@ -26,7 +26,7 @@ def calls_document(
     Args:
         config: the run.
         spent: per model and role, the ledger's counts of this run over all invocations: `model`, `role` and what
-            `ledger.store.Spent` has.
+            `ledger.spent.Spent` has.
         answered: per (model, role), the steps that have an answer; those that were not paid for were reused.
         invocations: all of the run, as `invocation` makes them; the last one is the present one.
     """

@@ -1,0 +1,204 @@
+"""A model actor's client to the ledger service of its run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rambla_ray.errors import FATAL, CallError, Draining
+from rambla_ray.ledger.claims import Claim
+from rambla_ray.ledger.record import Record
+from rambla_ray.schema import Response
+
+GROUP_S = 0.005  # Claims, and records, are gathered for so long before they are sent together.
+HEARTBEAT_S = 1.0  # A client with requests in flight calls the service at least this often.
+
+
+class LedgerClient:
+    """One model actor's access to the ledger service.
+
+    Args:
+        service: handle of the `LedgerService` actor.
+        run_id: the run.
+        model: the model config's name.
+        on_stop: called once, when the run is being stopped, or the ledger cannot be reached any more.
+        on_durable: called when answers have become durable.
+    """
+
+    def __init__(
+        self,
+        service: Any,
+        run_id: str,
+        model: str,
+        on_stop: Callable[[], None],
+        on_durable: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._service = service
+        self._run_id = run_id
+        self._model = model
+        self._owner = uuid.uuid4().hex
+        self._claims: list[tuple[str, str, asyncio.Future[bytes | Claim]]] = []  # request_id, role, what becomes of it
+        self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._in_flight = 0  # requests that were granted and have not ended
+        self._is_beating = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_stop, self._on_durable = on_stop, on_durable
+        self._unstored: dict[asyncio.Future[None], float] = {}  # answers that are not durable → since when
+        self._late_s = math.inf  # until the service has sent its own
+        self.draining = False  # the run is being stopped
+        self._registered = service.register.remote(self._owner, ray.get_runtime_context().get_actor_id())
+
+    def is_late(self) -> bool:
+        """Whether an answer has waited for long to become durable: were this process to die, it would be lost, and
+        so would those that more calls bring."""
+        since = next(iter(self._unstored.values()), None)
+        return since is not None and time.monotonic() - since > self._late_s
+
+    async def claim(self, request_id: str, role: str) -> Record | bool:
+        """The record of a request that was asked already, or a grant: ask it now, and store what comes.
+
+        Returns:
+            A record; or whether the request is alone in this process, because others died asking it.
+
+        Raises:
+            Draining: the run is being stopped.
+        """
+        self._start_heartbeats()
+        future: asyncio.Future[bytes | Claim] = asyncio.get_running_loop().create_future()
+        self._claims.append((request_id, role, future))
+        if len(self._claims) == 1:
+            self._spawn(self._send_claims())
+        claim = await future
+        while claim is Claim.PENDING:
+            claim = await self._service.wait.remote(self._owner, self._model, request_id, role)
+        if isinstance(claim, bytes):
+            return Record.from_line(claim)
+        if claim is Claim.DRAINING:
+            self._drain()
+            raise Draining
+        self._in_flight += 1
+        return claim is Claim.GRANTED_ALONE
+
+    async def release(self, request_id: str) -> None:
+        """What was granted will not be asked."""
+        self._in_flight -= 1
+        await self._service.release.remote(self._owner, [request_id])
+
+    async def store_answer(self, request_id: str, role: str, response: Response) -> Record:
+        """Store an answer; returns its record once it is durable."""
+        return await self._store(Record(request_id, self._run_id, self._model, role, response, at=time.time()))
+
+    async def store_failure(self, request_id: str, role: str, error: CallError) -> Record:
+        """Store that a request ended without an answer; returns its record once it is durable."""
+        record = Record(
+            *(request_id, self._run_id, self._model, role),
+            error_kind=error.kind,
+            error=error.message,
+            call_trace=error.trace,
+            at=time.time(),
+        )
+        if error.kind in FATAL:
+            self.stop(error, role)
+        return await self._store(record)
+
+    async def _store(self, record: Record) -> Record:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.append((record.to_line(), future))
+        if len(self._lines) == 1:
+            self._spawn(self._send_lines())
+        self._unstored[future] = time.monotonic()
+        await future
+        self._in_flight -= 1
+        return record
+
+    def stop(self, error: CallError, role: str) -> None:
+        """Stop the run: no other call would end better."""
+        message = f"model {self._model} ({role}) cannot go on: {error.message}"
+        self._service.stop.remote(str(error.kind), message)
+
+    def notify(self, line: str) -> None:
+        """Show the user a line about this model."""
+        self._service.notify.remote(f"model {self._model}: {line}")
+
+    def describe(self, identity: dict[str, Any]) -> None:
+        """Report what the model is, once it has loaded, and where this actor runs."""
+        actor = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        }
+        self._service.describe.remote(self._model, identity, actor)
+
+    def report_usage(self, usage: Mapping[str, float]) -> None:
+        """Report what this actor's model has done since it started."""
+        self._service.report_usage.remote(self._owner, self._model, dict(usage))
+
+    async def _send_claims(self) -> None:
+        await asyncio.sleep(GROUP_S)
+        group, self._claims = self._claims, []
+        wanted = [(request_id, role) for request_id, role, _ in group]
+        try:
+            self._late_s = await self._registered
+            claims = await self._service.claim.remote(self._owner, self._model, wanted)
+        except RayError as error:
+            self._fail([future for *_, future in group], error)
+            return
+        for (*_, future), claim in zip(group, claims, strict=True):
+            future.set_result(claim)
+
+    async def _send_lines(self) -> None:
+        await asyncio.sleep(GROUP_S)
+        group, self._lines = self._lines, []
+        try:
+            is_stopped = await self._service.store.remote(self._owner, [line for line, _ in group])
+        except RayError as error:
+            self._fail([future for _, future in group], error)
+            return
+        if is_stopped:
+            self._drain()
+        for _, future in group:
+            future.set_result(None)
+            del self._unstored[future]
+        self._on_durable()
+
+    def _fail(self, futures: list[asyncio.Future[Any]], error: RayError) -> None:
+        """The service is gone, as it is when the driver died, or it cannot write: every row that waits gets the error,
+        and no answer that comes from now on can be kept."""
+        self._drain()
+        for future in futures:
+            future.set_exception(error)
+
+    def _start_heartbeats(self) -> None:
+        if not self._is_beating:
+            self._is_beating = True
+            self._spawn(self._send_heartbeats())
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._in_flight:
+                with contextlib.suppress(RayError):
+                    if await self._service.heartbeat.remote(self._owner):
+                        self._drain()
+
+    def _drain(self) -> None:
+        """The run is being stopped."""
+        if not self.draining:
+            self.draining = True
+            self._on_stop()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,88 @@
+"""What the records of one run add up to: calls, tokens, seconds, and the deaths of processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rambla_ray.ledger.record import Kind, Record, body_of, run_tag
+
+
+@dataclass(slots=True)
+class Spent:
+    """What calls took: counted per model and role, of one run. Times are seconds, summed over calls.
+
+    `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are
+    claims that nothing followed: while a run goes on those in flight, after it the ones whose process died; each may
+    have been a call, and paid, whose end is not known.
+    """
+
+    calls: int = 0
+    answered: int = 0
+    retried: int = 0
+    hedged: int = 0
+    failed: int = 0
+    repeated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    calling_s: float = 0.0
+    waited_s: float = 0.0
+
+    def add(self, record: Record) -> None:
+        """Count one record. The loser of a hedged call is charged like the answer that won."""
+        response, trace = record.response, record.trace
+        self.calls += trace.attempts
+        self.hedged += trace.hedged
+        self.retried += max(0, trace.attempts - trace.hedged - 1)
+        self.calling_s += sum(attempt.took_s for attempt in trace.tries)
+        self.waited_s += trace.waited_s
+        if response is None:
+            self.failed += trace.attempts > 0
+            return
+        self.answered += 1
+        self.prompt_tokens += response.prompt_tokens * (1 + trace.hedged)
+        self.completion_tokens += response.completion_tokens * (1 + trace.hedged)
+
+
+class Tally:
+    """The sums over the lines of one run, in all its invocations.
+
+    Args:
+        run_id: the run; lines of others are left out.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self.tag = run_tag(run_id).encode()
+        self.spent: dict[tuple[str, str], Spent] = {}  # by (model, role)
+        self.deaths: Counter[str] = Counter()  # request_id → processes that died asking it
+        self.failures: dict[str, bytes] = {}  # request_id → the line of its last failure
+        self._open: Counter[str] = Counter()  # request_id → claims that nothing has followed
+
+    def add(self, kind: str, request_id: str, line: bytes) -> None:
+        """Count a line whose tag is this run's.
+
+        Raises:
+            ValueError, KeyError, TypeError: its body is not what its kind asks for.
+        """
+        body = body_of(line)
+        if body["run"] != self._run_id:
+            return
+        spent = self.spent.setdefault((str(body["model"]), str(body["role"])), Spent())
+        if kind == Kind.CLAIM:
+            self._open[request_id] += 1
+            spent.repeated += 1  # until its end is found
+            return
+        if kind == Kind.DEATH:
+            self.deaths[request_id] += 1
+            return
+        if self._open[request_id] > 0:
+            self._open[request_id] -= 1
+            spent.repeated -= 1
+        if not self._open[request_id]:
+            del self._open[request_id]
+        if kind == Kind.RELEASE:
+            return
+        spent.add(Record.from_body(kind, request_id, body))
+        if kind == Kind.FAILURE:
+            self.failures[request_id] = line
