@@ -58,21 +58,21 @@ def test_a_job_knows_how_long_it_has_to_stop(monkeypatch, capsys, given, wait_s)
     [
         (
             {"working_dir": "gcs://_ray_pkg_0.zip", "env_vars": {STOP_WAIT: "60"}},
-            ["jobs/bench.py", "model=mock", "chaos={reset: 0.1}"],
+            ["python", "jobs/bench.py", "model=mock", "chaos={reset: 0.1}"],
             "ray job submit --address http://10.0.0.1:8265 --working-dir . --runtime-env-json "
             """'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' -- """
             "python jobs/bench.py model=mock 'chaos={reset: 0.1}'",
         ),
         (
             {"working_dir": "s3://bucket/code.zip", "pip": ["x"], "env_vars": {"LLAMA_FT_PATH": "/it's"}},
-            ["jobs/bench.py"],
+            ["python", "jobs/bench.py"],
             "ray job submit --address http://10.0.0.1:8265 --working-dir s3://bucket/code.zip --runtime-env-json "
             """'{"pip": ["x"], "env_vars": {"LLAMA_FT_PATH": "/it'"'"'s", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}' -- """
             "python jobs/bench.py",
         ),
         (
             {"env_vars": {STOP_WAIT: "60"}},
-            ["/opt/jobs/bench.py", "model=mock"],
+            ["python", "/opt/jobs/bench.py", "model=mock"],
             "ray job submit --address http://10.0.0.1:8265 --runtime-env-json "
             """'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' -- python /opt/jobs/bench.py model=mock""",
         ),
@@ -84,12 +84,14 @@ def test_the_command_that_continues_says_all_that_was_submitted(monkeypatch, run
 
 def test_where_ray_gives_every_job_enough_time_the_command_is_short(monkeypatch):
     job = submitted(monkeypatch, {"working_dir": "gcs://_ray_pkg_0.zip"})
-    assert "--runtime-env-json" in job.command(["b.py"], "h:1")
+    assert "--runtime-env-json" in job.command(["python", "b.py"], "h:1")
     monkeypatch.setenv(STOP_WAIT, "60")
     job = SubmittedJob.current()
     assert job is not None
-    assert job.command(["b.py"], "h:1") == "ray job submit --address http://h:1 --working-dir . -- python b.py"
-    assert job.command(["b.py"], "") == "ray job submit --working-dir . -- python b.py"
+    assert (
+        job.command(["python", "b.py"], "h:1") == "ray job submit --address http://h:1 --working-dir . -- python b.py"
+    )
+    assert job.command(["python", "b.py"], "") == "ray job submit --working-dir . -- python b.py"
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_ENDPOINT", "HF_TOKEN", "RAY_AUTH_TOKEN"])

@@ -125,7 +125,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("job", ["bench", "serve"])
+@pytest.mark.parametrize("job", ["bench", "report", "serve"])
 def test_help_imports_neither_ray_nor_torch(job):
     loaded = loaded_by(f"import sys; sys.path.insert(0, 'jobs'); import {job}; {job}.main(['--help'])")
     assert not loaded & {"ray", "torch", "openai", "transformers", "pydantic"}

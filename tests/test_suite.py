@@ -125,7 +125,7 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
         cluster.connect(None, verbose=False)
         directory = RunDirectory.create(loaded)
         Path(loaded.ledger).mkdir(parents=True)
-        pipeline.Run(plan, directory, words)()
+        pipeline.Run.start(plan, directory, words)()
         found.add(directory.folder.read("metrics.json"))
     assert len(found) == 1
 

@@ -1,4 +1,4 @@
-"""The preflight: whether a run will find on every node what it needs. Nothing is asked of a model.
+"""The doctor: whether a run will find on every node what it needs. No model is asked anything.
 
 Each check is one line that holds or not, with what to do about it.
 """
@@ -23,23 +23,24 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.display import Check, counted
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import versions
-from rambla_ray.run.cluster import cluster, resources
+from rambla_ray.run.cluster import cluster, node_resources
 from rambla_ray.run.placement import (
     Cluster,
     Level,
     NodeResources,
+    Placement,
+    actor_resources,
     describe_resources,
     levels_of,
-    run_together,
     waiting_reason,
 )
 from rambla_ray.run.plan import Plan
 from rambla_ray.storage import Folder
 
 GIB = 1024**3
-ROOM_GIB = 1.0  # free on each node, for Ray's objects and logs, and for what a run writes
-LOOK_S = 20.0  # how long a node may take to look at itself
-LONGEST_LIST = 3  # nodes in one line
+ROOM_GIB = 1.0  # So much is to be free on each node, for Ray's objects and logs, and for what a run writes.
+LOOK_S = 20.0  # A node may take so long to look at itself.
+LONGEST_LIST = 3  # A line names so many nodes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +57,27 @@ class NodeReport:
 
 def diagnose(config: RunConfig) -> Iterator[Check]:
     """All eight checks of a run on the connected cluster, as they are made."""
-    there = cluster()
-    levels = models_of(config, there)
-    nodes, silent = look(levels)
-    yield from check_nodes(levels, nodes, silent)
-    try:
-        plan = Plan(config)
-        counts: Counter[str] = Counter()
-        for (task, _), samples in plan.expected.items():
-            counts[task] += samples
-        told = [f"{task} {samples}" for task, samples in counts.items()]
-        more = f" in {len(told)} tasks" if len(told) > LONGEST_LIST else f" ({', '.join(told)})"
-        source = ", of the synthetic demo set" if config.synthetic else ""
-        yield Check(f"data: {counted(counts.total(), 'sample')} for each target{more}{source}", True)
-    except UserError as error:
-        yield Check(f"data: {error}", False)
+    connected = cluster()
+    models = models_of(config, connected)
+    nodes, silent = look(models)
+    yield from check_nodes(models, nodes, silent)
+    yield _data(config)
     yield _output(config)
-    yield _endpoints(levels, nodes)
-    yield placement(config, there)
+    yield _endpoints(models, nodes)
+    yield placement(config, connected)
 
 
-def check_nodes(levels: Mapping[str, Level], nodes: list[NodeReport], silent: Mapping[str, str]) -> Iterator[Check]:
-    """What the nodes found: versions, keys, models, room."""
+def faulty_nodes(config: RunConfig) -> list[Check]:
+    """The checks of the nodes that do not hold, on the connected cluster."""
+    models = models_of(config, cluster())
+    return [check for check in check_nodes(models, *look(models)) if not check.holds]
+
+
+def check_nodes(models: Mapping[str, Level], nodes: list[NodeReport], silent: Mapping[str, str]) -> Iterator[Check]:
+    """The checks of what the nodes found: versions, keys, models, room."""
     yield _versions(nodes, silent)
-    yield _keys([level for level in levels.values() if not level.config.params.is_local], nodes)
-    yield _models([level for level in levels.values() if level.config.params.is_local], nodes)
+    yield _keys([level for level in models.values() if not level.config.params.is_local], nodes)
+    yield _models([level for level in models.values() if level.config.params.is_local], nodes)
     short = [f"{node.name} has {node.free_gib:.1f} GiB" for node in nodes if node.free_gib < ROOM_GIB]
     least = min((node.free_gib for node in nodes), default=0.0)
     yield Check(
@@ -91,23 +88,23 @@ def check_nodes(levels: Mapping[str, Level], nodes: list[NodeReport], silent: Ma
     )
 
 
-def look(levels: Mapping[str, Level]) -> tuple[list[NodeReport], dict[str, str]]:
-    """What each node finds, and why others do not say."""
-    configs = {name: level.config for name, level in levels.items()}
+def look(models: Mapping[str, Level]) -> tuple[list[NodeReport], dict[str, str]]:
+    """What each node finds, and by address why others send no report."""
+    configs = {name: level.config for name, level in models.items()}
     task = ray.remote(_look_around)
-    asked = {
+    reports = {
         task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node_id)).remote(
-            node_id, node["NodeManagerAddress"], resources(node["Resources"]), configs
+            node_id, node["NodeManagerAddress"], node_resources(node["Resources"]), configs
         ): (node_id, node["NodeManagerAddress"])
         for node_id, node in _alive().items()
     }
-    ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
+    ray.wait(list(reports), num_returns=len(reports), timeout=LOOK_S)
     nodes, silent, alive = [], {}, _alive()
-    for answer, (node_id, address) in asked.items():
+    for report, (node_id, address) in reports.items():
         try:
-            nodes.append(ray.get(answer, timeout=0))
+            nodes.append(ray.get(report, timeout=0))
         except RayError as error:
-            if node_id not in alive:  # it had died, which Ray notices some seconds later
+            if node_id not in alive:  # The node had died, which Ray notices some seconds later.
                 continue
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
             silent[address] = reason[:160]
@@ -135,20 +132,20 @@ def _look_around(node_id: str, address: str, has: NodeResources, configs: Mappin
     return NodeReport(node_id, f"{socket.gethostname()} ({address})", has, versions(), free, faults)
 
 
-def models_of(config: RunConfig, there: Cluster) -> dict[str, Level]:
+def models_of(config: RunConfig, cluster: Cluster) -> dict[str, Level]:
     """Every model config of a run by its name, settled where the cluster can hold its pool.
 
     One that was overridden for the target is not that of the same name in a role: the second is named with its role.
     """
-    found: dict[str, Level] = {}
+    models: dict[str, Level] = {}
     for level in (level for target in config.targets for level in levels_of(config, target)):
-        with contextlib.suppress(UserError):  # which is for `placement` to tell
-            level = level.settled(there)
-        if any(level.config == other.config for other in found.values()):
+        with contextlib.suppress(UserError):  # The check of the placement reports it.
+            level = level.settled(cluster)
+        if any(level.config == other.config for other in models.values()):
             continue
-        name = f"{level.name} as {', '.join(level.roles)}" if level.name in found else level.name
-        found[name] = replace(level, name=name)
-    return found
+        name = f"{level.name} as {', '.join(level.roles)}" if level.name in models else level.name
+        models[name] = replace(level, name=name)
+    return models
 
 
 def _some(parts: list[str]) -> str:
@@ -158,8 +155,8 @@ def _some(parts: list[str]) -> str:
 
 def _versions(nodes: list[NodeReport], silent: Mapping[str, str]) -> Check:
     if silent:
-        told = [f"{address} cannot run our code: {reason}" for address, reason in silent.items()]
-        return Check(f"versions: {_some(told)}; install the package there, or submit it with --working-dir", False)
+        unable = [f"{address} cannot run our code: {reason}" for address, reason in silent.items()]
+        return Check(f"versions: {_some(unable)}; install the package there, or submit it with --working-dir", False)
     ours = versions()
     differ = [
         f"{node.name} has {package} {node.versions.get(package) or 'not'}, here it is {version or 'not there'}"
@@ -175,8 +172,8 @@ def _versions(nodes: list[NodeReport], silent: Mapping[str, str]) -> Check:
 
 def _keys(levels: list[Level], nodes: list[NodeReport]) -> Check:
     """The keys of models behind endpoints, which may be called from any node."""
-    if wrong := _faults(levels, nodes):
-        return Check(f"keys: {wrong}; set it in the environment that Ray is started in on that node", False)
+    if fault := _faults(levels, nodes):
+        return Check(f"keys: {fault}; set it in the environment that Ray is started in on that node", False)
     where = counted(len(nodes), "node")
     variables = sorted({variable for level in levels if (variable := level.config.params.key_variable)})
     return Check(f"keys: {', '.join(variables)} set on {where}" if variables else "keys: none needed", True)
@@ -186,24 +183,19 @@ def _models(levels: list[Level], nodes: list[NodeReport]) -> Check:
     """The files of local models, on the nodes that have what an actor takes."""
     if not levels:
         return Check("models: none needed", True)
-    told, later = [], []
+    faults, later = [], []
     for level in levels:
-        able = [node for node in nodes if _could_run(level, node)]
-        if wrong := _faults([level], able):
-            told.append(wrong)
+        able = [node for node in nodes if node.has.holds(actor_resources(level.pool))]
+        if fault := _faults([level], able):
+            faults.append(fault)
         if not able:
             later.append(level.name)
-    if told:
-        return Check(f"models: {_some(told)}; put it on every node that may run it", False)
-    looked = [level.name for level in levels if level.name not in later]
-    parts = [f"{', '.join(looked)} can be loaded"] if looked else []
+    if faults:
+        return Check(f"models: {_some(faults)}; put it on every node that may run it", False)
+    loadable = [level.name for level in levels if level.name not in later]
+    parts = [f"{', '.join(loadable)} can be loaded"] if loadable else []
     parts += [f"{', '.join(later)} not looked for, as no node that could run it is there yet"] if later else []
     return Check(f"models: {'; '.join(parts)}", True)
-
-
-def _could_run(level: Level, node: NodeReport) -> bool:
-    """Whether a node has what one actor takes."""
-    return Cluster((node.has,)).holds([level.config.pool.model_copy(update={"min_size": 1})])
 
 
 def _faults(levels: list[Level], nodes: list[NodeReport]) -> str:
@@ -216,6 +208,21 @@ def _faults(levels: list[Level], nodes: list[NodeReport]) -> str:
     return _some([f"model {name} on {_some(where)}: {fault}" for (name, fault), where in by_fault.items()])
 
 
+def _data(config: RunConfig) -> Check:
+    """The samples of the run, which are read here as the run reads them."""
+    try:
+        plan = Plan(config)
+    except UserError as error:
+        return Check(f"data: {error}", False)
+    counts: Counter[str] = Counter()
+    for (task, _), samples in plan.expected.items():
+        counts[task] += samples
+    tasks = [f"{task} {samples}" for task, samples in counts.items()]
+    listed = f" in {len(tasks)} tasks" if len(tasks) > LONGEST_LIST else f" ({', '.join(tasks)})"
+    source = ", of the synthetic demo set" if config.synthetic else ""
+    return Check(f"data: {counted(counts.total(), 'sample')} for each target{listed}{source}", True)
+
+
 def _output(config: RunConfig) -> Check:
     try:
         Folder(config.options.runs_dir).make_writable("runs_dir")
@@ -225,59 +232,59 @@ def _output(config: RunConfig) -> Check:
     return Check(f"output: {config.options.runs_dir} and {config.ledger} can be written", True)
 
 
-def _endpoints(levels: Mapping[str, Level], nodes: list[NodeReport]) -> Check:
+def _endpoints(models: Mapping[str, Level], nodes: list[NodeReport]) -> Check:
     """One question to each endpoint, from a node where its model could run."""
-    answers, unasked = {}, []
-    for name, level in levels.items():
+    pings, unasked = {}, []
+    for name, level in models.items():
         endpoint = level.config.params.endpoint
         able = [node for node in nodes if name not in node.faults]
-        if not endpoint or endpoint in answers:
+        if not endpoint or endpoint in pings:
             continue
         if not able:
             unasked.append(f"{endpoint} was not asked: no node has what {name} needs")
             continue
-        ask = ray.remote(_ping).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(able[-1].node_id))
-        answers[endpoint] = ask.remote(level.config)
-    if not answers and not unasked:
+        ping = ray.remote(_ping).options(num_cpus=0, max_retries=0, scheduling_strategy=_on(able[-1].node_id))
+        pings[endpoint] = ping.remote(level.config)
+    if not pings and not unasked:
         return Check("endpoints: none to ask", True)
-    told = {}
-    for endpoint, answer in answers.items():
+    answers, all_answer = [], True
+    for endpoint, ping in pings.items():
         try:
-            told[endpoint] = ray.get(answer, timeout=LOOK_S)
+            answer, is_good = ray.get(ping, timeout=LOOK_S)
         except (RayError, TimeoutError) as error:
-            told[endpoint] = f"cannot be asked: {type(error).__name__}", False
-    words = [f"{endpoint} {said_there}" for endpoint, (said_there, _) in told.items()]
-    return Check(f"endpoints: {_some(words + unasked)}", not unasked and all(well for _, well in told.values()))
+            answer, is_good = f"cannot be asked: {type(error).__name__}", False
+        answers.append(f"{endpoint} {answer}")
+        all_answer &= is_good
+    return Check(f"endpoints: {_some(answers + unasked)}", not unasked and all_answer)
 
 
 def _ping(config: ModelConfig) -> tuple[str, bool]:
-    """Runs on a node: what the endpoint says, and whether all is well."""
+    """Runs on a node: the endpoint's answer in words, and whether a model could use it."""
     try:
         return config.params.ping(), True
     except UserError as error:
         return str(error), False
 
 
-def placement(config: RunConfig, there: Cluster) -> Check:
+def placement(config: RunConfig, cluster: Cluster) -> Check:
     """The arithmetic of CPUs and GPUs."""
-    gpus = sum(node.gpus for node in there.nodes)
-    have = f"{counted(len(there.nodes), 'node')} with {counted(there.cpus, 'CPU')} and {counted(gpus, 'GPU')}"
-    have += ", and an autoscaler" if there.grows else ""
-    told: list[str] = []
+    have = f"{counted(len(cluster.nodes), 'node')} with {counted(cluster.cpus, 'CPU')} and "
+    have += f"{counted(cluster.gpus, 'GPU')}{', and an autoscaler' if cluster.grows else ''}"
+    streams: list[str] = []
     try:
         for target in config.targets:
-            levels = [level.settled(there) for level in levels_of(config, target)]
-            together = run_together(levels, there)
-            told.append(f"{', '.join(dict.fromkeys(map(_actors, levels)))}{'' if together else ', one after another'}")
-            told += [waiting for level in levels if (waiting := waiting_reason(level, there))]
+            placed = Placement.of(levels_of(config, target), cluster)
+            actors = ", ".join(dict.fromkeys(map(_actors, placed.levels)))
+            streams.append(actors if placed.together else f"{actors}, one after another")
+            streams += [waiting for level in placed.levels if (waiting := waiting_reason(level, cluster))]
     except UserError as error:
         return Check(f"placement: {error} (there: {have})", False)
-    return Check(f"placement: {have}, for {'; '.join(dict.fromkeys(told))}", True)
+    return Check(f"placement: {have}, for {'; '.join(dict.fromkeys(streams))}", True)
 
 
 def _actors(level: Level) -> str:
     """How many actors a settled level has, and what one takes."""
-    pool = level.config.pool
+    pool = level.pool
     least = f"{pool.min_size} to " if pool.largest > pool.min_size else ""
     each = " each" if pool.largest > 1 else ""
     return f"{level.name} ({least}{counted(pool.largest, 'actor')}, {describe_resources(pool)}{each})"

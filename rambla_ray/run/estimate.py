@@ -1,17 +1,23 @@
-"""The estimate before a run: calls, distinct prompts and tokens of each stage."""
+"""The estimate before a run: calls, distinct prompts, tokens and cost of each stage and pool."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rambla_ray.config.task import TaskConfig
+from rambla_ray.run.placement import Level
 from rambla_ray.schema import Item
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
+
+CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
+_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64)])
 
 
 def known_fields(stage: Generate, item: Item) -> dict[str, str]:
@@ -19,41 +25,91 @@ def known_fields(stage: Generate, item: Item) -> dict[str, str]:
     return {name: item.fields.get(name, "") for name in stage.reads()}
 
 
-_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64)])
-
-
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """What a stage will send: for each prompt a digest to tell it from others, and about how long it is in tokens."""
+    """What a stage will send.
 
-    digests: NDArray[np.void]
+    Args:
+        prompts: for each prompt, its digest and about how many tokens it has.
+    """
+
+    prompts: NDArray[np.void]
 
     @classmethod
     def of(cls, stage: Generate, items: Sequence[Item]) -> StageLoad:
-        """As far as it is known before anything is answered, for each item that can be asked."""
-        prompt_of = (prompts.render(stage.template, known_fields(stage, item)) for item in items if not item.fault)
-        return cls(
-            np.fromiter(
-                ((_digest(prompt), len(prompt) // 4 + 1) for prompt in prompt_of),
-                dtype=_PROMPT,
-            )
-        )
+        """The load as far as it is known before anything is answered, for each item that can be asked."""
+        texts = (prompts.render(stage.template, known_fields(stage, item)) for item in items if not item.fault)
+        return cls(np.fromiter(((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts), dtype=_PROMPT))
 
     @property
     def calls(self) -> int:
-        return len(self.digests)
+        """How many prompts it sends."""
+        return len(self.prompts)
 
     @property
     def tokens(self) -> int:
-        return int(self.digests["tokens"].sum())
+        """About how many tokens they have together."""
+        return int(self.prompts["tokens"].sum())
 
 
 def _digest(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def distinct(digests: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
-    """The rows of some arrays, each digest once."""
-    rows = np.concatenate(digests) if digests else np.empty(0, dtype=_PROMPT)
+def distinct(loads: Sequence[StageLoad]) -> StageLoad:
+    """What some stages send together, each prompt once."""
+    rows = np.concatenate([load.prompts for load in loads]) if loads else np.empty(0, dtype=_PROMPT)
     _, first = np.unique(rows["digest"], return_index=True)
-    return rows[first]
+    return StageLoad(rows[first])
+
+
+def pool_load(
+    level: Level, tasks: Mapping[str, TaskConfig], stage_loads: Mapping[str, Sequence[StageLoad]]
+) -> dict[str, Any]:
+    """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost.
+
+    Args:
+        level: the pool.
+        tasks: the run's tasks by name.
+        stage_loads: by task, what each of its stages will send.
+    """
+    first: list[StageLoad] = []
+    later: list[StageLoad] = []
+    for name, task in tasks.items():
+        for number, (stage, load) in enumerate(zip(task.generates, stage_loads[name], strict=True)):
+            if stage.role in level.roles:
+                (later if number else first).append(load)
+    known = distinct(first)
+    later_calls = sum(load.calls for load in later)
+    tokens = known.tokens + sum(load.tokens for load in later)
+    estimate: dict[str, Any] = {
+        "unique_calls": known.calls,
+        "later_calls_at_most": later_calls,
+        "prompt_tokens": tokens,
+    }
+    if level.config.price:
+        answers = (known.calls + later_calls) * level.config.params.longest_answer
+        estimate["cost_usd_at_most"] = level.config.price.cost(tokens, answers)
+    return estimate
+
+
+def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """A plan as lines for a reader, from what `Plan.describe` returns."""
+    for name, task in described["tasks"].items():
+        variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
+        yield f"{name}: {task['samples']} samples{variants}"
+        for stage in task["stages"]:
+            yield (
+                f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
+                f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
+            )
+        yield "  | " + task["example_prompt"].replace("\n", "\n  | ")
+    for target, pools in described["streams"].items():
+        yield f"{target}: one stream of {described['samples_per_target']} samples"
+        for pool in pools:
+            cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
+            calls = (
+                f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
+            )
+            tokens = f"about {pool['prompt_tokens']} prompt tokens"
+            yield f"  {pool['model']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"

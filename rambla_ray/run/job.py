@@ -1,4 +1,4 @@
-"""The Ray job that this process was submitted as, as far as `ray job submit` tells it in the environment."""
+"""The Ray job that this process was submitted as, as far as `ray job submit` describes it in the environment."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from rambla_ray.config.secrets import is_secret
 from rambla_ray.errors import UserError
 
-CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata
-STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # what `ray job stop` gives a job before it kills it, in seconds
-RAYS_STOP_WAIT_S = 3
-ENOUGH_S = 60  # to wait for what is in flight, half of it, and to score and write what there is
-UPLOADED = "gcs://"  # where Ray keeps a working directory that was uploaded
+CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
+RAYS_STOP_WAIT_S = 3  # Ray waits so long where the variable is not set.
+ENOUGH_S = 60  # Half of it is for the calls in flight, the other half to score and write what was answered.
+UPLOADED = "gcs://"  # Ray keeps a working directory that was uploaded at an address that begins so.
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class SubmittedJob:
     @classmethod
     def current(cls) -> Self | None:
         """The job of this process; None outside of one."""
-        given = os.environ.get(CONFIG)
-        if given is None:
+        job_config = os.environ.get(CONFIG)
+        if job_config is None:
             return None
         wait = os.environ.get(STOP_WAIT, "")
-        return cls(json.loads(given).get("runtime_env") or {}, int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S)
+        return cls(
+            json.loads(job_config).get("runtime_env") or {}, int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S
+        )
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -55,7 +58,7 @@ class SubmittedJob:
                 )
 
     def warn(self) -> None:
-        """Tell the user, on stderr, when the job would have too little time to end in order."""
+        """Print a note on stderr when the job would have too little time to end in order."""
         if self.stop_wait_s < ENOUGH_S:
             print(
                 f"note: ray job stop kills this job after {self.stop_wait_s} s: a call that takes longer is lost, and "
@@ -67,21 +70,44 @@ class SubmittedJob:
         """What to type to submit the same again, with enough time to be stopped in order.
 
         Args:
-            words: what `python` was started with: the script and its words.
+            words: the job's command: what started this process, and its words.
             dashboard: host and port; empty when there is none.
         """
         variables = self._variables
         if self.stop_wait_s < ENOUGH_S:
             variables[STOP_WAIT] = str(ENOUGH_S)
-        kept = {key: value for key, value in self.runtime_env.items() if key not in ("working_dir", "env_vars")}
-        kept |= {"env_vars": variables} if variables else {}
+        env = {key: value for key, value in self.runtime_env.items() if key not in ("working_dir", "env_vars")}
+        env |= {"env_vars": variables} if variables else {}
         folder = self.runtime_env.get("working_dir")
         return shlex.join(
             [
                 *("ray", "job", "submit"),
                 *(["--address", f"http://{dashboard}"] if dashboard else ()),
                 *(["--working-dir", "." if folder.startswith(UPLOADED) else folder] if folder else ()),
-                *(["--runtime-env-json", json.dumps(kept)] if kept else ()),
-                *("--", "python", *words),
+                *(["--runtime-env-json", json.dumps(env)] if env else ()),
+                *("--", *words),
             ]
         )
+
+
+def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None:
+    """Refuse results in a relative place where it does not mean the folder that the command was typed in.
+
+    Args:
+        places: by config key, a path or a URI.
+        job: the job of this process; None for a process that joins a cluster which is already running.
+
+    Raises:
+        UserError: a place is relative; the message names the key and a place that would do.
+    """
+    for key, place in places.items():
+        if "://" in place or Path(place).expanduser().is_absolute():
+            continue
+        if job is None:
+            why, way_out = (
+                "a cluster that is already running has another working directory",
+                str(Path(place).absolute()),
+            )
+        else:
+            why, way_out = "a job's working directory is a copy that is thrown away", f"s3://BUCKET/{Path(place).name}"
+        raise UserError(f"{key}={place} is relative, and {why}; give a bucket or an absolute path: {key}={way_out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
@@ -15,24 +15,47 @@ from rambla_ray.errors import UserError
 from rambla_ray.schema import Role
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One pool of a stream, and the roles it plays: those that follow each other and have the same model config."""
-
-    name: str
-    config: ModelConfig
-    roles: tuple[Role, ...]
-
-    def settled(self, cluster: Cluster) -> Level:
-        """This level with its pool's resources settled. Raises UserError; see `settle_pool`."""
-        return replace(self, config=self.config.model_copy(update={"pool": settle_pool(self, cluster)}))
-
-
 class NodeResources(NamedTuple):
-    """What a node has."""
+    """CPUs and GPUs: what a node has, or what an actor takes of one."""
 
     cpus: float
     gpus: float
+
+    def less(self, actor: NodeResources) -> NodeResources:
+        """What is left beside an actor; below zero where it has no room."""
+        return NodeResources(round(self.cpus - actor.cpus, 6), round(self.gpus - actor.gpus, 6))
+
+    def holds(self, actor: NodeResources) -> bool:
+        """Whether an actor has room."""
+        return min(self.less(actor)) >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class PooledModel:
+    """A model config, by its name, whose pool of actors is to be placed on a cluster."""
+
+    name: str
+    config: ModelConfig
+
+    @property
+    def pool(self) -> Pool:
+        """The pool of actors that run the model."""
+        return self.config.pool
+
+    def settled(self, cluster: Cluster) -> Self:
+        """This model with its pool's resources settled. Raises UserError; see `settle_pool`."""
+        return self.with_pool(settle_pool(self, cluster))
+
+    def with_pool(self, pool: Pool) -> Self:
+        """This model with another pool."""
+        return replace(self, config=self.config.model_copy(update={"pool": pool}))
+
+
+@dataclass(frozen=True, slots=True)
+class Level(PooledModel):
+    """One pool of a stream, and the roles it plays: those that follow each other and have the same model config."""
+
+    roles: tuple[Role, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +63,8 @@ class Cluster:
     """What a cluster has, and whether more may come.
 
     Args:
-        nodes: those that are there.
-        free: of each, what nobody uses; all of it when not given.
+        nodes: the nodes that are up.
+        free: of each node, what nobody uses; all of it when not given.
         grows: an autoscaler may start nodes. What they would have is not known before it is asked for.
     """
 
@@ -51,44 +74,67 @@ class Cluster:
 
     @property
     def cpus(self) -> float:
-        """Of all nodes together."""
+        """The CPUs of all nodes together."""
         return sum(node.cpus for node in self.nodes)
 
     @property
+    def gpus(self) -> float:
+        """The GPUs of all nodes together."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
     def node_cpus(self) -> float:
-        """Of the node with the most."""
+        """The CPUs of the node with the most."""
         return max((node.cpus for node in self.nodes), default=0.0)
 
     @property
     def node_gpus(self) -> float:
-        """Of the node with the most."""
+        """The GPUs of the node with the most."""
         return max((node.gpus for node in self.nodes), default=0.0)
 
     def holds(self, pools: Sequence[Pool]) -> bool:
-        """Whether the nodes that are there hold all these pools, at their smallest, at the same time."""
-        return _places(self.nodes, [actor for pool in pools for actor in _actors(pool)])
+        """Whether the nodes that are up hold all these pools, at their smallest, at the same time."""
+        return _fit(_actors(pools), self.nodes)
 
     def holds_now(self, pools: Sequence[Pool]) -> bool:
-        """The same, with what others use left to them."""
-        free = self.nodes if self.free is None else self.free
-        return _places(free, [actor for pool in pools for actor in _actors(pool)])
+        """The same, beside what others use."""
+        return _fit(_actors(pools), self.nodes if self.free is None else self.free)
 
 
-def _actors(pool: Pool) -> list[NodeResources]:
-    """What each of a pool's actors takes, at its smallest."""
-    return [NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)] * pool.min_size
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The levels of a target's stream with their resources settled, and whether their pools run at the same time."""
+
+    levels: tuple[Level, ...]
+    together: bool
+
+    @classmethod
+    def of(cls, levels: Sequence[Level], cluster: Cluster) -> Self:
+        """The placement of a stream on a cluster. Raises UserError; see `settle_pool`."""
+        settled = tuple(level.settled(cluster) for level in levels)
+        return cls(settled, run_together(settled, cluster))
 
 
-def _places(nodes: Sequence[NodeResources], actors: Sequence[NodeResources]) -> bool:
+def actor_resources(pool: Pool) -> NodeResources:
+    """What one actor of a settled pool takes."""
+    return NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)
+
+
+def _actors(pools: Sequence[Pool]) -> list[NodeResources]:
+    """What each actor of some settled pools takes, the pools at their smallest."""
+    return [actor_resources(pool) for pool in pools for _ in range(pool.min_size)]
+
+
+def _fit(actors: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> bool:
     """Whether actors find room: the largest first, each on the node that is left with the least."""
-    room = list(nodes)
+    free = list(nodes)
     for actor in sorted(actors, key=lambda actor: (actor.gpus, actor.cpus), reverse=True):
-        left = [NodeResources(round(n.cpus - actor.cpus, 6), round(n.gpus - actor.gpus, 6)) for n in room]
-        fitting = [place for place, node in enumerate(left) if min(node) >= 0]
+        fitting = [place for place, node in enumerate(free) if node.holds(actor)]
         if not fitting:
-            return not any(actor)  # it takes nothing
+            return not any(actor)  # An actor that takes nothing needs no node, nor do those after it.
+        left = {place: free[place].less(actor) for place in fitting}
         best = min(fitting, key=lambda place: (left[place].gpus, left[place].cpus))
-        room[best] = left[best]
+        free[best] = left[best]
     return True
 
 
@@ -110,8 +156,8 @@ def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def settle_pool(level: Level, cluster: Cluster) -> Pool:
-    """The level's pool with its resources settled.
+def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
+    """The model's pool with its resources settled.
 
     An API model takes no CPU slot. A local model takes one GPU where the cluster has any, or may get some, else an
     equal share of the CPUs for each of its actors.
@@ -119,8 +165,8 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
     Raises:
         UserError: the cluster cannot hold the pool at its smallest; the numbers are in the message.
     """
-    pool = level.config.pool
-    if not level.config.params.is_local:
+    pool = model.pool
+    if not model.config.params.is_local:
         settled = pool.model_copy(update={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0})
     else:
         most = 1.0 if cluster.grows else cluster.node_gpus
@@ -136,7 +182,7 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
     ):
         if asked > largest:
             raise UserError(
-                f"model {level.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
+                f"model {model.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
                 f"set pool.num_{what.lower()}={largest:g} or add a node"
             )
     fits = next(
@@ -144,12 +190,12 @@ def settle_pool(level: Level, cluster: Cluster) -> Pool:
         for size in range(pool.min_size - 1, -1, -1)
         if cluster.holds([settled.model_copy(update={"min_size": size})])
     )
-    one = describe_resources(settled)
+    resources = describe_resources(settled)
     if not fits:
-        raise UserError(f"model {level.name}: one actor asks for {one}, and no node has both; add a node")
+        raise UserError(f"model {model.name}: one actor asks for {resources}, and no node has both; add a node")
     raise UserError(
-        f"model {level.name}: {pool.min_size} actors of {one} each do not fit the cluster, which has room for {fits}; "
-        f"set pool.min_size={fits} or add nodes"
+        f"model {model.name}: {pool.min_size} actors of {resources} each do not fit the cluster, which has room for "
+        f"{fits}; set pool.min_size={fits} or add nodes"
     )
 
 
@@ -159,17 +205,17 @@ def describe_resources(pool: Pool) -> str:
     return " and ".join(counted(count, what) for count, what in taken if count) or "no CPU"
 
 
-def waiting_reason(level: Level, cluster: Cluster) -> str:
-    """What a settled level that has no room now waits for; empty when it has room."""
-    pool = level.config.pool
+def waiting_reason(model: PooledModel, cluster: Cluster) -> str:
+    """What a settled model that has no room now waits for; empty when it has room."""
+    pool = model.pool
     if cluster.holds_now([pool]):
         return ""
     actors = f"{counted(pool.min_size, 'actor')} of {describe_resources(pool)}"
     source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
-    return f"model {level.name} waits until there is room for {actors}: {source}"
+    return f"model {model.name} waits until there is room for {actors}: {source}"
 
 
-def run_together(levels: Sequence[Level], cluster: Cluster) -> bool:
+def run_together(levels: Sequence[PooledModel], cluster: Cluster) -> bool:
     """Whether a stream's pools run at the same time, or one after another, each freed before the next.
 
     They do where the cluster, as it is, holds them all, unless one local model would be loaded twice. Whether nodes
@@ -178,13 +224,14 @@ def run_together(levels: Sequence[Level], cluster: Cluster) -> bool:
     local = [level.config for level in levels if level.config.params.is_local]
     if any(config in local[:place] for place, config in enumerate(local)):
         return False
-    taking = [level.config.pool for level in levels if level.config.pool.num_cpus or level.config.pool.num_gpus]
+    taking = [level.pool for level in levels if any(actor_resources(level.pool))]
     return len(taking) <= 1 or cluster.holds(taking)
 
 
 def calls_per_actor(pool: Pool, rows_per_block: int) -> int:
     """How many blocks one actor works on at once, so that `max_concurrency` rows are being asked.
 
-    Rows that wait for the ledger, or for the others of their block, ask nothing: hence three times as many, and two.
+    Rows that wait for the ledger, or for the others of their block, ask nothing: hence three times the concurrency in
+    rows, and two blocks more.
     """
     return math.ceil(3 * pool.max_concurrency / rows_per_block) + 2

@@ -14,11 +14,8 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.data.source import load_items
 from rambla_ray.errors import UserError
-from rambla_ray.run.estimate import StageLoad, distinct, known_fields
-from rambla_ray.run.placement import (
-    Level,
-    levels_of,
-)
+from rambla_ray.run.estimate import StageLoad, distinct, known_fields, pool_load
+from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import Item, Role, Sample
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Compare, Transform
@@ -118,11 +115,11 @@ class Plan:
         Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
-        asked: dict[str, list[StageLoad]] = {}
+        stage_loads: dict[str, list[StageLoad]] = {}
         tasks: dict[str, Any] = {}
         for name, task in self.config.tasks.items():
             items = [item for variant in task.variants for item in self._items[name, variant]]
-            asked[name] = [StageLoad.of(stage, items) for stage in task.generates]
+            stage_loads[name] = [StageLoad.of(stage, items) for stage in task.generates]
             tasks[name] = {
                 "samples": len(items),
                 "variants": [variant for variant in task.variants if variant],
@@ -134,11 +131,11 @@ class Plan:
                         "kind": stage.kind,
                         "role": stage.role,
                         "writes": stage.output,
-                        "calls": sent.calls,
-                        "distinct_prompts": len(distinct([sent.digests])),
-                        "prompt_tokens": sent.tokens,
+                        "calls": load.calls,
+                        "distinct_prompts": distinct([load]).calls,
+                        "prompt_tokens": load.tokens,
                     }
-                    for stage, sent in zip(task.generates, asked[name], strict=True)
+                    for stage, load in zip(task.generates, stage_loads[name], strict=True)
                 ],
                 "example_prompt": prompts.render(
                     task.generates[0].template, known_fields(task.generates[0], items[0])
@@ -154,34 +151,13 @@ class Plan:
                         "model": level.name,
                         "kind": level.config.name,
                         "roles": list(level.roles),
-                        **self._load(level, asked),
+                        **pool_load(level, self.config.tasks, stage_loads),
                     }
                     for level in self.levels(target)
                 ]
                 for target in self.config.targets
             },
         }
-
-    def _load(self, level: Level, asked: Mapping[str, list[StageLoad]]) -> dict[str, Any]:
-        """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost."""
-        first: list[StageLoad] = []
-        later = tokens = 0
-        for name, task in self.config.tasks.items():
-            for number, (stage, sent) in enumerate(zip(task.generates, asked[name], strict=True)):
-                if stage.role not in level.roles:
-                    continue
-                if number == 0:
-                    first.append(sent)
-                else:
-                    later += sent.calls
-                    tokens += sent.tokens
-        known = distinct([sent.digests for sent in first])
-        tokens += int(known["tokens"].sum())
-        load: dict[str, Any] = {"unique_calls": len(known), "later_calls_at_most": later, "prompt_tokens": tokens}
-        if level.config.price:
-            longest = level.config.params.longest_answer
-            load["cost_usd_at_most"] = level.config.price.cost(tokens, (len(known) + later) * longest)
-        return load
 
     def preflight(self, *, same_machine: bool) -> None:
         """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""

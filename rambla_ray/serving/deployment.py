@@ -22,7 +22,7 @@ from rambla_ray.actors.model import Model, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.run.cluster import cluster, settle_logging
+from rambla_ray.run.cluster import cluster, configure_logging
 from rambla_ray.run.placement import Cluster, Level, describe_resources, waiting_reason
 from rambla_ray.schema import Request, Response, Role
 
@@ -160,7 +160,7 @@ def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Ite
     names = {level.name: f"{level.name}-{port}" for level in levels}
     others = bool(serve.status().applications)
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
-    settle_logging(verbose=config.options.verbose)
+    configure_logging(verbose=config.options.verbose)
     try:
         handles = _run(
             [serve.RunTarget(_application(level), names[level.name], route_prefix=None) for level in levels]

@@ -1,0 +1,106 @@
+"""The command lines of a run and of its report, as functions over their words.
+
+Importing this module imports nothing of weight, so that help comes at once, also where packages are missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+DONE, REFUSED, CELL_FAILED, GATE_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
+
+BENCH_HELP = """\
+Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ...]
+
+  model=a,b            model configs to test, from conf/model
+  task=x,y|all         tasks, from conf/task
+  data=demo|full       the shipped synthetic demo sets (default), or the datasets' own path
+  limit=N              the first N items of each dataset
+  seed=N               for shuffles and draws that set no seed of their own
+  roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
+  runs_dir=PATH        where runs are kept (default: runs)
+  ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
+  address=auto|local|HOST:PORT   (default: the cluster that RAY_ADDRESS names, else a local one)
+  conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
+  dry_run=true         print the plan and ask nothing
+  doctor=true          check every node and endpoint for what the run needs, and ask nothing
+  verbose=true         let Ray's own log lines through
+  fail_if.coverage_below=0.95
+  budget.usd=N         what the run may spend in all; also budget.tokens
+  chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
+                       shares of the calls; kill_actor_every: calls after which an actor kills itself)
+  model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.path=FILE   override a key of the configs
+
+Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3 a gate failed,
+4 stopped but resumable, 130 interrupted.
+"""
+
+REPORT_HELP = """\
+Show a run again, from its directory alone: {program} RUN_DIRECTORY [--recompute] [--audit]
+
+--recompute   score samples/ anew and say whether metrics.json holds the same
+--audit       check that every sample is there once, every answer is what its text says, and the calls add up
+"""
+
+
+def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")) -> int:
+    """Run the command line of a benchmark; returns the exit status, which `BENCH_HELP` explains.
+
+    Args:
+        words: what stands behind the program's name: `key=value`, or a request for help.
+        program: the words that start this command, for the help and for the commands that the user is shown.
+    """
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(BENCH_HELP.format(program=" ".join(program)))
+        return DONE
+    try:
+        from rambla_ray.errors import UserError
+    except ModuleNotFoundError as error:
+        where = "activate the environment that has it (for a job: where ray starts)"
+        print(f"error: {sys.executable} has no module {error.name}; {where}", file=sys.stderr)
+        return REFUSED
+    try:
+        from rambla_ray.run import invocation
+
+        return invocation.invoke(words, program)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
+    """Run the command line of a report; returns the exit status: 0 done, 1 not a run, 2 the numbers differ.
+
+    Args:
+        words: what stands behind the program's name: a run directory and flags.
+        program: the words that start this command, for the help.
+    """
+    flags, places = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
+    if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
+        print(REPORT_HELP.format(program=" ".join(program)))
+        return DONE if {"-h", "--help"} & set(flags) else REFUSED
+    from rambla_ray.errors import UserError
+    from rambla_ray.results import report
+    from rambla_ray.results.audit import audit
+    from rambla_ray.results.directory import RunDirectory, to_json
+    from rambla_ray.storage import Folder
+
+    try:
+        directory = RunDirectory(Folder(places[0]))
+        report.print_run(directory, report.console_on(sys.stdout), details=True)
+        holds = True
+        if "--recompute" in flags:
+            same = to_json(directory.score()) == directory.folder.read("metrics.json")
+            print(f"metrics.json {'equals' if same else 'DIFFERS FROM'} what samples/ give")
+            holds = holds and same
+        if "--audit" in flags:
+            checks = audit(directory)
+            print(*checks, sep="\n")
+            holds = holds and all(check.holds for check in checks)
+        return DONE if holds else DIFFERS
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED

@@ -1,0 +1,182 @@
+"""One invocation of `bench`: from the words of its command line to its exit status.
+
+What needs Ray is imported where it is used: a wrong word, or a dry run, does not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import shlex
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rambla_ray.config.load import load
+from rambla_ray.config.run import RunConfig, cluster_address
+from rambla_ray.display import one_line
+from rambla_ray.errors import RunStopped
+from rambla_ray.results.directory import RunDirectory
+from rambla_ray.run.command import CELL_FAILED, DONE, GATE_FAILED, INTERRUPTED, REFUSED, STOPPED
+from rambla_ray.run.estimate import plan_lines
+from rambla_ray.run.job import SubmittedJob, refuse_relative
+from rambla_ray.run.plan import Plan
+from rambla_ray.storage import Folder
+
+if TYPE_CHECKING:
+    from rambla_ray.run.pipeline import Run
+
+LONGEST_REASON = 500  # The reason why a run stopped is cut to so many characters.
+LONGEST_LINE = 1000  # The line of a check is cut to so many characters.
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What started this process.
+
+    Args:
+        words: of the command line, behind the program's.
+        program: the words that start the benchmark.
+        job: the Ray job that it was submitted as; None outside of one.
+    """
+
+    words: Sequence[str]
+    program: Sequence[str]
+    job: SubmittedJob | None
+
+    @property
+    def again(self) -> str:
+        """What to type to continue the run on this machine."""
+        return shlex.join([*self.program, *self.words])
+
+    def submit_again(self, job: SubmittedJob, dashboard: str) -> str:
+        """What to type to continue the run as a job, whose script need not lie where a checkout has it."""
+        is_script = self.program[-1].endswith(".py")
+        program = [*self.program[:-1], sys.argv[0]] if is_script else self.program
+        return job.command([*program, *self.words], dashboard)
+
+    def report(self, run: str) -> str:
+        """What to type to see more of a run, in the directory of that name."""
+        program = [*self.program[:-1], self.program[-1].replace("bench", "report")]
+        return shlex.join([*program, run])
+
+
+def invoke(words: Sequence[str], program: Sequence[str]) -> int:
+    """Run the benchmark that the words ask for, or say what it would be; returns the exit status.
+
+    Args:
+        words: of the command line, behind the program's.
+        program: the words that start the benchmark.
+
+    Raises:
+        UserError: nothing has been asked.
+    """
+    command = CommandLine(words, program, SubmittedJob.current())
+    config = load(words)
+    own_cluster = command.job is None and cluster_address(config.options.address) == "local"
+    if not own_cluster and not config.options.dry_run:
+        refuse_relative({"runs_dir": config.options.runs_dir, "ledger": config.ledger}, command.job)
+    if config.options.doctor:
+        return _diagnose(config)
+    plan = Plan(config)
+    if config.options.dry_run:
+        print(*plan_lines(plan.describe()), sep="\n")
+        return DONE
+    if command.job is not None:
+        command.job.refuse_secrets(config.key_variables)
+        command.job.warn()
+    plan.preflight(same_machine=own_cluster)
+    directory = RunDirectory.create(config)
+    Folder(config.ledger).make_writable("ledger")
+    return _run(plan, directory, command, own_cluster=own_cluster)
+
+
+def _diagnose(config: RunConfig) -> int:
+    """Check every node and endpoint, and print a line for each check."""
+    from rambla_ray.run.cluster import connect
+
+    connect(config.options.address, verbose=config.options.verbose)
+    from rambla_ray.run import doctor
+
+    all_hold = True
+    for check in doctor.diagnose(config):
+        all_hold &= check.holds
+        print(one_line(str(check), LONGEST_LINE), flush=True)
+    return DONE if all_hold else REFUSED
+
+
+def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_cluster: bool) -> int:
+    """Run a plan on the cluster that its config names, and print what came of it."""
+    from rambla_ray.run.cluster import configure_logging, connect, dashboard
+
+    threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
+    verbose, again = plan.config.options.verbose, command.again
+    run: Run | None = None
+    scores: dict[str, Any] | None = None
+    try:
+        connect(plan.config.options.address, verbose=verbose)
+        if command.job is not None:
+            again = command.submit_again(command.job, dashboard())
+        from rambla_ray.run import pipeline
+
+        configure_logging(verbose=verbose)
+        if not own_cluster and not _nodes_are_ready(plan.config):
+            return REFUSED
+        drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
+        run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
+        scores = run()
+    except RunStopped as stopped:
+        reason = one_line(str(stopped), LONGEST_REASON)
+        if run is None or not run.calls:
+            print(f"error: {reason}", file=sys.stderr)
+            return REFUSED
+        status, ending = STOPPED, f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+    except KeyboardInterrupt:
+        status, ending = INTERRUPTED, "interrupted; what was answered is kept."
+    if run is not None:
+        _print_results(directory)
+    if scores is None:
+        print(f"{ending} Continue with: {again}", file=sys.stderr)
+        return status
+    print(f"more: {command.report(directory.folder.location)}")
+    return _status(plan.config, scores)
+
+
+def _import_while_the_cluster_starts() -> None:
+    """Import what takes seconds and is needed later; whoever imports one of them meanwhile waits for it."""
+    with contextlib.suppress(Exception):  # Either the process ends, or whoever needs the module gets the same error.
+        importlib.import_module("rambla_ray.run.pipeline")
+        importlib.import_module("rambla_ray.results.score")
+
+
+def _nodes_are_ready(config: RunConfig) -> bool:
+    """The short form of the doctor, on a cluster that others have started; prints what is wrong."""
+    from rambla_ray.run import doctor
+
+    faults = doctor.faulty_nodes(config)
+    for fault in faults:
+        print(one_line(f"error: {fault.line}", LONGEST_LINE), file=sys.stderr)
+    return not faults
+
+
+def _print_results(directory: RunDirectory) -> None:
+    from rambla_ray.results import report
+
+    report.write_summary(directory)
+    report.print_run(directory, report.console_on(sys.stdout))
+
+
+def _status(config: RunConfig, scores: Mapping[str, Any]) -> int:
+    """The exit status of a finished run; prints the reason where it is not 0."""
+    failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
+    if failed:
+        where = " ".join(filter(None, (failed[0][key] for key in ("model", "task", "variant"))))
+        print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
+        return CELL_FAILED
+    gate = config.options.fail_if.coverage_below
+    if gate is not None and any(cell["coverage"] < gate for cell in scores["cells"]):
+        print(f"gate failed: a cell's coverage is below {gate:g}", file=sys.stderr)
+        return GATE_FAILED
+    return DONE

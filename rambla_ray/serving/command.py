@@ -1,0 +1,114 @@
+"""The command line of serving, as a function over its words.
+
+Importing this module imports nothing of weight, so that help comes at once, also where packages are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from rambla_ray.config.run import ServeConfig
+
+KEY_VARIABLE = "SERVE_API_KEY"
+LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
+ENDED, REFUSED, INTERRUPTED = 0, 1, 130
+
+SERVE_HELP = """\
+Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]] [key=value ...]
+
+  model=a,b            model configs, from conf/model; the field `model` of a request picks (default: smollm2)
+  host=HOST            where to listen (default: 127.0.0.1, for this machine alone)
+  port=N               (default: 8000; 0 for any that is free)
+  address=auto|local|HOST:PORT   the Ray cluster (default: the one that RAY_ADDRESS names, else a local one)
+  conf_dir=PATH        a folder with your own model/, searched before conf/
+  verbose=true         let Ray's own log lines through
+  model.params.KEY=V  pool.KEY=V  rate.KEY=V   override a key of the configs
+
+SERVE_API_KEY in the environment is the key that clients must send, as `Authorization: Bearer KEY`. Without one only
+this machine can be let in.
+
+Ctrl-C, or SIGTERM, ends it once what is being answered is answered. Exit status: 0 ended so, 1 could not start,
+130 interrupted before it was ready.
+"""
+
+
+def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")) -> int:
+    """Run the command line of serving; returns the exit status, which `SERVE_HELP` explains.
+
+    Args:
+        words: what stands behind the program's name: `key=value`, or a request for help.
+        program: the words that start this command, for the help.
+    """
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(SERVE_HELP.format(program=" ".join(program)))
+        return ENDED
+    try:
+        from rambla_ray.display import one_line
+        from rambla_ray.errors import UserError
+    except ModuleNotFoundError as error:
+        print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
+        return REFUSED
+    try:
+        return _serve(words)
+    except UserError as error:
+        print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted before it was ready", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _serve(words: Sequence[str]) -> int:
+    from rambla_ray.config.load import load_served
+    from rambla_ray.config.run import cluster_address
+    from rambla_ray.errors import UserError
+    from rambla_ray.run.job import SubmittedJob
+
+    config = load_served(words)
+    if job := SubmittedJob.current():
+        job.refuse_secrets({KEY_VARIABLE})
+    key = os.environ.pop(KEY_VARIABLE, None)  # The processes that are started from here on need not know it.
+    if key is not None and not key.strip():
+        raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
+    try:
+        from rambla_ray.serving import gateway
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'rambla_ray[serve]' -c constraints.txt") from None
+    options = config.options
+    if key is None and not gateway.is_loopback(options.host):
+        raise UserError(
+            f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
+        )
+    own_cluster = job is None and cluster_address(options.address) == "local"
+    with gateway.bind(options.host, options.port) as bound:  # A port that is taken ends it before a model is loaded.
+        return _run(config, bound, key and key.strip(), own_cluster=own_cluster)
+
+
+def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bool) -> int:
+    """Deploy the models on the cluster and answer at the bound address until a signal ends it."""
+    import uvloop
+
+    from rambla_ray.run.cluster import connect
+    from rambla_ray.serving import deployment, gateway
+
+    host, port = bound.getsockname()[:2]
+    deployment.preflight(config, same_machine=own_cluster)
+    connect(config.options.address, verbose=config.options.verbose)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
+        server = gateway.server(gateway.Gateway(served, key).app, bound)
+        shown = f"[{host}]" if ":" in host else host
+        guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
+        print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvloop.run(server.serve([bound]))
+    print("ended")
+    return ENDED
