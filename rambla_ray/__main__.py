@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from rambla_ray import __version__
 from rambla_ray.errors import choose_from
@@ -27,11 +26,12 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], int]] = {
 DONE, REFUSED = 0, 1
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-ray",)) -> int:
     """Run the command line; returns the exit status.
 
     Args:
         words: the command and its words; those of this process when None.
+        program: the words that start this program, for the help and for the commands that the user is shown.
     """
     command, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if command in ("-h", "--help", "help"):
@@ -43,13 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: no command {command!r}; {choose_from(command, COMMANDS)}", file=sys.stderr)
         return REFUSED
-    return COMMANDS[command](rest, (*_program(), command))
-
-
-def _program() -> tuple[str, ...]:
-    """The words that started this process, for the help and for the commands that the user is shown."""
-    return ("python", "-m", "rambla_ray") if Path(sys.argv[0]).name == "__main__.py" else ("rambla-ray",)
+    return COMMANDS[command](rest, (*program, command))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(program=("python", "-m", "rambla_ray")))
