@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from rambla_ray import __version__
+import rambla_ray
 from rambla_ray.errors import choose_from
 from rambla_ray.run.command import bench, report
 from rambla_ray.serving.command import serve
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-r
         print(__doc__)
         return DONE
     if command == "--version":
-        print(f"rambla_ray {__version__}")
+        print(f"rambla_ray {rambla_ray.__version__}")
         return DONE
     if command not in COMMANDS:
         print(f"error: no command {command!r}; {choose_from(command, COMMANDS)}", file=sys.stderr)
