@@ -108,6 +108,19 @@ def test_no_module_imports_what_another_keeps_to_itself():
     assert private == []
 
 
+def test_what_is_imported_by_its_name_exists():
+    named = {
+        text
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module"
+        for argument in node.args
+        if isinstance(text := getattr(argument, "value", None), str) and text.startswith("rambla_ray.")
+    }
+    assert named
+    assert named - modules().keys() == set()
+
+
 @pytest.mark.parametrize("library", sorted(ROOMS))
 def test_a_heavy_library_is_imported_only_in_its_room(library):
     users = [
@@ -130,6 +143,15 @@ def loaded_by(code: str) -> set[str]:
 def test_help_imports_neither_ray_nor_torch(job):
     loaded = loaded_by(f"import sys; sys.path.insert(0, 'jobs'); import {job}; {job}.main(['--help'])")
     assert not loaded & {"ray", "torch", "openai", "transformers", "pydantic"}
+
+
+@pytest.mark.parametrize(("room", "name"), [("run", "bench"), ("run", "report"), ("serving", "serve")])
+def test_help_without_a_checkout_is_as_light_and_names_the_installed_command(room, name):
+    code = f"from rambla_ray.{room}.command import {name}; {name}(['--help'])"
+    assert not loaded_by(code) & {"ray", "torch", "openai", "transformers", "pydantic"}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert f"rambla-ray {name} " in printed.stdout.splitlines()[0]
+    assert "jobs/" not in printed.stdout
 
 
 def test_listing_and_configuring_models_imports_neither_torch_nor_openai():

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import types
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.shared import ErrorObject
+from pydantic import BaseModel
 
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import GenerationOptions, Message, Request, Response
@@ -189,6 +193,54 @@ def test_the_pieces_of_a_stream_add_up(usage):
     assert [chunk["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
     told = [event["usage"] for event in sent if event.get("usage")]
     assert told == ([{"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}] if usage else [])
+
+
+def unknown_keys(value: Any) -> list[str]:
+    """The keys that a reply has beside those that its type declares, in it and in its parts."""
+    if isinstance(value, list):
+        return [key for part in value for key in unknown_keys(part)]
+    if not isinstance(value, BaseModel):
+        return []
+    parts = [getattr(value, name) for name in type(value).model_fields]
+    return [*(value.model_extra or {}), *unknown_keys(parts)]
+
+
+COMPLETION = protocol.parse(CompletionCall, b'{"model": "m", "prompt": ["a", "b"]}')
+EMBEDDINGS = protocol.parse(EmbeddingsCall, b'{"model": "m", "input": ["a", "b"]}')
+ANSWERS = [Response("x", prompt_tokens=1, completion_tokens=1), Response("y", "length", prompt_tokens=2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply"),
+    [
+        (ChatCompletion, replies.ReplyFrame(chat()).whole(ANSWERS[:1])),
+        (types.Completion, replies.ReplyFrame(COMPLETION).whole(ANSWERS)),
+        (types.CreateEmbeddingResponse, replies.embeddings(EMBEDDINGS, [Response("[0.5]"), Response("[1.0, 2.0]")])),
+        (types.Model, replies.model("m", 1)),
+        (types.Model, replies.models({"m": 1, "n": 2})["data"][1]),
+        (ErrorObject, ApiError(400, "why").body["error"]),
+        (ErrorObject, protocol.api_error(CallError(ErrorKind.TOO_LONG, "why")).body["error"]),
+    ],
+)
+def test_a_whole_reply_is_what_the_official_client_takes_for_one(kind, reply):
+    assert unknown_keys(kind.model_validate(reply, strict=True)) == []
+
+
+@pytest.mark.parametrize("usage", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "of", "own"),
+    [(ChatCall, ChatCompletionChunk, {"messages": HELLO}), (CompletionCall, types.Completion, {"prompt": "a"})],
+)
+def test_every_piece_of_a_stream_is_what_the_official_client_takes_for_one(kind, of, own, usage):
+    body = {"model": "m", "stream": True, "stream_options": {"include_usage": usage}, **own}
+    reply = replies.ReplyFrame(protocol.parse(kind, json.dumps(body).encode()))
+    sent = events(reply.first() + reply.piece("x") + reply.last(ANSWERS[0]))
+    assert len(sent) == 2 + usage + (kind is ChatCall)
+    for event in sent:
+        for choice in event["choices"]:
+            if of is types.Completion and choice["finish_reason"] is None:
+                choice["finish_reason"] = "stop"  # The API sends null here, for which its type has no place.
+        assert unknown_keys(of.model_validate_json(json.dumps(event), strict=True)) == []
 
 
 def test_several_completions_are_numbered_and_counted_together():

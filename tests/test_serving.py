@@ -278,8 +278,8 @@ def settled(there: Cluster, *words: str) -> list[tuple[float | None, float | Non
     """CPUs and GPUs of each model's replicas."""
     from rambla_ray.serving import deployment as serving
 
-    levels = serving.settle(load_served(words).models, there)
-    return [(level.config.pool.num_cpus, level.config.pool.num_gpus) for level in levels]
+    models = serving.settle_together(load_served(words).models, there)
+    return [(model.pool.num_cpus, model.pool.num_gpus) for model in models]
 
 
 def test_models_that_do_not_fit_together_share_the_cpus():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-DONE, REFUSED, CELL_FAILED, GATE_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+from rambla_ray.run.status import ExitStatus
+
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
 
 BENCH_HELP = """\
@@ -55,20 +56,20 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     """
     if any(word in ("-h", "--help", "help") for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
-        return DONE
+        return ExitStatus.DONE
     try:
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
         where = "activate the environment that has it (for a job: where ray starts)"
         print(f"error: {sys.executable} has no module {error.name}; {where}", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED
     try:
         from rambla_ray.run import invocation
 
         return invocation.invoke(words, program)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED
 
 
 def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
@@ -81,7 +82,7 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     flags, places = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(REPORT_HELP.format(program=" ".join(program)))
-        return DONE if {"-h", "--help"} & set(flags) else REFUSED
+        return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
     from rambla_ray.errors import UserError
     from rambla_ray.results import report
     from rambla_ray.results.audit import audit
@@ -100,7 +101,7 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
             checks = audit(directory)
             print(*checks, sep="\n")
             holds = holds and all(check.holds for check in checks)
-        return DONE if holds else DIFFERS
+        return ExitStatus.DONE if holds else DIFFERS
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED

@@ -20,26 +20,24 @@ CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
 _PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64)])
 
 
-def known_fields(stage: Generate, item: Item) -> dict[str, str]:
-    """The fields a stage reads, as far as they are known before anything is answered."""
-    return {name: item.fields.get(name, "") for name in stage.reads()}
-
-
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """What a stage will send.
+    """What a stage will send, as far as it is known before anything is answered.
 
     Args:
-        prompts: for each prompt, its digest and about how many tokens it has.
+        prompts: for each item that can be asked, the digest of its prompt and about how many tokens that has.
+        example: the prompt of the first item.
     """
 
     prompts: NDArray[np.void]
+    example: str
 
     @classmethod
     def of(cls, stage: Generate, items: Sequence[Item]) -> StageLoad:
-        """The load as far as it is known before anything is answered, for each item that can be asked."""
-        texts = (prompts.render(stage.template, known_fields(stage, item)) for item in items if not item.fault)
-        return cls(np.fromiter(((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts), dtype=_PROMPT))
+        """The load of a stage that gets these items, at least one."""
+        texts = (_prompt(stage, item) for item in items if not item.fault)
+        sizes = ((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
+        return cls(np.fromiter(sizes, dtype=_PROMPT), example=_prompt(stage, items[0]))
 
     @property
     def calls(self) -> int:
@@ -52,15 +50,20 @@ class StageLoad:
         return int(self.prompts["tokens"].sum())
 
 
+def _prompt(stage: Generate, item: Item) -> str:
+    """The prompt of an item; what an earlier stage is still to write is missing in it."""
+    return prompts.render(stage.template, {name: item.fields.get(name, "") for name in stage.reads()})
+
+
 def _digest(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def distinct(loads: Sequence[StageLoad]) -> StageLoad:
-    """What some stages send together, each prompt once."""
+def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
+    """The prompts of some stages together, each once."""
     rows = np.concatenate([load.prompts for load in loads]) if loads else np.empty(0, dtype=_PROMPT)
     _, first = np.unique(rows["digest"], return_index=True)
-    return StageLoad(rows[first])
+    return rows[first]
 
 
 def pool_load(
@@ -81,14 +84,14 @@ def pool_load(
                 (later if number else first).append(load)
     known = distinct(first)
     later_calls = sum(load.calls for load in later)
-    tokens = known.tokens + sum(load.tokens for load in later)
+    tokens = int(known["tokens"].sum()) + sum(load.tokens for load in later)
     estimate: dict[str, Any] = {
-        "unique_calls": known.calls,
+        "unique_calls": len(known),
         "later_calls_at_most": later_calls,
         "prompt_tokens": tokens,
     }
     if level.config.price:
-        answers = (known.calls + later_calls) * level.config.params.longest_answer
+        answers = (len(known) + later_calls) * level.config.params.longest_answer
         estimate["cost_usd_at_most"] = level.config.price.cost(tokens, answers)
     return estimate
 

@@ -19,10 +19,10 @@ from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.display import one_line
 from rambla_ray.errors import RunStopped
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.run.command import CELL_FAILED, DONE, GATE_FAILED, INTERRUPTED, REFUSED, STOPPED
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
 from rambla_ray.run.plan import Plan
+from rambla_ray.run.status import ExitStatus
 from rambla_ray.storage import Folder
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     plan = Plan(config)
     if config.options.dry_run:
         print(*plan_lines(plan.describe()), sep="\n")
-        return DONE
+        return ExitStatus.DONE
     if command.job is not None:
         command.job.refuse_secrets(config.key_variables)
         command.job.warn()
@@ -104,7 +104,7 @@ def _diagnose(config: RunConfig) -> int:
     for check in doctor.diagnose(config):
         all_hold &= check.holds
         print(one_line(str(check), LONGEST_LINE), flush=True)
-    return DONE if all_hold else REFUSED
+    return ExitStatus.DONE if all_hold else ExitStatus.REFUSED
 
 
 def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_cluster: bool) -> int:
@@ -123,7 +123,7 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
 
         configure_logging(verbose=verbose)
         if not own_cluster and not _nodes_are_ready(plan.config):
-            return REFUSED
+            return ExitStatus.REFUSED
         drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
         run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
         scores = run()
@@ -131,12 +131,17 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
         reason = one_line(str(stopped), LONGEST_REASON)
         if run is None or not run.calls:
             print(f"error: {reason}", file=sys.stderr)
-            return REFUSED
-        status, ending = STOPPED, f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+            return ExitStatus.REFUSED
+        status = ExitStatus.STOPPED
+        ending = f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
     except KeyboardInterrupt:
-        status, ending = INTERRUPTED, "interrupted; what was answered is kept."
+        status = ExitStatus.INTERRUPTED
+        ending = "interrupted; what was answered is kept."
     if run is not None:
-        _print_results(directory)
+        from rambla_ray.results import report
+
+        report.write_summary(directory)
+        report.print_run(directory, report.console_on(sys.stdout))
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
@@ -161,22 +166,15 @@ def _nodes_are_ready(config: RunConfig) -> bool:
     return not faults
 
 
-def _print_results(directory: RunDirectory) -> None:
-    from rambla_ray.results import report
-
-    report.write_summary(directory)
-    report.print_run(directory, report.console_on(sys.stdout))
-
-
 def _status(config: RunConfig, scores: Mapping[str, Any]) -> int:
     """The exit status of a finished run; prints the reason where it is not 0."""
     failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
     if failed:
         where = " ".join(filter(None, (failed[0][key] for key in ("model", "task", "variant"))))
         print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
-        return CELL_FAILED
+        return ExitStatus.CELL_FAILED
     gate = config.options.fail_if.coverage_below
     if gate is not None and any(cell["coverage"] < gate for cell in scores["cells"]):
         print(f"gate failed: a cell's coverage is below {gate:g}", file=sys.stderr)
-        return GATE_FAILED
-    return DONE
+        return ExitStatus.GATE_FAILED
+    return ExitStatus.DONE

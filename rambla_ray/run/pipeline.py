@@ -83,12 +83,13 @@ class Run:
         for target, placement in placements.items():
             for note in _notes(target, placement, there):
                 print(f"note: {note}", file=sys.stderr)
-        streams = {
+        described = plan.describe()
+        described["placement"] = {
             target: {"together": placement.together, "pools": [level.pool.model_dump() for level in placement.levels]}
             for target, placement in placements.items()
         }
-        directory.begin(plan.config, {**plan.describe(), "placement": streams}, words)
         items = {key: table_ref for keys, table in plan.tables() for table_ref in [ray.put(table)] for key in keys}
+        directory.begin(plan.config, described, words)
         return cls(plan, directory, there, placements, ledger, before, items, started, drain_s)
 
     def __call__(self) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.data.source import load_items
 from rambla_ray.errors import UserError
-from rambla_ray.run.estimate import StageLoad, distinct, known_fields, pool_load
+from rambla_ray.run.estimate import StageLoad, distinct, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import Item, Role, Sample
-from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Compare, Transform
 
 ROWS_PER_BLOCK = 16
@@ -132,14 +131,12 @@ class Plan:
                         "role": stage.role,
                         "writes": stage.output,
                         "calls": load.calls,
-                        "distinct_prompts": distinct([load]).calls,
+                        "distinct_prompts": len(distinct([load])),
                         "prompt_tokens": load.tokens,
                     }
                     for stage, load in zip(task.generates, stage_loads[name], strict=True)
                 ],
-                "example_prompt": prompts.render(
-                    task.generates[0].template, known_fields(task.generates[0], items[0])
-                ),
+                "example_prompt": stage_loads[name][0].example,
             }
         return {
             "synthetic": self.config.synthetic,

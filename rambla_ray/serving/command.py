@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rambla_ray.run.status import ExitStatus
+
 if TYPE_CHECKING:
     from socket import socket
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SERVE_API_KEY"
 LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
-ENDED, REFUSED, INTERRUPTED = 0, 1, 130
 
 SERVE_HELP = """\
 Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]] [key=value ...]
@@ -49,21 +50,21 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
     """
     if any(word in ("-h", "--help", "help") for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
-        return ENDED
+        return ExitStatus.DONE
     try:
         from rambla_ray.display import one_line
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
         print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED
     try:
         return _serve(words)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED
     except KeyboardInterrupt:
         print("interrupted before it was ready", file=sys.stderr)
-        return INTERRUPTED
+        return ExitStatus.INTERRUPTED
 
 
 def _serve(words: Sequence[str]) -> int:
@@ -111,4 +112,4 @@ def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bo
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(server.serve([bound]))
     print("ended")
-    return ENDED
+    return ExitStatus.DONE

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -23,18 +22,18 @@ from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import cluster, configure_logging
-from rambla_ray.run.placement import Cluster, Level, describe_resources, waiting_reason
-from rambla_ray.schema import Request, Response, Role
+from rambla_ray.run.placement import Cluster, PooledModel, describe_resources, waiting_reason
+from rambla_ray.schema import Request, Response
 
-MOST_WAITING = 1024  # requests that wait for a replica of one model; more are turned away
-LOAD = 0.5  # of a replica's max_concurrency, in flight on average, is what replicas are added for
-RAISED = f"{CallError.__module__}.{CallError.__qualname__}: "  # how a line of a traceback begins
-LAST_WORDS_S = 5.0  # a replica that is being stopped has so long for what it still does
+MOST_WAITING = 1024  # So many requests may wait for a replica of one model; more are turned away.
+LOAD = 0.5  # Replicas are added when more than this share of their max_concurrency is in flight on average.
+RAISED = f"{CallError.__module__}.{CallError.__qualname__}: "  # The line of a traceback with a CallError begins so.
+LAST_WORDS_S = 5.0  # A replica that is being stopped has so long for what it is still doing.
 
 
 class Replica:
-    """One model, in an actor of Ray Serve. A call that has no answer gives its error back, and does not raise it,
-    since Ray would log it at length.
+    """One model, in an actor of Ray Serve. A call that has no answer returns its error: one that is raised would be
+    logged by Ray at length.
 
     Args:
         name: of the model config.
@@ -47,7 +46,7 @@ class Replica:
         self._model.open()
 
     async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:
-        """Answer some requests together; the first error is that of all."""
+        """Answer some requests together; the first error is the answer to all of them."""
         calls = [asyncio.ensure_future(self._model.generate(request)) for request in requests]
         try:
             return await asyncio.gather(*calls)
@@ -59,12 +58,12 @@ class Replica:
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Response | CallError, None]:
         """The answer's text as it is made, then the response, or the error."""
-        made: asyncio.Queue[str | None] = asyncio.Queue()
-        call = asyncio.ensure_future(self._model.generate(request, made.put_nowait))
-        call.add_done_callback(lambda _: made.put_nowait(None))
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        call = asyncio.ensure_future(self._model.generate(request, pieces.put_nowait))
+        call.add_done_callback(lambda _: pieces.put_nowait(None))
         sent = False
         try:
-            while (piece := await made.get()) is not None:
+            while (piece := await pieces.get()) is not None:
                 sent = True
                 yield piece
             response = await call
@@ -115,9 +114,9 @@ class ServedModel:
 
 
 @contextlib.contextmanager
-def _calling(method: Any, given: object) -> Iterator[Any]:
-    """A call of a replica, which is cancelled when it is not waited for to its end."""
-    call = method.remote(given)
+def _calling(method: Any, argument: object) -> Iterator[Any]:
+    """A call of a replica, which is cancelled when nobody waits for its end."""
+    call = method.remote(argument)
     try:
         yield call
     except BackPressureError:
@@ -141,33 +140,33 @@ def preflight(config: ServeConfig, *, same_machine: bool) -> None:
 
 
 @contextlib.contextmanager
-def deployed(config: ServeConfig, port: int, tell: Callable[[str], None]) -> Iterator[dict[str, ServedModel]]:
+def deployed(config: ServeConfig, port: int, notify: Callable[[str], None]) -> Iterator[dict[str, ServedModel]]:
     """Deploy the models on the connected cluster, for as long as the context lasts.
 
     Args:
         config: what to serve.
         port: of the gateway, which tells its models from those of others on the same cluster.
-        tell: takes a line for the user.
+        notify: takes a line for the user.
 
     Raises:
         UserError: a model has no place, or cannot be loaded.
     """
-    there = cluster()
-    levels = settle(config.models, there)
-    for level in levels:
-        if waiting := waiting_reason(level, there):
-            tell(waiting)
-    names = {level.name: f"{level.name}-{port}" for level in levels}
-    others = bool(serve.status().applications)
+    connected = cluster()
+    models = settle_together(config.models, connected)
+    for model in models:
+        if waiting := waiting_reason(model, connected):
+            notify(waiting)
+    names = {model.name: f"{model.name}-{port}" for model in models}
+    has_others = bool(serve.status().applications)
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
     configure_logging(verbose=config.options.verbose)
     try:
         handles = _run(
-            [serve.RunTarget(_application(level), names[level.name], route_prefix=None) for level in levels]
+            [serve.RunTarget(_application(model), names[model.name], route_prefix=None) for model in models]
         )
-        yield {level.name: ServedModel(level.config, handle) for level, handle in zip(levels, handles, strict=True)}
+        yield {model.name: ServedModel(model.config, handle) for model, handle in zip(models, handles, strict=True)}
     finally:
-        if others:
+        if has_others:
             for name in names.values():
                 serve.delete(name)
         else:
@@ -179,65 +178,63 @@ def _run(targets: Sequence[serve.RunTarget]) -> list[Any]:
     try:
         return list(serve.run_many(targets))
     except RuntimeError as error:
-        there = serve.status().applications
+        applications = serve.status().applications
         failed = [
             (name, deployment.message)
             for target in targets
-            if target.name in there
-            for name, deployment in there[target.name].deployments.items()
+            if target.name in applications
+            for name, deployment in applications[target.name].deployments.items()
             if deployment.status == DeploymentStatus.DEPLOY_FAILED
         ]
-        name, told = failed[0] if failed else ("", str(error))
-        lines = [line.strip() for line in told.splitlines() if line.strip()]
+        name, message = failed[0] if failed else ("", str(error))
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith(RAISED)), lines[-1])
         raise UserError(f"model {name} cannot be loaded: {reason.removeprefix(RAISED)}") from None
 
 
-def settle(models: Mapping[str, ModelConfig], there: Cluster) -> list[Level]:
+def settle_together(configs: Mapping[str, ModelConfig], cluster: Cluster) -> list[PooledModel]:
     """The models with their pools settled, so that the cluster holds all of them at their smallest.
 
     Raises:
         UserError: it cannot.
     """
-    levels = [Level(name, model, (Role.TARGET,)) for name, model in models.items()]
-    alone = [level.settled(there) for level in levels]
-    if there.grows or there.holds([level.config.pool for level in alone]):
+    models = [PooledModel(name, config) for name, config in configs.items()]
+    alone = [model.settled(cluster) for model in models]
+    if cluster.grows or cluster.holds([model.pool for model in alone]):
         return alone
-    local = [level for level in alone if level.config.pool.num_cpus]
-    share = max(1, int(there.cpus) // sum(level.config.pool.min_size for level in local)) if local else 1
-    fair = []
-    for level, settled in zip(levels, alone, strict=True):
-        pool = settled.config.pool
-        if level.config.pool.num_cpus is None and pool.num_cpus:
-            pool = pool.model_copy(update={"num_cpus": float(share)})
-        fair.append(replace(level, config=settled.config.model_copy(update={"pool": pool})))
-    if not there.holds([level.config.pool for level in fair]):
-        asked = ", ".join(
-            f"{level.name} {level.config.pool.min_size} × {describe_resources(level.config.pool)}" for level in fair
-        )
-        gpus = sum(node.gpus for node in there.nodes)
+    local = [model for model in alone if model.pool.num_cpus]
+    share = max(1, int(cluster.cpus) // sum(model.pool.min_size for model in local)) if local else 1
+    fair = [
+        settled.with_pool(settled.pool.model_copy(update={"num_cpus": float(share)}))
+        if model.pool.num_cpus is None and settled.pool.num_cpus
+        else settled
+        for model, settled in zip(models, alone, strict=True)
+    ]
+    if not cluster.holds([model.pool for model in fair]):
+        asked = ", ".join(f"{model.name} {model.pool.min_size} × {describe_resources(model.pool)}" for model in fair)
         raise UserError(
-            f"the models do not fit the cluster together ({asked}; it has {there.cpus:g} CPUs and {gpus:g} GPUs); set "
-            "pool.num_cpus or pool.num_gpus, serve fewer, or add nodes"
+            f"the models do not fit the cluster together ({asked}; it has {cluster.cpus:g} CPUs and "
+            f"{cluster.gpus:g} GPUs); set pool.num_cpus or pool.num_gpus, serve fewer, or add nodes"
         )
     return fair
 
 
-def _application(level: Level) -> Any:
-    pool = level.config.pool
+def _application(model: PooledModel) -> Any:
+    """The deployment of a settled model, for Ray Serve to run."""
+    pool = model.pool
     size: dict[str, Any] = {"num_replicas": pool.min_size}
     if pool.largest > pool.min_size:
         limits = {"min_replicas": pool.min_size, "max_replicas": pool.largest}
         size = {"autoscaling_config": {**limits, "target_ongoing_requests": max(1.0, LOAD * pool.max_concurrency)}}
     deployment = serve.deployment(Replica).options(
-        name=level.name,
+        name=model.name,
         ray_actor_options={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0},
         max_ongoing_requests=pool.max_concurrency,
         max_queued_requests=MOST_WAITING,
-        max_constructor_retry_count=1,  # what cannot be loaded now cannot be loaded a moment later
+        max_constructor_retry_count=1,  # A model that cannot be loaded now cannot be loaded a moment later.
         graceful_shutdown_timeout_s=LAST_WORDS_S,
         graceful_shutdown_wait_loop_s=0.1,
         logging_config={"enable_access_log": False},
         **size,
     )
-    return deployment.bind(level.name, level.config)
+    return deployment.bind(model.name, model.config)

@@ -25,18 +25,18 @@ from rambla_ray.schema import Request, Response
 from rambla_ray.serving import replies, requests
 from rambla_ray.serving.requests import ApiError, Call, ChatCall, CompletionCall, EmbeddingsCall, Generation
 
-LARGEST_BODY = 16 * 1024 * 1024  # bytes of a request
-RETRY_AFTER_S = 1.0  # where nobody says when a refused request may be tried again
-BACKLOG = 2048  # connections that wait to be taken
-LAST_CALLS_S = 10  # what is being answered when the server ends has so long
+LARGEST_BODY = 16 * 1024 * 1024  # The body of a request may have so many bytes.
+RETRY_AFTER_S = 1.0  # A refused request may be tried again after this, where nobody says when.
+BACKLOG = 2048  # So many connections may wait to be accepted.
+LAST_CALLS_S = 10  # What is being answered when the server ends has so long.
 
 
 class Served(Protocol):
     """A model, wherever it runs."""
 
-    generates: bool  # chat and completions
-    embeds: bool
-    created: int  # Unix seconds
+    generates: bool  # It answers chat and completions.
+    embeds: bool  # It answers embeddings.
+    created: int  # It was loaded at this Unix time, in seconds.
 
     async def answer(self, requests: Sequence[Request]) -> list[Response]:
         """Answer some requests together. Raises CallError, also when one of them has no answer."""
@@ -66,7 +66,7 @@ class Gateway:
                     Route(CompletionCall.path, self._completion, methods=["POST"]),
                     Route(EmbeddingsCall.path, self._embeddings, methods=["POST"]),
                 ],
-                exception_handlers=dict.fromkeys((ApiError, CallError, HTTPException, Exception), _told),
+                exception_handlers=dict.fromkeys((ApiError, CallError, HTTPException, Exception), _error_reply),
             ),
             key,
         )
@@ -92,7 +92,7 @@ class Gateway:
         if not call.stream:
             return JSONResponse(reply.whole(await model.answer(requests)))
         pieces = model.stream(requests[0])
-        first = await anext(pieces)  # what fails before it is still told by the status
+        first = await anext(pieces)  # What fails before the first piece is still shown by the status.
         return StreamingResponse(_events(reply, first, pieces), media_type="text/event-stream")
 
     async def _embeddings(self, http: HttpRequest) -> HttpResponse:
@@ -133,8 +133,8 @@ async def _events(
             yield replies.sse(requests.api_error(error).body)
 
 
-async def _told(http: HttpRequest, error: Exception) -> HttpResponse:
-    """What a client is told about whatever was raised."""
+async def _error_reply(http: HttpRequest, error: Exception) -> HttpResponse:
+    """The reply to a client whose request raised an error, whichever it is."""
     match error:
         case ApiError():
             return error_response(error)
@@ -146,7 +146,7 @@ async def _told(http: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def error_response(error: ApiError) -> HttpResponse:
-    """An error as the OpenAI API tells it."""
+    """An error in the OpenAI API's shape."""
     headers = {}
     if error.status in (429, 503):
         headers["retry-after"] = str(math.ceil(error.retry_after_s or RETRY_AFTER_S))
@@ -156,10 +156,10 @@ def error_response(error: ApiError) -> HttpResponse:
 
 
 class Guard:
-    """What stands before the app: the key, the largest body, and that nobody works for a client that has gone.
+    """What stands before the app: it checks the key and the body's size, and cancels the work for a client that left.
 
     Args:
-        app: takes requests whose body is there.
+        app: takes requests whose whole body has come.
         key: what clients must send; None to let everyone in.
     """
 
@@ -181,15 +181,15 @@ class Guard:
         if body is not None:
             await _while_connected(self._app, body, scope, receive, send)
 
-    def _check_key(self, given: bytes) -> None:
-        if self._expected is not None and not hmac.compare_digest(given, self._expected):
+    def _check_key(self, header: bytes) -> None:
+        if self._expected is not None and not hmac.compare_digest(header, self._expected):
             raise ApiError(401, "this endpoint needs its key, as Authorization: Bearer KEY", code="invalid_api_key")
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
     """The whole body; None when the client goes away first. Raises ApiError when it is too large."""
-    announced = headers.get(b"content-length", b"0")
-    size = int(announced) if announced.isdigit() else 0
+    content_length = headers.get(b"content-length", b"0")
+    size = int(content_length) if content_length.isdigit() else 0
     parts: list[bytes] = []
     length = 0
     while True:

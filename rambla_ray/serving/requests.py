@@ -1,4 +1,4 @@
-"""The OpenAI API as we speak it: what is accepted, and what is sent back.
+"""The OpenAI API as it is accepted: what a request may hold, and the errors it may get.
 
 Nothing that is asked for is left out in silence: what cannot be done is refused, naming the parameter.
 """
@@ -15,8 +15,8 @@ from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import GenerationOptions, Message, Request
 
 T = TypeVar("T", bound="Call")
-MOST_INPUTS = 2048  # texts in one call, as the OpenAI API has it
-MOST_STOPS = 4
+MOST_INPUTS = 2048  # The OpenAI API takes so many texts in one call.
+MOST_STOPS = 4  # It takes so many texts that end an answer.
 
 
 class ApiError(Exception):
@@ -59,14 +59,14 @@ _STATUS: Mapping[ErrorKind, tuple[int, str, str | None]] = {  # HTTP status, typ
     ErrorKind.SERVER: _UPSTREAM,
     ErrorKind.GARBAGE: _UPSTREAM,
     ErrorKind.OVERSIZED: _UPSTREAM,
-    ErrorKind.AUTH: _UPSTREAM,  # it is our key that was turned away, not the client's
+    ErrorKind.AUTH: _UPSTREAM,  # The key that was turned away is ours, not the client's.
     ErrorKind.NOT_FOUND: _UPSTREAM,
     ErrorKind.DIED: (503, "server_error", "unavailable"),
 }
 
 
 def api_error(error: CallError) -> ApiError:
-    """What a client is told about a call that gave no answer."""
+    """The reply to a client whose call gave no answer."""
     status, kind, code = _STATUS.get(error.kind, (500, "server_error", str(error.kind)))
     return ApiError(status, error.message, kind=kind, code=code, retry_after_s=error.retry_after_s)
 
@@ -89,7 +89,7 @@ Nothing = Annotated[Any, _only({}, [], None)]
 
 
 class RequestPart(BaseModel):
-    """A part of a request: what is not declared is refused."""
+    """A part of a request; a field that is not declared is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -128,7 +128,7 @@ class StreamOptions(RequestPart):
 
 
 class Call(RequestPart):
-    """What every endpoint takes: the model, and who asks, which changes nothing."""
+    """What every endpoint takes: the model, and the user, who changes nothing."""
 
     path: ClassVar[str]
     model: str
@@ -152,7 +152,7 @@ class Generation(Call):
 
     @property
     def options(self) -> GenerationOptions:
-        """What is asked for in place of the model config's own. Raises ApiError."""
+        """The options that the request sets in place of the model config's own. Raises ApiError."""
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options is for streams: set stream to true", param="stream_options")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -185,14 +185,14 @@ class ChatCall(Generation):
     top_logprobs: Zero = None
     tools: Nothing = None
     tool_choice: Annotated[Any, _only(None, "auto", "none")] = None
-    parallel_tool_calls: Annotated[Any, _only(None, True, False)] = None  # of no tools
+    parallel_tool_calls: Annotated[Any, _only(None, True, False)] = None  # There are no tools to call.
     functions: Nothing = None
     function_call: Annotated[Any, _only(None, "auto", "none")] = None
     response_format: Annotated[Any, _only(None, {"type": "text"})] = None
     modalities: Annotated[Any, _only(None, ["text"])] = None
     audio: Nothing = None
     store: Off = None
-    metadata: Any = None  # for the store
+    metadata: Any = None  # It is for the store, and nothing is stored.
 
     @property
     def longest(self) -> int | None:
@@ -232,8 +232,9 @@ class EmbeddingsCall(Call):
         return [Request(text) for text in _texts(self.input, "input")]
 
 
-def _texts(given: str | list[str], param: str) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
+def _texts(value: str | list[str], param: str) -> list[str]:
+    """The texts in a parameter that takes one or several. Raises ApiError."""
+    texts = [value] if isinstance(value, str) else value
     if not 1 <= len(texts) <= MOST_INPUTS or "" in texts:
         raise ApiError(400, f"{param} takes 1 to {MOST_INPUTS} texts, none of them empty", param=param)
     return texts
@@ -248,9 +249,9 @@ def parse(kind: type[T], body: bytes) -> T:
 
 
 def _refusal(kind: type[Call], error: ValidationError) -> ApiError:
-    """A fault in words; never with what was sent, which may be a patient's."""
+    """The first fault of a request in words; never with what was sent, which may be a patient's."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
-    fault = max(faults, key=lambda fault: len(fault["loc"]))  # of a union's branches, the one that came farthest
+    fault = max(faults, key=lambda fault: len(fault["loc"]))  # Of a union's branches, the one that came farthest.
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
     if not fault["loc"]:
