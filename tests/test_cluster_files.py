@@ -81,14 +81,14 @@ def test_nodes_install_the_wheel_of_this_checkout_with_the_tested_versions(clust
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     copy = tmp_path / "checkout"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "rambla_ray"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "rambla_ray", "conf"):
         (copy / name).symlink_to(REPO / name)
     subprocess.run([*command, "--wheel-dir", str(tmp_path / "dist"), str(copy)], check=True)
     (wheel,) = (tmp_path / "dist").glob(pattern)
     inside = zipfile.ZipFile(wheel).namelist()
     source = {str(path.relative_to(REPO)) for path in (REPO / "rambla_ray").rglob("*.py")}
     assert source <= set(inside)
-    assert [name for name in inside if name.startswith("rambla_ray/demo/")]
+    assert [name for name in inside if name.startswith("rambla_ray/data/demo/")]
 
 
 def containers(job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rambla_ray.errors import UserError, choose_from
 
-SHIPPED_CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.
+SHIPPED_CONF = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else _PACKAGE.parent / "conf"
 
 
 class ConfigFolder:

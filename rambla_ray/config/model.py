@@ -109,7 +109,7 @@ class KeyedParams(ModelParams):
 class ModelConfig(Closed):
     """`conf/model/<name>.yaml`: what to run (RAmBLA's `name` and `params`), and optionally how."""
 
-    name: str = Field(description="a key of MODEL_MAP, or a class as package.module:Class")
+    name: str = Field(description="a key of MODEL_MAP, an entry point, or package.module:Class")
     params: SerializeAsAny[ModelParams] = Field(
         default_factory=dict, validate_default=True, description="the model's own parameters"
     )
@@ -125,6 +125,8 @@ class ModelConfig(Closed):
         if name is None or isinstance(value, ModelParams):
             return value
         declared = model_class(name).Params
+        if not (isinstance(declared, type) and issubclass(declared, ModelParams)):
+            raise UserError(f"name {name!r}: its Params is not a subclass of rambla_ray.actors.base.ModelParams")
         try:
             return declared.model_validate(value).resolved()
         except ValidationError as error:
