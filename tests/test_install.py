@@ -71,7 +71,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("wheel"), source)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_wheel_holds_code_configs_and_demo_data_and_nothing_else(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     code = {str(path.relative_to(REPO)) for path in (REPO / "rambla_ray").rglob("*.py")}
@@ -80,7 +80,7 @@ def test_a_wheel_holds_code_configs_and_demo_data_and_nothing_else(wheel: Path) 
     assert inside == code | configs | demo | {"rambla_ray/py.typed"}
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_wheel_says_what_it_is(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -89,7 +89,7 @@ def test_a_wheel_says_what_it_is(wheel: Path) -> None:
     assert archive.read(metadata.replace("METADATA", "licenses/LICENSE")) == (REPO / "LICENSE").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_sdist_builds_the_same_wheel(wheel: Path, source: Path, tmp_path: Path) -> None:
     make = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     run([sys.executable, "-c", make], source)
@@ -97,7 +97,7 @@ def test_an_sdist_builds_the_same_wheel(wheel: Path, source: Path, tmp_path: Pat
     assert zipfile.ZipFile(build(tmp_path, sdist)).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     programs = made_environment(tmp_path / "venv", wheel)
     empty = tmp_path / "empty"
@@ -114,14 +114,14 @@ def test_a_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     assert "accuracy" in run([programs / program, *words], empty)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_editable_install_reads_the_configs_of_its_checkout(source: Path, tmp_path: Path) -> None:
     programs = made_environment(tmp_path / "venv", "--editable", source)
     where = "from rambla_ray.config.folder import SHIPPED_CONF; print(SHIPPED_CONF)"
     assert run([programs / "python", "-c", where], tmp_path) == f"{source / 'conf'}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_without_the_extras_everything_but_their_models_works(tmp_path: Path) -> None:
     extras = ["torch", "transformers", "accelerate", "gguf", "psutil", "jinja2", "starlette", "uvicorn", "vllm"]
     code = f"import sys; sys.modules |= dict.fromkeys({extras}); from rambla_ray.__main__ import main; "

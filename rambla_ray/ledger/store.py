@@ -75,6 +75,9 @@ class _OwnSegment:
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self.file.fileno(), length, offset)
 
+    def __del__(self) -> None:
+        self.file.close()
+
 
 class Ledger:
     """A ledger folder, loaded, with a segment of its own for what is new.
