@@ -26,10 +26,11 @@ from openai_server import Fault, FaultKind, OpenAIServer, default_answer, embedd
 
 from rambla_ray.actors.api.adaptive import START
 from rambla_ray.actors.api.engine import HEDGE_AFTER
-from rambla_ray.actors.api.http import told_wait_s
+from rambla_ray.actors.api.http import requested_wait_s
+from rambla_ray.actors.api.openai_params import PLAIN_URL
 from rambla_ray.actors.api.retry import RetryPolicy
 from rambla_ray.actors.base import RunContext
-from rambla_ray.actors.openai import PLAIN_URL, OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
+from rambla_ray.actors.openai import OpenAIChat, OpenAICompletion, OpenAIEmbeddings, OpenAIModel
 from rambla_ray.config.sections import Chaos, Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response, canonical_json
@@ -781,7 +782,7 @@ def test_every_attempt_of_a_failure_is_told() -> None:
     ],
 )
 def test_other_headers_say_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert told_wait_s(headers) == seconds
+    assert requested_wait_s(headers) == seconds
 
 
 @pytest.mark.parametrize(
@@ -790,16 +791,16 @@ def test_other_headers_say_how_long_to_wait(headers: dict[str, str], seconds: fl
     + [(nonsense, None) for nonsense in ("", "soon", "nan", "inf", "Wed, 99 Oct 2015 07:28:00 GMT")],
 )
 def test_retry_after_is_read_from_seconds_or_a_date_and_nothing_else(value: str, seconds: float | None) -> None:
-    assert told_wait_s({"retry-after": value}) == seconds
+    assert requested_wait_s({"retry-after": value}) == seconds
 
 
 def test_retry_after_as_a_date_is_the_time_until_then() -> None:
     then = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    assert told_wait_s({"retry-after": then}) == pytest.approx(3600, abs=60)
+    assert requested_wait_s({"retry-after": then}) == pytest.approx(3600, abs=60)
 
 
 def test_a_reply_without_retry_after_asks_for_no_wait() -> None:
-    assert told_wait_s({}) is None
+    assert requested_wait_s({}) is None
 
 
 # The key
