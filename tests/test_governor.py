@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_server import OpenAIServer
+from openai_server import OpenAIServer, prompt_sha
 
 from rambla_ray.actors.api.adaptive import CUT, FORGET_S, GROWTH, LEASE_S, START, Concurrency, Usage
 from rambla_ray.actors.api.governor import LONGEST_PAUSE_S, Governor, Grant, Report
@@ -64,8 +65,8 @@ class Callers:
 def most_in(times: list[float], seconds: float) -> int:
     """The most events in any window of that length."""
     most = first = 0
-    for last, time in enumerate(times):
-        while times[first] <= time - seconds:
+    for last, at in enumerate(times):
+        while times[first] <= at - seconds:
             first += 1
         most = max(most, last - first + 1)
     return most
@@ -496,11 +497,19 @@ def test_actors_of_a_cluster_share_one_governor_whatever_their_rate() -> None:
     with OpenAIServer(answer=str.upper) as server:
         callers = [Caller.remote(server.base_url, rate) for rate in rates]
         ray.get([caller.ask.remote(["first"]) for caller in callers])  # both have started
-        asked = [[f"{number} {letter}" for number in range(15)] for letter in "ab"]
-        answers = ray.get([caller.ask.remote(prompts) for caller, prompts in zip(callers, asked, strict=True)])
-        times = sorted(record.time for record in server.requests)[len(callers) :]
-    assert answers == [[prompt.upper() for prompt in prompts] for prompts in asked]
-    assert times[-1] - times[0] > 2.0  # of the 2.9 s that the stricter rate takes
+        strict, loose = ([f"{number} {letter}" for number in range(15)] for letter in "ab")
+        first, began = len(server.requests), time.monotonic()
+        asking = [callers[0].ask.remote(strict)]
+        while len(server.requests) == first:  # until the stricter rate is in force
+            time.sleep(0.001)
+        asking.append(callers[1].ask.remote(loose))
+        answers = ray.get(asking)
+        times = [(record.time - began, record.prompt_sha) for record in server.requests[first:]]
+    assert answers == [[prompt.upper() for prompt in prompts] for prompts in (strict, loose)]
+    last_of_strict = max(at for at, sha in times if sha in map(prompt_sha, strict))
+    for count, (at, _) in enumerate(times):
+        if at <= last_of_strict:  # it is in force until then; a call that comes late is no harm
+            assert count <= 10 * (at + BURST_S)
     ray.kill(governor_of(server))
 
 
