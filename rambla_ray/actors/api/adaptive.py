@@ -1,6 +1,6 @@
 """How many calls an endpoint takes at once: found out by trying, and shared among the actors that call it.
 
-Slow start, additive growth, a cut when the endpoint says 429. Each answered call adds one to the limit at first, so
+Slow start, additive growth, a cut after a reply with 429. Each answered call adds one to the limit at first, so
 that it doubles with every round of calls; after the first 429, a round adds 5 %. One limit holds for all actors, and
 each has a lease on a part of it.
 """
@@ -106,9 +106,9 @@ class Concurrency:
     def _share(self, client: _Client) -> int:
         """A client's fair part: those who want less than an equal part leave the rest to the others."""
         left = int(self.limit)
-        wanted = sorted(self._clients.values(), key=_need)
-        for place, other in enumerate(wanted):
-            part = min(_need(other), left // (len(wanted) - place))
+        by_need = sorted(self._clients.values(), key=_need)
+        for place, other in enumerate(by_need):
+            part = min(_need(other), left // (len(by_need) - place))
             if other is client:
                 return part
             left -= part

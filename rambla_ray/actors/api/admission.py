@@ -36,7 +36,7 @@ class _Waiter:
 class Admission:
     """Lets calls in, in order; those that are tried again go first.
 
-    Whoever limits it from outside sets `allowed` and `metered`, and replaces `on_change` and `on_unused`.
+    Limits from outside come as `allowed`, `metered` and `promise`; `on_change` and `on_unused` inform their source.
 
     Args:
         allowed: calls that may be in flight at once.
@@ -120,13 +120,13 @@ class Admission:
     # What holds calls back
 
     def resume(self) -> None:
-        """Let in whom a change of slots, of `allowed` or of `is_held` makes room for."""
+        """Let in what may be let in now, after a change of slots, of `allowed` or of `is_held`."""
         if self._waiting and not self.metered:
             self._let_in()
         self.on_change()
 
     def pause(self, seconds: float) -> None:
-        """Begin a pause, or lengthen it: permits that would become valid inside it are void."""
+        """Let nobody in for so long; permits that would become valid before then are void."""
         loop = asyncio.get_running_loop()
         now, until = loop.time(), loop.time() + seconds
         if now < self._paused_until and until <= self._paused_until + SAME_PAUSE_S:
@@ -201,7 +201,7 @@ class Admission:
         return peaks
 
     def without_permit(self, most: int) -> list[tuple[int, int]]:
-        """(estimate, least) of the first calls that `lacks_permits` speaks of, `most` at most, in their order."""
+        """(estimate, least) of the first calls that lack a permit, in their order; `most` of them at most."""
         if not self.lacks_permits:
             return []
         waiting = (waiter for waiter in self._waiting if not waiter.future.done())

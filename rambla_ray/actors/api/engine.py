@@ -108,7 +108,7 @@ class BaseAPIModel(Model):
         self._admission.resume()
 
     def pause(self, seconds: float) -> None:
-        """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""
+        """Keep everybody who shares the endpoint's limit from calling: a reply with an answer says it is used up."""
         if self._talk is not None:
             self._talk.pause(seconds)
 

@@ -23,7 +23,7 @@ MOST_ASKED = 256  # One report asks for no more permits than these.
 
 
 class _TokenRatio:
-    """Tokens that recent calls used, by their estimates; of other clients, or 1, until there are any."""
+    """The ratio of the tokens that recent calls used to their estimates; until there is any, that of other clients."""
 
     def __init__(self) -> None:
         self._used = self._estimated = 0.0
@@ -93,7 +93,7 @@ class GovernorTalk:
 
         Args:
             permit: what admission issued for it.
-            used: tokens it cost, None where nobody knows.
+            used: tokens it cost, None where that is unknown.
             answered: it got its answer.
             troubled: it failed for a reason that may have to do with the endpoint's load.
             limited: its reply was 429.
@@ -112,7 +112,7 @@ class GovernorTalk:
                 self._ratio.learn(permit.estimate, used)
 
     def pause(self, seconds: float) -> None:
-        """The endpoint asked everybody to wait."""
+        """Pause every call, of other clients too: the endpoint asked for it."""
         if seconds > 0:
             self._pause_s = max(self._pause_s, seconds)
             self._admission.pause(seconds)
@@ -176,13 +176,12 @@ class GovernorTalk:
         """The next report; what it holds is counted anew from now on."""
         asks = [self._tokens_to_reserve(*tokens) for tokens in self._admission.without_permit(MOST_ASKED)]
         peak, want = self._admission.take_peaks()
+        usage = Usage(self._done, peak, want, self._troubled, self._limited, self._epoch)
         report = Report(
             client=self._name,
             most=self._most,
             limits=Limits(self._rate.requests_per_minute, self._rate.tokens_per_minute),
-            usage=Usage(self._done, peak, want, self._troubled, self._limited, self._epoch)
-            if self._adaptive
-            else None,
+            usage=usage if self._adaptive else None,
             asks=tuple(asks),
             corrections=tuple(self._corrections),
             ratio=self._ratio.own,
