@@ -163,7 +163,8 @@ class OpenAIServer:
 
     `answer` replaces `default_answer`; `models` names the models that exist (None: any name does); `latency`
     is the seconds before a reply with status 200, errors being immediate. Beyond `at_once` requests in flight there
-    is a 429. Setting `faults` arms all of them.
+    is a 429. No reply with status 200 leaves before `together` requests were in flight at once. Setting `faults` arms
+    all of them.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class OpenAIServer:
         key: str = "sk-test",
         models: Collection[str] | None = None,
         at_once: int | None = None,
+        together: int = 0,
     ) -> None:
         self.answer = answer
         self.faults = faults
@@ -182,6 +184,8 @@ class OpenAIServer:
         self.key = key
         self.models = models
         self.at_once = at_once
+        self.together = together
+        self._were_together = asyncio.Event()
         self.in_flight = 0
         self.sent_bytes = 0  # of endless replies
         self.reset()
@@ -256,6 +260,8 @@ class OpenAIServer:
         self.requests.append(record)
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        if self.in_flight >= self.together:
+            self._were_together.set()
         try:
             bearer, azure_key = request.headers.get("Authorization"), request.headers.get("api-key")
             if bearer != f"Bearer {self.key}" and azure_key != self.key:
@@ -402,6 +408,7 @@ class OpenAIServer:
             request.transport.abort()  # and wait below to be cancelled, which is what aiohttp then does
         if kind in ("reset", "hang"):
             await asyncio.Event().wait()
+        await self._were_together.wait()
         await asyncio.sleep(self.latency)
         if kind == "endless":
             return await self._endless(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,21 +19,12 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_server import OpenAIServer
+from openai_server import OpenAIServer, prompt_sha
 
 from rambla_ray.actors.api.adaptive import CUT, FORGET_S, GROWTH, LEASE_S, START, Concurrency, Usage
-from rambla_ray.actors.api.governor import (
-    BURST_S,
-    HORIZON_S,
-    LONGEST_PAUSE_S,
-    NAMESPACE,
-    Budget,
-    Governor,
-    Limits,
-    News,
-    Orders,
-    governor_name,
-)
+from rambla_ray.actors.api.governor import LONGEST_PAUSE_S, Governor, Grant, Report
+from rambla_ray.actors.api.governor_client import NAMESPACE, governor_name
+from rambla_ray.actors.api.rate_budget import BURST_S, HORIZON_S, Limits, RateBudget
 from rambla_ray.actors.openai import OpenAIChat
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.schema import Request
@@ -44,7 +36,7 @@ BEGAN = 1000.0  # a monotonic clock starts anywhere
 class Callers:
     """Callers that each ask, send when they may, get their reply after `latency_s`, and ask again."""
 
-    budget: Budget
+    budget: RateBudget
     count: int
     latency_s: float = 0.5
     estimate: int = 0
@@ -58,7 +50,7 @@ class Callers:
         while events and events[0][0] < since + seconds:
             now, _, replied = heapq.heappop(events)
             if replied:
-                self.budget.settle(self.estimate, next(used) if used else self.used)
+                self.budget.correct(self.estimate, next(used) if used else self.used)
             granted, wait = self.budget.reserve(self.estimate, now)
             assert wait >= 0
             if granted:
@@ -73,8 +65,8 @@ class Callers:
 def most_in(times: list[float], seconds: float) -> int:
     """The most events in any window of that length."""
     most = first = 0
-    for last, time in enumerate(times):
-        while times[first] <= time - seconds:
+    for last, at in enumerate(times):
+        while times[first] <= at - seconds:
             first += 1
         most = max(most, last - first + 1)
     return most
@@ -83,7 +75,7 @@ def most_in(times: list[float], seconds: float) -> int:
 @pytest.mark.parametrize("per_minute", [30, 60, 500, 3000])
 @pytest.mark.parametrize("callers", [64, 300])
 def test_many_callers_reach_the_rate_and_never_exceed_it(per_minute: int, callers: int) -> None:
-    sent = Callers(Budget(Limits(requests_per_minute=per_minute), BEGAN), callers).send_for(60.0)
+    sent = Callers(RateBudget(Limits(requests_per_minute=per_minute), BEGAN), callers).send_for(60.0)
     assert len(sent) == pytest.approx(per_minute, rel=0.03)
     assert most_in(sent, 10.0) <= per_minute / 60 * (10.0 + BURST_S) + 1
 
@@ -92,7 +84,7 @@ def test_many_callers_reach_the_rate_and_never_exceed_it(per_minute: int, caller
     ("estimate", "used"), [(100, 100), (1000, 300), (300, 600), (50, 0)], ids=["exact", "high", "low", "free"]
 )
 def test_settled_tokens_reach_the_rate_and_do_not_exceed_it(estimate: int, used: int) -> None:
-    budget = Budget(Limits(tokens_per_minute=60_000, requests_per_minute=3000), BEGAN)
+    budget = RateBudget(Limits(tokens_per_minute=60_000, requests_per_minute=3000), BEGAN)
     callers = Callers(budget, 200, estimate=estimate, used=used)
     warm = callers.send_for(30.0)
     assert warm
@@ -103,7 +95,7 @@ def test_settled_tokens_reach_the_rate_and_do_not_exceed_it(estimate: int, used:
 
 @pytest.mark.parametrize("latency_s", [0.05, 2.0, 10.0])
 def test_estimates_that_are_right_on_the_whole_use_the_budget(latency_s: float) -> None:
-    budget = Budget(Limits(tokens_per_minute=60_000), BEGAN)
+    budget = RateBudget(Limits(tokens_per_minute=60_000), BEGAN)
     callers = Callers(budget, 200, latency_s, estimate=500)
     used = itertools.cycle([100, 900, 500, 200, 800])
     sent = callers.send_for(300.0, used=used)
@@ -111,11 +103,11 @@ def test_estimates_that_are_right_on_the_whole_use_the_budget(latency_s: float) 
 
 
 def test_what_guesses_reserved_too_much_comes_back_without_a_burst() -> None:
-    budget = Budget(Limits(tokens_per_minute=60_000), BEGAN)
+    budget = RateBudget(Limits(tokens_per_minute=60_000), BEGAN)
     guesses = [budget.reserve(800, BEGAN)[1] for _ in range(2)]
     assert guesses == [0.0, pytest.approx(0.8)]
     for _ in guesses:
-        budget.settle(800, 100)
+        budget.correct(800, 100)
     waits = [budget.reserve(100, BEGAN + 0.5)[1] for _ in range(3)]
     assert waits == pytest.approx([0.4, 0.5, 0.6])  # after the second guess, 0.1 s for each call
 
@@ -129,17 +121,17 @@ def test_what_guesses_reserved_too_much_comes_back_without_a_burst() -> None:
     ids=["requests", "tokens"],
 )
 def test_the_tighter_of_two_limits_binds(rate: Limits, per_second: float) -> None:
-    sent = Callers(Budget(rate, BEGAN), 50, estimate=100, used=100).send_for(60.0)
+    sent = Callers(RateBudget(rate, BEGAN), 50, estimate=100, used=100).send_for(60.0)
     assert len(sent) == pytest.approx(60 * per_second, rel=0.03)
 
 
 def test_without_limits_nobody_waits() -> None:
-    budget = Budget(Limits(), BEGAN)
+    budget = RateBudget(Limits(), BEGAN)
     assert {budget.reserve(10**9, BEGAN) for _ in range(1000)} == {(True, 0.0)}
 
 
 def test_an_estimate_above_the_budget_is_granted_and_takes_all_of_it() -> None:
-    budget = Budget(Limits(tokens_per_minute=1000), BEGAN)
+    budget = RateBudget(Limits(tokens_per_minute=1000), BEGAN)
     assert budget.reserve(50_000, BEGAN) == (True, 0.0)
     assert Callers(budget, 1, estimate=50_000, used=50_000).send_for(200.0) == pytest.approx(
         [BEGAN + 60, BEGAN + 120, BEGAN + 180]
@@ -147,11 +139,11 @@ def test_an_estimate_above_the_budget_is_granted_and_takes_all_of_it() -> None:
 
 
 def test_what_an_estimate_took_too_much_comes_back() -> None:
-    budget = Budget(Limits(tokens_per_minute=600), BEGAN)
+    budget = RateBudget(Limits(tokens_per_minute=600), BEGAN)
     assert budget.reserve(300, BEGAN) == (True, 0.0)
     granted, wait = budget.reserve(1, BEGAN)
     assert (granted, wait) == (False, pytest.approx(30.0 - HORIZON_S / 2))
-    budget.settle(300, 5)
+    budget.correct(300, 5)
     assert budget.reserve(1, BEGAN) == (True, pytest.approx(0.5))
 
 
@@ -160,7 +152,7 @@ def test_what_an_estimate_took_too_much_comes_back() -> None:
     "rate", [Limits(requests_per_minute=600), Limits(tokens_per_minute=60_000)], ids=["rpm", "tpm"]
 )
 def test_a_penalty_holds_everyone_back_and_then_ends(seconds: float, rate: Limits) -> None:
-    budget = Budget(rate, BEGAN)
+    budget = RateBudget(rate, BEGAN)
     callers = Callers(budget, 50, estimate=100, used=100)
     budget.penalise(seconds, BEGAN)
     sent = callers.send_for(seconds + 30.0)
@@ -170,7 +162,7 @@ def test_a_penalty_holds_everyone_back_and_then_ends(seconds: float, rate: Limit
 
 
 def test_a_shorter_penalty_does_not_end_a_longer_one() -> None:
-    budget = Budget(Limits(requests_per_minute=6000), BEGAN)
+    budget = RateBudget(Limits(requests_per_minute=6000), BEGAN)
     budget.penalise(20.0, BEGAN)
     budget.penalise(1.0, BEGAN)
     granted, wait = budget.reserve(0, BEGAN)
@@ -178,7 +170,7 @@ def test_a_shorter_penalty_does_not_end_a_longer_one() -> None:
 
 
 def test_a_fresh_budget_grants_no_burst() -> None:
-    budget = Budget(Limits(requests_per_minute=60), BEGAN)
+    budget = RateBudget(Limits(requests_per_minute=60), BEGAN)
     assert [budget.reserve(0, BEGAN) for _ in range(3)] == [
         (True, 0.0),
         (True, pytest.approx(1.0)),
@@ -187,7 +179,7 @@ def test_a_fresh_budget_grants_no_burst() -> None:
 
 
 def test_an_idle_budget_earns_one_burst_and_no_more() -> None:
-    budget = Budget(Limits(requests_per_minute=6000), BEGAN)
+    budget = RateBudget(Limits(requests_per_minute=6000), BEGAN)
     at_once = 0
     while budget.reserve(0, BEGAN + 600.0)[1] < 1e-6:
         at_once += 1
@@ -202,7 +194,7 @@ def test_an_idle_budget_earns_one_burst_and_no_more() -> None:
 def test_no_pattern_of_calls_and_penalties_exceeds_the_rate(
     per_minute: int, asked: list[tuple[float, int, float]]
 ) -> None:
-    budget, now, sent = Budget(Limits(requests_per_minute=per_minute), BEGAN), BEGAN, []
+    budget, now, sent = RateBudget(Limits(requests_per_minute=per_minute), BEGAN), BEGAN, []
     for pause, tokens, penalty in asked:
         now += pause
         if penalty > 2.5:
@@ -215,7 +207,7 @@ def test_no_pattern_of_calls_and_penalties_exceeds_the_rate(
         assert most_in(sorted(sent), window) <= per_minute / 60 * (window + BURST_S) + 1 + 1e-6
 
 
-# The governor: several holders, one budget
+# The governor: several clients, one budget
 
 
 @dataclass
@@ -230,31 +222,31 @@ class Clock:
 
 @dataclass
 class Office:
-    """A governor, and holders that tell it news."""
+    """A governor, and clients that report to it."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.governor = Governor(self.clock)
 
-    def hear(self, holder: str = "a", rate: Limits | None = None, *, most: int = 64, **news: Any) -> Orders:
-        """What the governor answers to a holder; one without a rate and usage does not adapt."""
-        return self.governor.hear(News(holder, most, rate or Limits(), **{"usage": None, **news}))
+    def exchange(self, client: str = "a", rate: Limits | None = None, *, most: int = 64, **fields: Any) -> Grant:
+        """What the governor answers to a client; one without a rate and usage does not adapt."""
+        return self.governor.exchange(Report(client, most, rate or Limits(), **{"usage": None, **fields}))
 
 
-def permits_in(office: Office, holders: dict[str, Limits], seconds: float) -> Counter[str]:
-    """Permits that each holder gets that always wants more, and asks when it is told to, each with its own delay."""
+def permits_in(office: Office, clients: dict[str, Limits], seconds: float) -> Counter[str]:
+    """Permits that each client gets that always wants more, and asks when it is told to, each with its own delay."""
     given: Counter[str] = Counter()
     end = office.clock.now + seconds
-    asking = [(office.clock.now + place / 1000, holder) for place, holder in enumerate(holders)]
+    asking = [(office.clock.now + place / 1000, client) for place, client in enumerate(clients)]
     while asking[0][0] < end:
-        office.clock.now, holder = heapq.heappop(asking)
-        orders = office.hear(holder, holders[holder], asks=(100,) * 20)
-        given[holder] += len(orders.permits)
-        heapq.heappush(asking, (office.clock.now + max(0.003, min(0.5, orders.again_s)), holder))
+        office.clock.now, client = heapq.heappop(asking)
+        grant = office.exchange(client, clients[client], asks=(100,) * 20)
+        given[client] += len(grant.permits)
+        heapq.heappush(asking, (office.clock.now + max(0.003, min(0.5, grant.ask_again_s)), client))
     return given
 
 
-def test_holders_of_one_key_take_turns_and_use_the_budget_together() -> None:
+def test_clients_of_one_key_take_turns_and_use_the_budget_together() -> None:
     rate = Limits(requests_per_minute=600)
     given = permits_in(Office(), {"a": rate, "b": rate, "c": rate}, 60.0)
     assert sum(given.values()) == pytest.approx(600, rel=0.03)
@@ -266,55 +258,55 @@ def test_the_strictest_rate_of_those_present_holds_for_all() -> None:
     office = Office()
     assert sum(permits_in(office, {"a": loose}, 10.0).values()) == pytest.approx(1000, rel=0.15)
     assert sum(permits_in(office, {"a": loose, "b": strict}, 20.0).values()) == pytest.approx(200, rel=0.15)
-    office.hear("b", strict, leaving=True)
+    office.exchange("b", strict, leaving=True)
     assert sum(permits_in(office, {"a": loose}, 10.0).values()) == pytest.approx(1000, rel=0.15)
 
 
-def test_the_rate_of_a_holder_that_falls_silent_ends_with_its_lease() -> None:
+def test_the_rate_of_a_client_that_falls_silent_ends_with_its_lease() -> None:
     loose, strict = Limits(requests_per_minute=6000), Limits(requests_per_minute=60)
     office = Office()
-    office.hear("b", strict)
+    office.exchange("b", strict)
     assert sum(permits_in(office, {"a": loose}, LEASE_S - 0.1).values()) < 10
     assert sum(permits_in(office, {"a": loose}, 10.0).values()) > 500
 
 
-def test_a_holder_without_a_rate_needs_permits_where_another_has_one() -> None:
+def test_a_client_without_a_rate_needs_permits_where_another_has_one() -> None:
     office = Office()
-    assert not office.hear("a", asks=(1,)).metered
-    office.hear("b", Limits(requests_per_minute=60))
-    asked = office.hear("a", asks=(1, 1, 1))
+    assert not office.exchange("a", asks=(1,)).metered
+    office.exchange("b", Limits(requests_per_minute=60))
+    asked = office.exchange("a", asks=(1, 1, 1))
     assert (asked.metered, len(asked.permits)) == (True, 2)
     office.clock.now += LEASE_S
-    assert not office.hear("a").metered
+    assert not office.exchange("a").metered
 
 
 def test_what_a_failed_call_reserved_is_given_back() -> None:
     office, rate = Office(), Limits(tokens_per_minute=600)
-    assert office.hear("a", rate, asks=(600,)).permits == (0.0,)
-    assert office.hear("b", rate, asks=(1,)).permits == ()
-    assert len(office.hear("b", rate, asks=(1,), settled=((600, 0),)).permits) == 1
+    assert office.exchange("a", rate, asks=(600,)).permits == (0.0,)
+    assert office.exchange("b", rate, asks=(1,)).permits == ()
+    assert len(office.exchange("b", rate, asks=(1,), corrections=((600, 0),)).permits) == 1
 
 
-def test_a_new_holder_learns_what_estimates_are_worth() -> None:
+def test_a_new_client_learns_what_estimates_are_worth() -> None:
     office = Office()
-    assert office.hear("a").ratio == 1.0
-    office.hear("a", ratio=0.3)
-    assert office.hear("b").ratio == 0.3
+    assert office.exchange("a").ratio == 1.0
+    office.exchange("a", ratio=0.3)
+    assert office.exchange("b").ratio == 0.3
 
 
-def test_a_pause_is_told_to_every_holder_until_it_is_over() -> None:
+def test_a_pause_is_told_to_every_client_until_it_is_over() -> None:
     office, rate = Office(), Limits(requests_per_minute=6000)
-    office.hear("a", pause_s=3.0)
+    office.exchange("a", pause_s=3.0)
     for passed in (0.0, 1.0, 2.5):
         office.clock.now = BEGAN + passed
-        assert office.hear("b").pause_s == pytest.approx(3.0 - passed)
-    assert min(office.hear("b", rate, asks=(1, 1)).permits) >= 0.5
+        assert office.exchange("b").pause_s == pytest.approx(3.0 - passed)
+    assert min(office.exchange("b", rate, asks=(1, 1)).permits) >= 0.5
     office.clock.now = BEGAN + 3.0
-    assert office.hear("c").pause_s == 0.0
+    assert office.exchange("c").pause_s == 0.0
 
 
 def test_no_endpoint_can_stop_everybody_for_days() -> None:
-    assert Office().hear("a", pause_s=1e9).pause_s == LONGEST_PAUSE_S
+    assert Office().exchange("a", pause_s=1e9).pause_s == LONGEST_PAUSE_S
 
 
 # Concurrency
@@ -505,11 +497,19 @@ def test_actors_of_a_cluster_share_one_governor_whatever_their_rate() -> None:
     with OpenAIServer(answer=str.upper) as server:
         callers = [Caller.remote(server.base_url, rate) for rate in rates]
         ray.get([caller.ask.remote(["first"]) for caller in callers])  # both have started
-        asked = [[f"{number} {letter}" for number in range(15)] for letter in "ab"]
-        answers = ray.get([caller.ask.remote(prompts) for caller, prompts in zip(callers, asked, strict=True)])
-        times = sorted(record.time for record in server.requests)[len(callers) :]
-    assert answers == [[prompt.upper() for prompt in prompts] for prompts in asked]
-    assert times[-1] - times[0] > 2.0  # of the 2.9 s that the stricter rate takes
+        strict, loose = ([f"{number} {letter}" for number in range(15)] for letter in "ab")
+        first, began = len(server.requests), time.monotonic()
+        asking = [callers[0].ask.remote(strict)]
+        while len(server.requests) == first:  # until the stricter rate is in force
+            time.sleep(0.001)
+        asking.append(callers[1].ask.remote(loose))
+        answers = ray.get(asking)
+        times = [(record.time - began, record.prompt_sha) for record in server.requests[first:]]
+    assert answers == [[prompt.upper() for prompt in prompts] for prompts in (strict, loose)]
+    last_of_strict = max(at for at, sha in times if sha in map(prompt_sha, strict))
+    for count, (at, _) in enumerate(times):
+        if at <= last_of_strict:  # it is in force until then; a call that comes late is no harm
+            assert count <= 10 * (at + BURST_S)
     ray.kill(governor_of(server))
 
 

@@ -40,7 +40,8 @@ ROOMS = {
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
     "vllm": ("rambla_ray.actors.local.vllm",),
-    "openai": ("rambla_ray.actors.openai",),
+    "openai": ("rambla_ray.actors.openai", "rambla_ray.actors.api.openai_package"),
+    "httpx2": ("rambla_ray.actors.api.openai_package",),
     "sklearn": ("rambla_ray.scoring.rambla",),
     "scipy": ("rambla_ray.scoring.stats", "rambla_ray.scoring.rambla"),
 }

@@ -50,7 +50,7 @@ class MockModel(BaseAPIModel):
     """Answers from the request alone, with draws that belong to the sample and to nothing else."""
 
     Params: ClassVar[type[ModelParams]] = MockParams
-    adaptive = False  # there is no endpoint to find out about
+    adaptive = False  # There is no endpoint whose limit could be found out.
 
     def __init__(self, params: MockParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
@@ -64,7 +64,7 @@ class MockModel(BaseAPIModel):
 
     def request_identity(self, request: Request) -> dict[str, object]:
         hints: dict[str, object] = {"choices": list(request.choices)}
-        answers = bool(request.choices)  # else the text follows from the prompt alone
+        answers = bool(request.choices)  # Without choices the text follows from the prompt alone.
         if answers and self.params.behaviour != "constant":
             hints["target"] = request.target
         if self.params.error_rate or (answers and self.params.behaviour in ("flip", "format")):
@@ -91,7 +91,7 @@ class MockModel(BaseAPIModel):
                 f"prompt of about {tokens} tokens, the model takes {self.params.context_tokens}",
             )
         draw = _generator(self.params.seed, request)
-        draw.random()  # the one that error_rate looked at
+        draw.random()  # This is the draw that error_rate compares.
         text, reason = _cut(self._answer(request, draw), request.options)
         return Response(text, reason, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
 
@@ -100,7 +100,7 @@ class MockModel(BaseAPIModel):
 
     def _answer(self, request: Request, draw: random.Random) -> str:
         if not request.choices and not (request.messages and self.params.behaviour == "constant"):
-            return " ".join(request.text.split()[-40:])  # a text for the next stage, not an answer
+            return " ".join(request.text.split()[-40:])  # This is a text for the next stage, not an answer.
         match self.params.behaviour:
             case "constant":
                 return self.params.answer
@@ -112,7 +112,7 @@ class MockModel(BaseAPIModel):
 
 
 def _cut(text: str, options: GenerationOptions) -> tuple[str, str]:
-    """An answer as far as the options let it go, at four characters a token, and the finish reason."""
+    """An answer cut as the options say, at four characters a token, and the finish reason."""
     text = text[: min((place for place in map(text.find, options.stop) if place >= 0), default=len(text))]
     if options.max_tokens and len(text) // 4 + 1 > options.max_tokens:
         return text[: 4 * options.max_tokens - 1], "length"

@@ -17,7 +17,7 @@ Emit = Callable[[str], None]
 
 
 def hide_gpus(pool: Pool) -> None:
-    """In an actor that was given no GPU, before its model is made: let it see none. Ray shows it the node's."""
+    """Hide the node's GPUs, which Ray shows to an actor without any; called before its model is made."""
     if not pool.num_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -54,7 +54,7 @@ class Model(ABC):
         self.context = RunContext()
 
     def attach(self, context: RunContext) -> None:
-        """Join a run."""
+        """Answer for a run from now on."""
         self.context = context
 
     @abstractmethod
@@ -70,23 +70,23 @@ class Model(ABC):
             own["messages"] = request.messages
         if request.verbatim:
             own["verbatim"] = True
-        asked = request.options.overrides()
-        return {**own, "options": asked} if asked else own
+        options = request.options.overrides()
+        return {**own, "options": options} if options else own
 
     def open(self) -> None:
         """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
         return None
 
     def measure(self) -> LocalUsage | None:
-        """What this actor has done; None where others do the work."""
+        """What this actor has computed; None where an endpoint does the work."""
         return None
 
     def drain(self) -> None:
-        """Ask nothing new: requests that wait for their turn raise Draining; those that are out go on."""
+        """Begin nothing new: requests that wait for their turn raise Draining; those under way go on."""
         return None
 
     def resume(self) -> None:
-        """The run's `is_held` may have changed."""
+        """Look at the run's `is_held` again, which may have changed."""
         return None
 
     @abstractmethod
@@ -100,5 +100,5 @@ class Model(ABC):
 
         Raises:
             CallError: there is no answer.
-            Draining: it is not asked any more.
+            Draining: the run is being stopped.
         """

@@ -2,142 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import ssl
-import struct
-import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
 from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
-from rambla_ray.actors.api.http import HttpReply, Wire, exhausted_s, injected_reply, redact, told_wait_s, visible
-from rambla_ray.config.model import KEY_VARIABLE, KeyedParams, ModelParams
+from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, limit_reset_s, redact, visible
+from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
+from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
+from rambla_ray.actors.api.openai_replies import status_error, token_count, vectors
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
-from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response, well_formed
 from rambla_ray.scoring import similarity
 
 if TYPE_CHECKING:
-    import httpx2
     import openai
 
-PLAIN_URL = "https://api.openai.com/v1"
-PLACEHOLDER = "<the text of a request>"  # what the package is given, and each call's text replaces
-OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")  # of the client, not the API
-PING_S = 5.0  # how long an endpoint may take to a sign of life
-LONGEST_VECTOR = 100_000
-
-
-class EndpointParams(KeyedParams):
-    """Where an OpenAI-compatible endpoint is and whose key it takes."""
-
-    engine: str = Field(description="the model's name, or Azure's deployment")
-    api_type: Literal["azure", "openai"] | None = Field(
-        None, description="azure when OPENAI_API_VERSION is set, else openai"
-    )
-    base_url: str | None = Field(None, description="OPENAI_API_BASE when not given")
-    api_version: str | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
-    api_key_var: str = Field(
-        "OPENAI_API_KEY",
-        pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case",
-    )
-    async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
-
-    @property
-    def endpoint(self) -> str:
-        return str(self.base_url)
-
-    def resolved(self) -> Self:
-        """Fill in the endpoint from the environment, as RAmBLA's env file names it; never the key."""
-        version = self.api_version or os.environ.get("OPENAI_API_VERSION")
-        api_type = self.api_type or ("azure" if version else "openai")
-        base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
-        if base_url and not base_url.startswith(("http://", "https://")):
-            raise UserError(f"engine {self.engine}: base_url {base_url!r} is no URL; it begins with https://")
-        if api_type == "azure" and not base_url:
-            raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
-        if api_type == "azure" and not version:
-            raise UserError(
-                f"engine {self.engine}: Azure needs an API version; set OPENAI_API_VERSION or params.api_version"
-            )
-        return self.model_copy(
-            update={
-                "api_type": api_type,
-                "base_url": (base_url or PLAIN_URL).rstrip("/"),
-                "api_version": version if api_type == "azure" else None,
-            }
-        )
-
-    def preflight(self, *, same_machine: bool) -> None:
-        super().preflight(same_machine=same_machine)
-        if self.async_calls is False:
-            print(f"note: engine {self.engine}: async_calls has no effect, calls are concurrent", file=sys.stderr)
-
-    def ping(self) -> str:
-        """Its list of models; many that are like the API have none, and answer all the same."""
-        import openai
-
-        try:
-            key = self.read_key()
-            with _client(self, key) as client:
-                began = time.monotonic()
-                try:
-                    client.models.list(timeout=PING_S)
-                except openai.APIStatusError as error:
-                    if error.status_code in (401, 403):
-                        reason = f"turns the key in {self.api_key_var} away (HTTP {error.status_code})"
-                        raise UserError(f"{reason}; put a valid one where Ray starts") from None
-                    return f"answers (HTTP {error.status_code} to a question for its models)"
-                return f"answers, and takes the key in {self.api_key_var} ({time.monotonic() - began:.1f} s)"
-        except CallError as error:
-            raise UserError(error.message) from None
-        except openai.OpenAIError as error:
-            cause = error.__cause__ or error
-            reason = visible(f"{type(cause).__name__}: {cause}")[:120]
-            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
-
-
-class TextParams(EndpointParams):
-    """Generation parameters of the chat and completion APIs."""
-
-    temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
-    max_tokens: int = Field(800, gt=0, description="longest answer, in tokens")
-    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
-
-    @property
-    def longest_answer(self) -> int:
-        return self.max_tokens
-
-
-class CompletionParams(TextParams):
-    """The completion API, with RAmBLA's default engine."""
-
-    engine: str = Field("text-davinci-003", description="the model's name, or Azure's deployment")
-
-
-class OpenAIEmbeddingsParams(EndpointParams):
-    """The embeddings API, with RAmBLA's default engine."""
-
-    produces = "score"
-    embeds = True
-
-    engine: str = Field(
-        "text-embedding-ada-002",
-        description="the model's name, or Azure's deployment",
-    )
+PLACEHOLDER = "<the text of a request>"  # Stands in the request that the package writes; a call's text replaces it.
+OWN_HEADERS = (
+    "host",
+    "connection",
+    "content-length",
+    "accept-encoding",
+    "x-stainless-",
+)  # The package's client's own.
 
 
 class OpenAIModel(BaseAPIModel):
-    """What the three APIs share: the form of a request, the identity, and what an error means.
+    """What the three APIs share: the form of a request, the identity, and the way to the endpoint.
 
     The openai package writes one request, which is caught before it leaves: it knows the URLs, the headers and the
     bodies. Each call then fills its own text into that form and posts it, which costs a tenth of a call through the
@@ -150,13 +46,13 @@ class OpenAIModel(BaseAPIModel):
         self.params = params
         super().__init__(params, pool, rate)
         self._key = params.read_key()
-        form = _form(params, self._key, self.write)
+        form = written_request(params.endpoint, self._key, params.azure_version, self.write)
         self._body: dict[str, Any] = json.loads(form.content)
         before, after = form.content.decode().split(json.dumps(PLACEHOLDER))
         self._before, self._after = before.encode(), after.encode()
         self._url = URL(str(form.url), encoded=True)
         headers = {name: value for name, value in form.headers.items() if not name.startswith(OWN_HEADERS)}
-        self._wire = Wire(headers, pool.max_concurrency, _trust)
+        self._wire = Wire(headers, pool.max_concurrency, trusted_authorities)
 
     def identity(self) -> dict[str, object]:
         return {
@@ -180,7 +76,7 @@ class OpenAIModel(BaseAPIModel):
         raise NotImplementedError
 
     def own_fields(self, request: Request) -> dict[str, Any]:
-        """What a request that is more than a prompt puts into the body, in place of what stands there."""
+        """The fields of a body that a request which is more than a prompt sets itself."""
         return {}
 
     def texts(self, request: Request) -> bytes:
@@ -193,8 +89,8 @@ class OpenAIModel(BaseAPIModel):
 
     def _answer_in(self, request: Request, reply: HttpReply) -> Response:
         if not 200 <= reply.status < 300:
-            raise _status_error(reply, lambda words: redact(words, self._key, request.text))
-        wait_s = exhausted_s(reply.headers)
+            raise status_error(reply, lambda text: redact(text, self._key, request.text))
+        wait_s = limit_reset_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
         try:
@@ -236,8 +132,8 @@ class OpenAITextModel(OpenAIModel):
         return Response(
             text=well_formed(text),
             finish_reason=visible(reason)[:40] if reason and isinstance(reason, str) else "stop",
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            completion_tokens=_count(usage, "completion_tokens"),
+            prompt_tokens=token_count(usage, "prompt_tokens"),
+            completion_tokens=token_count(usage, "completion_tokens"),
         )
 
     def text_of(self, choice: Any) -> Any:
@@ -257,8 +153,8 @@ class OpenAIChat(OpenAITextModel):
         if request.verbatim:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the chat API, which continues no bare text")
         messages = request.messages or (Message("user", request.prompt),)
-        asked = request.options.overrides()
-        return {**asked, "messages": [turn._asdict() for turn in messages]} if asked or request.messages else {}
+        options = request.options.overrides()
+        return {**options, "messages": [turn._asdict() for turn in messages]} if options or request.messages else {}
 
     def text_of(self, choice: Any) -> Any:
         message = choice["message"]
@@ -278,8 +174,8 @@ class OpenAICompletion(OpenAITextModel):
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.messages:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the completion API, which takes no messages")
-        asked = request.options.overrides()
-        return {**asked, "prompt": request.prompt} if asked else {}
+        options = request.options.overrides()
+        return {**options, "prompt": request.prompt} if options else {}
 
     def text_of(self, choice: Any) -> Any:
         return choice["text"]
@@ -305,98 +201,8 @@ class OpenAIEmbeddings(OpenAIModel):
         return json.dumps(texts if len(texts) > 1 else texts[0]).encode()
 
     def read(self, body: Any, request: Request) -> Response:
-        vectors = [_vector(item["embedding"]) for item in body["data"]]
-        expected = 1 if request.pair is None else 2
-        if len(vectors) != expected:
-            raise CallError(ErrorKind.GARBAGE, f"the reply has {len(vectors)} vectors for {expected} texts")
-        if not all(0 < len(vector) <= LONGEST_VECTOR for vector in vectors):
-            raise CallError(ErrorKind.GARBAGE, "the reply has an empty vector, or one that is no embedding")
-        text = json.dumps(vectors[0]) if len(vectors) == 1 else repr(similarity.inner_product(*vectors))
-        return Response(text=text, prompt_tokens=_count(body.get("usage"), "prompt_tokens"))
-
-
-def _vector(given: Any) -> list[float]:
-    """An embedding as a list of numbers, or as the package asks for it: base64 of little-endian float32."""
-    if isinstance(given, str):
-        packed = base64.b64decode(given, validate=True)
-        return [number for (number,) in struct.iter_unpack("<f", packed)]
-    return [float(number) for number in given]
-
-
-def _count(usage: Any, name: str) -> int:
-    """A number of tokens as an endpoint tells it; 0 where that is no such number."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count < 2**31 else 0
-
-
-def _trust() -> ssl.SSLContext:
-    """The certificate authorities that the package trusts."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
-def _client(params: EndpointParams, key: str, http: httpx2.Client | None = None) -> openai.OpenAI:
-    """The openai package's client of an endpoint."""
-    import openai
-
-    if params.api_type == "azure":
-        return openai.AzureOpenAI(
-            azure_endpoint=str(params.base_url),
-            api_version=params.api_version,
-            api_key=key,
-            max_retries=0,
-            http_client=http,
-        )
-    return openai.OpenAI(base_url=params.base_url, api_key=key, max_retries=0, http_client=http)
-
-
-def _form(params: EndpointParams, key: str, write: Callable[[openai.OpenAI], None]) -> httpx2.Request:
-    """The request that the openai package writes, which is not sent."""
-    import httpx2
-    import openai
-
-    class Catch(httpx2.BaseTransport):
-        request: httpx2.Request
-
-        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            request.read()
-            self.request = request
-            raise httpx2.ConnectError("caught")
-
-    catch = Catch()
-    client = _client(params, key, openai.DefaultHttpxClient(transport=catch, trust_env=False))
-    with client, suppress(openai.APIConnectionError):
-        write(client)
-    return catch.request
-
-
-def _status_error(reply: HttpReply, safe: Callable[[str], str]) -> CallError:
-    """What an HTTP status means. The message is the endpoint's own, made safe and cut short."""
-    status, code, said = reply.status, "", ""
-    try:
-        body = json.loads(reply.body)
-        error = body.get("error", body)
-        if isinstance(error, dict):
-            code = str(error.get("code") or error.get("type") or "")
-            said = str(error.get("message") or "")
+        if request.pair is None:
+            text = json.dumps(vectors(body, 1)[0])
         else:
-            said = str(error)
-    except (ValueError, AttributeError, RecursionError):
-        pass  # a proxy's page, mostly
-    if 300 <= status < 400:
-        said = f"the endpoint redirects to {reply.headers.get('location')}, which is not followed; correct base_url"
-    message = safe(f"HTTP {status}{f' {code}' if code else ''}{f': {said}' if said else ''}")
-    words = said.lower()
-    if status == 413 or "context_length" in code or "context length" in words or "context size" in words:
-        return CallError(ErrorKind.TOO_LONG, message)
-    if code in ("content_filter", "content_policy_violation"):
-        return CallError(ErrorKind.REFUSED, message)
-    if code in ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"):
-        return CallError(ErrorKind.QUOTA, message)
-    kinds = {401: ErrorKind.AUTH, 403: ErrorKind.AUTH, 404: ErrorKind.NOT_FOUND, 429: ErrorKind.RATE_LIMITED}
-    if status in kinds:
-        return CallError(kinds[status], message, retry_after_s=told_wait_s(reply.headers))
-    if status in (408, 409) or status >= 500:
-        return CallError(ErrorKind.SERVER, message, retry_after_s=told_wait_s(reply.headers))
-    return CallError(ErrorKind.NOT_FOUND if 300 <= status < 400 else ErrorKind.BAD_REQUEST, message)
+            text = repr(similarity.inner_product(*vectors(body, 2)))
+        return Response(text=text, prompt_tokens=token_count(body.get("usage"), "prompt_tokens"))

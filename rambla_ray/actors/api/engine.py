@@ -1,4 +1,4 @@
-"""What every model is, and what every API model shares: deadline, retries, rate, concurrency, hedging."""
+"""What models behind endpoints share: deadline, retries, rate, concurrency, hedging."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import random
 import time
 from abc import abstractmethod
 from collections import deque
-from typing import ClassVar
+from collections.abc import Coroutine
+from typing import Any, ClassVar
 
-from rambla_ray.actors.api.admission import Gate, Pass
-from rambla_ray.actors.api.governor import Link
+from rambla_ray.actors.api.admission import Admission, Permit
+from rambla_ray.actors.api.governor_client import GovernorClient
+from rambla_ray.actors.api.governor_talk import GovernorTalk
 from rambla_ray.actors.api.retry import RetryPolicy
 from rambla_ray.actors.model import Emit, Model, RunContext
 from rambla_ray.config.model import ModelParams
@@ -18,34 +20,34 @@ from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, Draining, ErrorKind, RamblaError
 from rambla_ray.schema import CallTrace, Request, Response, Try
 
-REASON_CHARACTERS = 160  # of an attempt's reason
-LONGEST_TEXT = 1_000_000  # characters of an answer; the rest is cut off
-HEDGE_AFTER = 20  # answers from which it is learnt, time and again, what is slow
-HEDGE_QUANTILE = 0.95
+REASON_CHARACTERS = 160  # The reason of an attempt is cut to this length.
+LONGEST_TEXT = 1_000_000  # An answer is cut to so many characters.
+HEDGE_AFTER = 20  # After so many answers, and each time as many more have come, what counts as slow is computed anew.
+HEDGE_QUANTILE = 0.95  # A call is slow when it takes longer than this share of the recent ones.
 RECENT_CALLS = 200
-TURNS = 2  # of the event loop, in which those who get freed slots send, before answers are seen to
-DEFAULT_PAUSE_S = 1.0  # of those who share a rate, after a 429 that does not say how long
+TURNS = 2  # An answer waits so many turns of the event loop, in which calls that got its slot are sent.
+DEFAULT_PAUSE_S = 1.0  # Those who share a rate pause so long after a 429 that does not say how long.
 OVERLOAD = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
-KEPT = frozenset(  # what was reserved for such a call is not given back: the endpoint may have charged for it, or
-    # with a 429, it counts otherwise than we do, and what is kept puts us behind it again
+# Tokens reserved for a call that ends in one of these are not given back: the endpoint may have charged for it, and a
+# 429 shows that the endpoint counts differently, which keeping the reservation makes up for.
+KEPT = frozenset(
     {ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.GARBAGE, ErrorKind.OVERSIZED, ErrorKind.RATE_LIMITED}
 )
 
 
-class _Story:
-    """What happened to one request. Times are seconds by time.monotonic()."""
+class RequestTrace:
+    """What has happened to one request so far. Times are seconds by time.monotonic()."""
 
     __slots__ = ("began", "calling_s", "first_call", "hedged", "latency_s", "tries")
 
     def __init__(self) -> None:
         self.began = self.first_call = time.monotonic()
         self.tries: list[Try] = []
-        self.calling_s = 0.0  # some call was out
-        self.latency_s = 0.0  # of the call that answered
+        self.calling_s = 0.0  # The time in which at least one call was in flight.
+        self.latency_s = 0.0  # How long the call took that answered.
         self.hedged = 0
 
-    def trace(self) -> CallTrace:
-        """What is known now."""
+    def snapshot(self) -> CallTrace:
         waited_s = max(0.0, time.monotonic() - self.began - self.calling_s)
         return CallTrace(waited_s, len(self.tries), self.hedged, tuple(self.tries))
 
@@ -54,29 +56,29 @@ class BaseAPIModel(Model):
     """A model behind an endpoint. A subclass gives `scope`, `identity`, and `call`: one attempt, no retries."""
 
     retry: ClassVar[RetryPolicy] = RetryPolicy()
-    adaptive: ClassVar[bool] = True  # without a rate, the number of calls in flight is found out by trying
+    adaptive: ClassVar[bool] = True  # Without a rate, the number of calls in flight is found out by trying.
 
     def __init__(self, params: ModelParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
         self._rate = rate or Rate()
         self._adapts = self.adaptive and not self._rate.is_set
-        governed = self._adapts or self._rate.is_set
-        self._gate = Gate(
-            pool.max_concurrency,
-            Link(self.scope()) if governed else None,
-            self._rate,
-            self._adapts,
-        )
-        self._disturbed = False
+        self._admission = Admission(pool.max_concurrency)
+        self._talk: GovernorTalk | None = None
+        if self._adapts or self._rate.is_set:
+            client = GovernorClient(self.scope())
+            self._talk = GovernorTalk(self._admission, client, pool.max_concurrency, self._rate, self._adapts)
+        self._injects_faults = False
         self._answered = 0
-        self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # seconds that answers took
-        self._slow_s: float | None = None  # what takes longer is asked a second time
+        self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # The seconds that recent answers took.
+        self._slow_s: float | None = None  # A call that takes longer is asked a second time.
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
-        self._gate.note, self._gate.is_held = context.notify, context.is_held
+        self._admission.is_held = context.is_held
+        if self._talk is not None:
+            self._talk.notify = context.notify
         chaos = context.chaos
-        self._disturbed = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
+        self._injects_faults = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
 
     @abstractmethod
     def scope(self) -> str:
@@ -84,12 +86,12 @@ class BaseAPIModel(Model):
 
     @abstractmethod
     async def call(self, request: Request) -> Response:
-        """One attempt. Raises CallError; anything else it raises is taken for a fault of its own."""
+        """One attempt. Raises CallError; any other exception counts as a bug of the model's."""
 
     async def faulty_call(self, request: Request, fault: str) -> Response:
         """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
-        wait = random.uniform(0.05, 0.3) if fault == "http429" else None
-        raise CallError(_KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait)
+        wait_s = random.uniform(0.05, 0.3) if fault == "http429" else None
+        raise CallError(_KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait_s)
 
     def estimate_tokens(self, request: Request) -> int:
         """Tokens this request may cost, for the rate budget: about four characters each, and the longest answer."""
@@ -100,24 +102,25 @@ class BaseAPIModel(Model):
         return 0
 
     def drain(self) -> None:
-        self._gate.close(Draining)
+        self._admission.close(Draining)
 
     def resume(self) -> None:
-        self._gate.resume()
+        self._admission.resume()
 
     def pause(self, seconds: float) -> None:
-        """The endpoint said, beside an answer, that its limit is used up: nobody who shares it calls for so long."""
-        self._gate.pause(seconds)
+        """Keep everybody who shares the endpoint's limit from calling: a reply with an answer says it is used up."""
+        if self._talk is not None:
+            self._talk.pause(seconds)
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
-        story = _Story()
+        trace = RequestTrace()
         try:
             try:
-                answer = await self._attempt(request, story, again=False)
+                answer = await self._attempt(request, trace, again=False)
             except CallError as error:
-                answer = await self._try_again(request, story, error)
+                answer = await self._try_again(request, trace, error)
         except CallError as error:
-            error.trace = story.trace()
+            error.trace = trace.snapshot()
             raise
         for _ in range(TURNS):
             await asyncio.sleep(0)
@@ -129,43 +132,48 @@ class BaseAPIModel(Model):
             finish_reason=reason,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
-            latency_s=story.latency_s,
-            trace=story.trace(),
+            latency_s=trace.latency_s,
+            trace=trace.snapshot(),
         )
 
-    async def _try_again(self, request: Request, story: _Story, first: CallError) -> Response:
-        """After a first attempt that failed: what the policy says. Entered only then, since it costs 20 µs."""
+    async def _try_again(self, request: Request, trace: RequestTrace, first: CallError) -> Response:
+        """Attempt it again, as the policy says. Entered only after a first failure, since it costs 20 µs."""
         failed: CallError | None = first
-        async for attempt in self.retry.retrying(story.first_call, self._rate.give_up_after_s, self._gate.rest):
+        async for attempt in self.retry.retrying(trace.first_call, self._rate.give_up_after_s, self._admission.sleep):
             with attempt:
                 if failed:
                     error, failed = failed, None
                     raise error
-                return await self._attempt(request, story, again=True)
-        raise first  # never: the policy raises what was raised last
+                return await self._attempt(request, trace, again=True)
+        raise first  # Unreachable: the policy raises the last error.
 
-    async def _attempt(self, request: Request, story: _Story, *, again: bool) -> Response:
+    async def _attempt(self, request: Request, trace: RequestTrace, *, again: bool) -> Response:
         """One call, or two that race each other."""
         estimate = self.estimate_tokens(request)
-        given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(request), again=again)
+        permit = await self._acquire(request, estimate, again=again)
         began = time.monotonic()
-        if not story.tries:
-            story.first_call = began
+        if not trace.tries:
+            trace.first_call = began
         try:
             if self._slow_s is not None:
-                return await self._race(request, story, estimate, given)
-            return await self._call(request, story, given)
+                return await self._race(request, trace, estimate, permit)
+            return await self._call(request, trace, permit)
         finally:
-            story.calling_s += time.monotonic() - began
+            trace.calling_s += time.monotonic() - began
 
-    async def _race(self, request: Request, story: _Story, estimate: int, given: Pass) -> Response:
+    def _acquire(self, request: Request, estimate: int, *, again: bool = False) -> Coroutine[Any, Any, Permit]:
+        if self._talk is not None:
+            self._talk.start()
+        return self._admission.acquire(estimate, estimate - self.max_answer_tokens(request), again=again)
+
+    async def _race(self, request: Request, trace: RequestTrace, estimate: int, permit: Permit) -> Response:
         """A call, and if it is slow a second one in a slot of its own: the first answer wins."""
-        calls = [asyncio.create_task(self._call(request, story, given))]
+        calls = [asyncio.create_task(self._call(request, trace, permit))]
         try:
             running: set[asyncio.Task[Response]]
             done, running = await asyncio.wait(calls, timeout=self._slow_s)
             if running:
-                calls.append(asyncio.create_task(self._second_call(calls[0], request, story, estimate)))
+                calls.append(asyncio.create_task(self._second_call(calls[0], request, trace, estimate)))
                 running = set(calls)
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -178,30 +186,30 @@ class BaseAPIModel(Model):
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            story.tries.sort()
+            trace.tries.sort()
 
     async def _second_call(
-        self, first: asyncio.Task[Response], request: Request, story: _Story, estimate: int
+        self, first: asyncio.Task[Response], request: Request, trace: RequestTrace, estimate: int
     ) -> Response:
         try:
-            given = await self._gate.enter(estimate, estimate - self.max_answer_tokens(request))
-        except RamblaError:  # nobody is let in any more, but the first call goes on
+            permit = await self._acquire(request, estimate)
+        except RamblaError:  # Admission is closed, but the first call goes on.
             await asyncio.wait([first])
             return first.result()
-        if first.done():  # maybe it is its slot that was waited for
-            self._gate.leave(given, used=0)
+        if first.done():  # It may have left the very slot that this call waited for.
+            self._admission.release(permit, unused=True)
             return first.result()
-        story.hedged += 1
-        return await self._call(request, story, given)
+        trace.hedged += 1
+        return await self._call(request, trace, permit)
 
-    async def _call(self, request: Request, story: _Story, given: Pass) -> Response:
-        """One call in the slot that it was given, which it leaves."""
+    async def _call(self, request: Request, trace: RequestTrace, permit: Permit) -> Response:
+        """One call, at whose end its permit is released."""
         at, began = time.time(), time.monotonic()
         response: Response | None = None
-        kind, reason, told_s = "", "cancelled: the answer was not needed any more", None
+        kind, reason, requested_wait_s = "", "cancelled: the answer was not needed any more", None
         try:
             async with asyncio.timeout(self._rate.timeout_s):
-                if self._disturbed and (fault := self._fault()):
+                if self._injects_faults and (fault := self._fault()):
                     response = await self.faulty_call(request, fault)
                 else:
                     response = await self.call(request)
@@ -213,7 +221,7 @@ class BaseAPIModel(Model):
             kind, reason = error.kind, str(error)
             raise error from None
         except CallError as error:
-            kind, reason, told_s = error.kind, str(error), error.retry_after_s
+            kind, reason, requested_wait_s = error.kind, str(error), error.retry_after_s
             if error.kind in FATAL:
                 self._close(error)
             raise
@@ -221,28 +229,36 @@ class BaseAPIModel(Model):
             kind, reason = ErrorKind.INTERNAL, f"{ErrorKind.INTERNAL}: {type(error).__name__}"
             raise
         finally:
-            took = time.monotonic() - began
-            story.tries.append(Try(at, took, reason[:REASON_CHARACTERS]))
-            used: int | None = 0
+            took_s = time.monotonic() - began
+            trace.tries.append(Try(at, took_s, reason[:REASON_CHARACTERS]))
             if response is not None:
-                story.latency_s = took
+                trace.latency_s = took_s
                 if self._rate.hedge:
-                    self._learn_what_is_slow(took)
-                used = response.prompt_tokens + response.completion_tokens or None
-            elif kind in KEPT or not kind:
-                used = None
-            limited = kind == ErrorKind.RATE_LIMITED
-            if told_s is None and limited and not self._adapts:
-                told_s = DEFAULT_PAUSE_S
-            self._gate.pause(told_s or 0.0)
-            self._gate.leave(
-                given, used=used, answered=response is not None, troubled=kind in OVERLOAD, limited=limited
-            )
+                    self._learn_what_is_slow(took_s)
+            if self._talk is not None:
+                self._record(self._talk, permit, response, kind, requested_wait_s)
+            self._admission.release(permit)
+
+    def _record(
+        self, talk: GovernorTalk, permit: Permit, response: Response | None, kind: str, requested_wait_s: float | None
+    ) -> None:
+        """Pass on what a call cost and what its end says about the endpoint; `kind` is empty without an error."""
+        limited = kind == ErrorKind.RATE_LIMITED
+        if requested_wait_s is None and limited and not self._adapts:
+            requested_wait_s = DEFAULT_PAUSE_S
+        if requested_wait_s:
+            talk.pause(requested_wait_s)
+        used: int | None = 0
+        if response is not None:
+            used = response.prompt_tokens + response.completion_tokens or None
+        elif kind in KEPT or not kind:
+            used = None
+        talk.record(permit, used=used, answered=response is not None, troubled=kind in OVERLOAD, limited=limited)
 
     def _close(self, fatal: CallError) -> None:
-        """After an error that stops the run, every request ends in it."""
+        """Let every other request end in the same error, which stops the run."""
         kind, message = fatal.kind, fatal.message
-        self._gate.close(lambda: CallError(kind, message))
+        self._admission.close(lambda: CallError(kind, message))
 
     def _learn_what_is_slow(self, took_s: float) -> None:
         self._answered += 1
@@ -251,7 +267,7 @@ class BaseAPIModel(Model):
             self._slow_s = sorted(self._recent)[int(HEDGE_QUANTILE * len(self._recent))]
 
     def _fault(self) -> str | None:
-        """The fault that chaos has drawn for a call, if any."""
+        """The fault that chaos draws for this call, if any."""
         draw = random.random()
         for fault in _KIND_OF_FAULT:
             draw -= getattr(self.context.chaos, fault)

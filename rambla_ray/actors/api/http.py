@@ -1,4 +1,8 @@
-"""The way to an endpoint: an HTTP session per actor, replies read within bounds, and words that are safe to show."""
+"""The way to an endpoint: an HTTP session per actor, replies read within bounds, and messages that are safe to show.
+
+Written by hand over aiohttp, since a call through it takes 0.2 ms of CPU, and one through the openai package's client
+2.9 ms (with 512 calls in flight).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,12 @@ from yarl import URL
 from rambla_ray.errors import CallError, ErrorKind
 
 MIB = 1024 * 1024
-SMALL_BYTES = MIB  # replies beyond it are read and parsed one at a time
-LARGEST_BYTES = 64 * MIB
-MOST_VALUES = 2_000_000  # of a large reply's JSON: each takes some 60 bytes of memory
-KEEP_ALIVE_S = 4.0  # less than the 5 s after which many servers close a quiet connection, maybe under a request
-SHOWN_CHARACTERS = 1000  # of an endpoint's words; a message is cut further
-ECHO_CHARACTERS = 40  # a stretch of the prompt this long is blotted out of an endpoint's words
+SMALL_BYTES = MIB  # Larger replies are read and parsed one at a time.
+LARGEST_BYTES = 64 * MIB  # Larger replies are dropped.
+MOST_VALUES = 2_000_000  # A large reply's JSON may have so many values: each takes some 60 bytes of memory.
+KEEP_ALIVE_S = 4.0  # Many servers close a quiet connection after 5 s: it is closed here first.
+SHOWN_CHARACTERS = 1000  # An endpoint's message is cut to this length before it is made safe; errors cut it further.
+ECHO_CHARACTERS = 40  # A stretch of the prompt this long is blotted out of an endpoint's message.
 
 T = TypeVar("T")
 
@@ -48,7 +52,7 @@ class Wire:
     Args:
         headers: of every request.
         at_once: requests in flight at most.
-        trust: gives the certificate authorities for https; the system's where it is None.
+        trust: returns the certificate authorities for https; the system's where it is None.
     """
 
     def __init__(
@@ -96,18 +100,18 @@ class Wire:
             ),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # the caller has its own deadline
-            proxy=proxy,  # not trust_env, which looks the proxy up anew for each request, at 300 µs
+            timeout=aiohttp.ClientTimeout(),  # The caller has its own deadline.
+            proxy=proxy,  # With trust_env it is looked up for each request, at 300 µs.
         )
         return self._session
 
     def close(self) -> None:
-        """Close the connections, from any place: also where the event loop has gone."""
+        """Close the connections; works without an event loop, too."""
         session, self._session = self._session, None
         if session is not None:
             closing = session.close()
             with suppress(StopIteration, RuntimeError):
-                closing.send(None)  # closes; what would follow is to wait until the sockets are gone
+                closing.send(None)  # This closes; the rest would wait until the sockets are gone.
             closing.close()
 
     def __del__(self) -> None:
@@ -115,7 +119,7 @@ class Wire:
 
 
 async def _ends_within(most: int, response: aiohttp.ClientResponse, parts: list[bytes]) -> bool:
-    """Read on, behind `parts`; whether that was all, or there are more than `most` bytes."""
+    """Read on, behind `parts`; returns whether that was all, or False if there are more than `most` bytes."""
     size = sum(map(len, parts))
     async for part in response.content.iter_any():
         parts.append(part)
@@ -154,35 +158,35 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
     return read(HttpReply(500, {}, body))
 
 
-def told_wait_s(headers: Mapping[str, str]) -> float | None:
+def requested_wait_s(headers: Mapping[str, str]) -> float | None:
     """How long a reply asks us to wait, in seconds; None if it does not say.
 
     Read from `retry-after-ms`, `Retry-After` (seconds or an HTTP date), or the reset of a limit of which nothing
     remains (`x-ratelimit-remaining-requests` and `-tokens`, `x-ratelimit-reset-*` as `20ms`, `6m0s` or seconds).
     """
     if "retry-after-ms" in headers:
-        milliseconds = _number(headers["retry-after-ms"])
+        milliseconds = _finite_number(headers["retry-after-ms"])
         if milliseconds is not None:
             return max(0.0, milliseconds / 1000)
     if "retry-after" in headers:
         value = headers["retry-after"]
-        seconds = _number(value)
+        seconds = _finite_number(value)
         if seconds is not None:
             return max(0.0, seconds)
         try:
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
         except (ValueError, OverflowError):
             pass
-    return exhausted_s(headers)
+    return limit_reset_s(headers)
 
 
-def exhausted_s(headers: Mapping[str, str]) -> float | None:
-    """How long until a limit of which nothing remains is there again, in seconds; None if something remains."""
+def limit_reset_s(headers: Mapping[str, str]) -> float | None:
+    """How long until a limit of which nothing remains is reset, in seconds; None if something remains."""
     waits = []
-    for what in ("requests", "tokens"):
-        remaining = headers.get(f"x-ratelimit-remaining-{what}")
-        if remaining is not None and (_number(remaining) or 0.0) <= 0.0:
-            waits.append(_duration_s(headers.get(f"x-ratelimit-reset-{what}", "")))
+    for unit in ("requests", "tokens"):
+        remaining = headers.get(f"x-ratelimit-remaining-{unit}")
+        if remaining is not None and (_finite_number(remaining) or 0.0) <= 0.0:
+            waits.append(_duration_s(headers.get(f"x-ratelimit-reset-{unit}", "")))
     return max((wait for wait in waits if wait is not None), default=None)
 
 
@@ -196,11 +200,11 @@ def _duration_s(value: str) -> float | None:
     value = value.strip()
     if _DURATION.fullmatch(value):
         return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
-    seconds = _number(value)
+    seconds = _finite_number(value)
     return None if seconds is None else max(0.0, seconds)
 
 
-def _number(value: str) -> float | None:
+def _finite_number(value: str) -> float | None:
     try:
         number = float(value)
     except ValueError:
@@ -209,13 +213,13 @@ def _number(value: str) -> float | None:
 
 
 def visible(text: str) -> str:
-    """`text` on one line, with what a terminal would act on, or not show, as an escape."""
+    """`text` on one line; characters that a terminal would act on, or not show, are escapes."""
     line = " ".join(text.split())
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def redact(text: str, key: str, prompt: str) -> str:
-    """An endpoint's words, which may echo what it was sent, without the key and without stretches of the prompt."""
+    """An endpoint's message, which may echo its request, without the key and without stretches of the prompt."""
     if key:
         text = text.replace(key, "***")
     return visible(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
@@ -226,7 +230,7 @@ def _without_echo(line: str, prompt: str) -> str:
     prompt = " ".join(prompt.replace("\\n", " ").split())
     half = ECHO_CHARACTERS // 2
     echoed = bytearray(len(line))
-    for piece in range(0, len(line) - half + 1, half):  # each stretch holds one of these whole
+    for piece in range(0, len(line) - half + 1, half):  # Each stretch holds one of these pieces whole.
         if line[piece : piece + half] in prompt:
             for first in range(max(0, piece - half), min(piece, len(line) - ECHO_CHARACTERS) + 1):
                 if line[first : first + ECHO_CHARACTERS] in prompt:

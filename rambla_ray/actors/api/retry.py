@@ -31,14 +31,19 @@ class RetryPolicy:
     longest_pause_s: float = 30.0
 
     def retrying(
-        self, began: float, give_up_after_s: float, sleep: Callable[[float], Awaitable[None]]
+        self,
+        began: float,
+        give_up_after_s: float,
+        sleep: Callable[[float], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> tenacity.AsyncRetrying:
         """The policy as tenacity's value, for one request.
 
         Args:
-            began: when its first call began, by time.monotonic().
+            began: when its first call began, by `clock`.
             give_up_after_s: how long after that a call may still begin, in seconds.
             sleep: waits so many seconds.
+            clock: monotonic seconds.
         """
         jitter = tenacity.wait_random_exponential(multiplier=self.first_pause_s, max=self.longest_pause_s)
         other_failures = 0
@@ -49,7 +54,7 @@ class RetryPolicy:
 
         def give_up(state: tenacity.RetryCallState) -> bool:
             nonlocal other_failures
-            if time.monotonic() - began + state.upcoming_sleep > give_up_after_s:
+            if clock() - began + state.upcoming_sleep > give_up_after_s:
                 return True
             if _error_of(state).kind == ErrorKind.RATE_LIMITED:
                 return False
@@ -67,6 +72,6 @@ class RetryPolicy:
 
 def _error_of(state: tenacity.RetryCallState) -> CallError:
     error = state.outcome.exception() if state.outcome else None
-    if not isinstance(error, CallError):  # `retry` above lets nothing else through
+    if not isinstance(error, CallError):  # The `retry` above lets nothing else through.
         raise TypeError(f"not a CallError: {error!r}")
     return error

@@ -1,0 +1,81 @@
+"""What is left to the openai package: it writes the form of a request, and asks an endpoint for a sign of life."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+PING_S = 5.0  # An endpoint may take so long to give a sign of life.
+
+
+def open_client(
+    url: str, key: str, azure_version: str | None = None, http: httpx2.Client | None = None
+) -> openai.OpenAI:
+    """The package's client of an endpoint; of Azure's, where the version of its API is given."""
+    import openai
+
+    if azure_version is not None:
+        return openai.AzureOpenAI(
+            azure_endpoint=url, api_version=azure_version, api_key=key, max_retries=0, http_client=http
+        )
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+
+
+def written_request(
+    url: str, key: str, azure_version: str | None, write: Callable[[openai.OpenAI], None]
+) -> httpx2.Request:
+    """The request that the package makes of the call in `write`; it is caught and not sent."""
+    import httpx2
+    import openai
+
+    class Catch(httpx2.BaseTransport):
+        request: httpx2.Request
+
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            request.read()
+            self.request = request
+            raise httpx2.ConnectError("caught")
+
+    catch = Catch()
+    client = open_client(url, key, azure_version, openai.DefaultHttpxClient(transport=catch, trust_env=False))
+    with client, suppress(openai.APIConnectionError):
+        write(client)
+    return catch.request
+
+
+def list_models(url: str, key: str, azure_version: str | None) -> tuple[int, float]:
+    """Ask for the list of models, which costs nothing.
+
+    Returns:
+        (status, seconds): the HTTP status of the reply, and how long it took.
+
+    Raises:
+        ConnectionError: there is no reply; the message holds the cause.
+    """
+    import openai
+
+    try:
+        with open_client(url, key, azure_version) as client:
+            began = time.monotonic()
+            try:
+                client.models.list(timeout=PING_S)
+            except openai.APIStatusError as error:
+                return error.status_code, time.monotonic() - began
+            return 200, time.monotonic() - began
+    except openai.OpenAIError as error:
+        cause = error.__cause__ or error
+        raise ConnectionError(f"{type(cause).__name__}: {cause}") from None
+
+
+def trusted_authorities() -> ssl.SSLContext:
+    """The certificate authorities that the package trusts."""
+    import httpx2
+
+    return httpx2.create_ssl_context()

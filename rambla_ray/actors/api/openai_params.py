@@ -1,0 +1,114 @@
+"""Params of the models behind OpenAI-compatible endpoints, and what follows from params alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal, Self
+
+from pydantic import Field
+
+from rambla_ray.actors.api.http import visible
+from rambla_ray.actors.api.openai_package import list_models
+from rambla_ray.config.model import KEY_VARIABLE, KeyedParams
+from rambla_ray.errors import CallError, UserError
+
+PLAIN_URL = "https://api.openai.com/v1"
+
+
+class EndpointParams(KeyedParams):
+    """Where an OpenAI-compatible endpoint is and whose key it takes."""
+
+    engine: str = Field(description="the model's name, or Azure's deployment")
+    api_type: Literal["azure", "openai"] | None = Field(
+        None, description="azure when OPENAI_API_VERSION is set, else openai"
+    )
+    base_url: str | None = Field(None, description="OPENAI_API_BASE when not given")
+    api_version: str | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
+    api_key_var: str = Field(
+        "OPENAI_API_KEY",
+        pattern=KEY_VARIABLE,
+        description="NAME of the environment variable with the key, in upper case",
+    )
+    async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
+
+    @property
+    def endpoint(self) -> str:
+        return str(self.base_url)
+
+    @property
+    def azure_version(self) -> str | None:
+        """The version of Azure's API; None where the endpoint is not Azure's."""
+        return self.api_version if self.api_type == "azure" else None
+
+    def resolved(self) -> Self:
+        """Fill in the endpoint from the environment, as RAmBLA's env file names it; never the key."""
+        version = self.api_version or os.environ.get("OPENAI_API_VERSION")
+        api_type = self.api_type or ("azure" if version else "openai")
+        base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
+        if base_url and not base_url.startswith(("http://", "https://")):
+            raise UserError(f"engine {self.engine}: base_url {base_url!r} is no URL; it begins with https://")
+        if api_type == "azure" and not base_url:
+            raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
+        if api_type == "azure" and not version:
+            raise UserError(
+                f"engine {self.engine}: Azure needs an API version; set OPENAI_API_VERSION or params.api_version"
+            )
+        return self.model_copy(
+            update={
+                "api_type": api_type,
+                "base_url": (base_url or PLAIN_URL).rstrip("/"),
+                "api_version": version if api_type == "azure" else None,
+            }
+        )
+
+    def preflight(self, *, same_machine: bool) -> None:
+        super().preflight(same_machine=same_machine)
+        if self.async_calls is False:
+            print(f"note: engine {self.engine}: async_calls has no effect, calls are concurrent", file=sys.stderr)
+
+    def ping(self) -> str:
+        """Ask for its list of models; many that are like the API have none, and answer all the same."""
+        try:
+            status, seconds = list_models(self.endpoint, self.read_key(), self.azure_version)
+        except CallError as error:
+            raise UserError(error.message) from None
+        except ConnectionError as error:
+            reason = visible(str(error))[:120]
+            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
+        if status in (401, 403):
+            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
+            raise UserError(f"{reason}; put a valid one where Ray starts")
+        if status != 200:
+            return f"answers (HTTP {status} to a question for its models)"
+        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+
+
+class TextParams(EndpointParams):
+    """Generation parameters of the chat and completion APIs."""
+
+    temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
+    max_tokens: int = Field(800, gt=0, description="longest answer, in tokens")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
+
+    @property
+    def longest_answer(self) -> int:
+        return self.max_tokens
+
+
+class CompletionParams(TextParams):
+    """The completion API, with RAmBLA's default engine."""
+
+    engine: str = Field("text-davinci-003", description="the model's name, or Azure's deployment")
+
+
+class OpenAIEmbeddingsParams(EndpointParams):
+    """The embeddings API, with RAmBLA's default engine."""
+
+    produces = "score"
+    embeds = True
+
+    engine: str = Field(
+        "text-embedding-ada-002",
+        description="the model's name, or Azure's deployment",
+    )
