@@ -18,8 +18,10 @@ from test_huggingface import NEW, PROMPTS, ask, load, texts
 from transformers import AutoTokenizer
 
 from rambla_ray.actors.base import RunContext
-from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFaceParams, choose_backend
+from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local import weights
+from rambla_ray.actors.local.backends import HONOURED_OPTIONS
+from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Request
@@ -64,7 +66,7 @@ def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
     ],
 )
 def test_auto_goes_by_device_and_options(chip: str, params: dict[str, Any], expected: str) -> None:
-    assert choose_backend(HuggingFaceParams(model_name="x", **params), chip)[0] == expected
+    assert HuggingFaceParams(model_name="x", **params).choose_backend(chip)[0] == expected
 
 
 def test_what_auto_has_chosen_is_said_with_the_reason(tiny: Path) -> None:
@@ -131,9 +133,9 @@ def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path, backend: str) -> 
     expected = alone(tiny, *PROMPTS)
     assert texts(model, *PROMPTS) == expected
     assert texts(model, *reversed(PROMPTS)) == expected[::-1]  # in another event loop
-    assert model.work.requests == 2 * len(PROMPTS)
-    assert model.work.completion_tokens == 2 * NEW * len(PROMPTS)
-    assert model.work.busy_s > 0
+    assert model.usage.requests == 2 * len(PROMPTS)
+    assert model.usage.completion_tokens == 2 * NEW * len(PROMPTS)
+    assert model.usage.busy_s > 0
 
 
 @pytest.mark.parametrize("option", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
@@ -187,7 +189,7 @@ def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0)
         response = await model.generate(Request("c", options=GenerationOptions(max_tokens=3)))
-        return response, model.work.completion_tokens
+        return response, model.usage.completion_tokens
 
     response, made = asyncio.run(asyncio.wait_for(leave(), 60))
     assert response.completion_tokens == made == 3
@@ -257,7 +259,7 @@ def test_a_batch_size_is_the_most_that_an_engine_runs_together(tiny: Path) -> No
     assert load(tiny, backend="vllm", batch_size=3)._engine._engine.args.max_num_seqs == 3
     one, many = (load(tiny, backend="transformers_continuous", batch_size=size) for size in (1, "auto"))
     assert texts(one, *PROMPTS) == texts(many, *PROMPTS) == alone(tiny, *PROMPTS)
-    assert one.work.batches >= NEW * len(PROMPTS) > many.work.batches
+    assert one.usage.batches >= NEW * len(PROMPTS) > many.usage.batches
 
 
 # Trouble in continuous batching
@@ -281,7 +283,7 @@ def test_a_running_batch_that_does_not_fit_is_asked_again_in_a_smaller_one(tiny:
     model.attach(RunContext(said.append))
     breaking(model, 3, 6, error=torch.OutOfMemoryError("CUDA out of memory."))
     assert texts(model, *PROMPTS) == alone(tiny, *PROMPTS)
-    assert model.work.out_of_memory == 2
+    assert model.usage.out_of_memory == 2
     assert said.count("the running batch did not fit into memory; from now on it has half as much") == 2
 
 
@@ -432,4 +434,4 @@ def test_what_a_model_is_needs_no_weights(tmp_path: Path) -> None:
 
 
 def test_every_backend_has_a_line_of_its_own() -> None:
-    assert set(OPTIONS) == {"transformers", *ENGINES}
+    assert set(HONOURED_OPTIONS) == {"transformers", *ENGINES}

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from rambla_ray.actors.api.engine import RetryPolicy
 from rambla_ray.actors.judges import HuggingFaceEmbeddings, HuggingFaceJudge, HuggingFaceNLI
-from rambla_ray.actors.local.checkpoint import Job
+from rambla_ray.actors.local.job import Job
 from rambla_ray.actors.model import Model
 from rambla_ray.actors.openai import OpenAIEmbeddings
 from rambla_ray.actors.overlap import OverlapModel

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
+from rambla_ray.actors.local.job import Job
+from rambla_ray.actors.local.params import CheckpointParams
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
@@ -52,7 +54,7 @@ class HuggingFaceEmbeddingsParams(CheckpointParams):
     )
 
 
-class HuggingFaceJudge(BaseHuggingFaceModel):
+class HuggingFaceJudge(BaseHuggingFaceModel[Job]):
     """A model that compares a request's two texts: one forward pass over right-padded encodings, and no generation.
 
     All encodings of a request run in the same batch. A text that is too long is cut, as RAmBLA's is.
@@ -113,8 +115,8 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
                 continue
             tokens = sum(len(encoding["input_ids"]) for encoding in job.encodings)
             job.response = Response(text=self.compare(values), prompt_tokens=tokens)
-        self.work.computed_tokens += batch["input_ids"].numel()
-        self.work.padding_tokens += int((batch["attention_mask"] == 0).sum())
+        self.usage.computed_tokens += batch["input_ids"].numel()
+        self.usage.padding_tokens += int((batch["attention_mask"] == 0).sum())
 
 
 class HuggingFaceNLI(HuggingFaceJudge):
@@ -226,7 +228,7 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
                         hf_hub_download(
                             self.params.model_name,
                             name,
-                            revision=self._commit(),
+                            revision=self.commit(),
                             local_files_only=self.params.local_files_only,
                         )
                     )
