@@ -38,6 +38,7 @@ ROOMS = {
     "uvicorn": ("rambla_ray.serving.gateway",),
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
+    "sentence_transformers": ("rambla_ray.actors.local.sentence_modules",),
     "vllm": ("rambla_ray.actors.local.vllm",),
     "openai": ("rambla_ray.actors.openai",),
     "sklearn": ("rambla_ray.scoring.rambla",),
