@@ -70,17 +70,17 @@ def test_auto_goes_by_device_and_options(chip: str, params: dict[str, Any], expe
 
 
 def test_what_auto_has_chosen_is_said_with_the_reason(tiny: Path) -> None:
-    said: list[str] = []
-    load(tiny).attach(RunContext(said.append))
-    load(tiny, backend="transformers").attach(RunContext(said.append))
-    assert said == ["backend transformers: static batches, the fastest on a CPU"]
+    notes: list[str] = []
+    load(tiny).attach(RunContext(notes.append))
+    load(tiny, backend="transformers").attach(RunContext(notes.append))
+    assert notes == ["backend transformers: static batches, the fastest on a CPU"]
 
 
 def test_draws_that_depend_on_their_neighbours_are_told(tiny: Path) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     given = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.9}
-    load(tiny, backend="transformers_continuous", generation_config=given).attach(RunContext(said.append))
-    assert ["depends on its neighbours" in line for line in said] == [True]
+    load(tiny, backend="transformers_continuous", generation_config=given).attach(RunContext(notes.append))
+    assert ["depends on its neighbours" in line for line in notes] == [True]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_vllm_is_told_all_that_the_config_says(tiny: Path) -> None:
     model = load(tiny, backend="vllm", generation_config=given)
     one, same, other = answer(model, Request("hello"), Request("hello"), Request("hullo"))
     engine = model._engine._engine
-    first, second, third = engine.asked
+    first, second, third = engine.received
     assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.6, 0.9, 5, 1.1)
     assert (first.max_tokens, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (7, 2, [1, 9], True)
     assert first.seed == second.seed != third.seed
@@ -279,12 +279,12 @@ def breaking(model: Any, *steps: int, error: Exception) -> None:
 
 
 def test_a_running_batch_that_does_not_fit_is_asked_again_in_a_smaller_one(tiny: Path) -> None:
-    model, said = load(tiny, backend="transformers_continuous"), []
-    model.attach(RunContext(said.append))
+    model, notes = load(tiny, backend="transformers_continuous"), []
+    model.attach(RunContext(notes.append))
     breaking(model, 3, 6, error=torch.OutOfMemoryError("CUDA out of memory."))
     assert texts(model, *PROMPTS) == alone(tiny, *PROMPTS)
     assert model.usage.out_of_memory == 2
-    assert said.count("the running batch did not fit into memory; from now on it has half as much") == 2
+    assert notes.count("the running batch did not fit into memory; from now on it has half as much") == 2
 
 
 def test_a_prompt_that_never_fits_the_running_batch_is_out_of_memory(tiny: Path) -> None:
@@ -336,8 +336,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_needed(tmp_
 
 
 def test_an_answer_longer_than_the_context_is_refused(tiny: Path) -> None:
-    said = refused(tiny, generation_config={"max_new_tokens": 256})
-    assert said == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
+    message = refused(tiny, generation_config={"max_new_tokens": 256})
+    assert message == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

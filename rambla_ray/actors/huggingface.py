@@ -169,15 +169,15 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
                 text = params.message_formatting_template.format(message=text)
         return list(self._tokenizer(text)["input_ids"])
 
-    def _draw(self, tokens: list[int], asked: GenerationOptions) -> Draw | None:
+    def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
-        samples = self._samples if asked.temperature is None else asked.temperature > 0
+        samples = self._samples if own.temperature is None else own.temperature > 0
         if not samples:
             return None
         options = dict(self._draw_options)
-        options |= {name: value for name in ("temperature", "top_p") if (value := getattr(asked, name)) is not None}
+        options |= {name: value for name in ("temperature", "top_p") if (value := getattr(own, name)) is not None}
         ordered = tuple((name, options[name]) for name in DRAW_OPTIONS if name in options)
-        text = canonical_json([tokens, asked.seed]).encode()
+        text = canonical_json([tokens, own.seed]).encode()
         return Draw(ordered, int.from_bytes(hashlib.sha256(text).digest()[:8]))
 
     def _decode(self, tokens: list[int]) -> str:

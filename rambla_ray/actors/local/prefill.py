@@ -239,10 +239,10 @@ def _rope_depends_on_length(model: Any) -> bool:
 
 
 def run_side_by_side(run: Callable[[P], R], parts: Sequence[P], workers: int) -> list[R]:
-    """Run the parts in so many threads of their own, which share out the threads of this one.
+    """Run the parts in as many threads as there are workers; each gets an equal share of this thread's own threads.
 
-    Threads that compute one product wait for each other at its end, and so for whatever else gets a core for a
-    moment; threads with a part each do not.
+    Threads that compute one product together wait for each other at its end, and so for any other process that gets
+    a core for a moment. Threads with a part each do not.
     """
     if workers == 1:
         return [run(part) for part in parts]

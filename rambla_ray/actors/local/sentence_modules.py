@@ -1,6 +1,6 @@
 """From an encoder's token vectors to one vector per text, with the modules of sentence-transformers.
 
-The encoder itself is loaded and run by `BaseHuggingFaceModel`, so that batches, memory and errors are as everywhere.
+The encoder itself is loaded and run by `BaseHuggingFaceModel`, so that batching, memory and errors are those of all local models.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SentenceCard:
         """
         card = cls()
         for module in read_file("modules.json") or []:
-            kind, folder = str(module["type"]).rpartition(".")[2], str(module.get("path", ""))
+            package, _, kind = str(module["type"]).rpartition(".")
+            folder = str(module.get("path", ""))
             match kind:
                 case "Transformer":
                     longest = (read_file("sentence_bert_config.json") or {}).get("max_seq_length")
@@ -50,7 +51,7 @@ class SentenceCard:
                     card = replace(card, pooling=_pooling(read_file(f"{folder}/config.json") or {}))
                 case "Normalize":
                     card = replace(card, modules=(*card.modules, (kind, folder)))
-                case "Dense" | "LayerNorm":
+                case "Dense" | "LayerNorm" if package.startswith("sentence_transformers."):
                     _check_module(kind, read_file(f"{folder}/config.json"), trust_remote_code)
                     card = replace(card, modules=(*card.modules, (kind, folder)))
                 case _:
@@ -96,7 +97,7 @@ class SentenceModules:
             else modules.Normalize()
             for kind, folder in card.modules
         ]
-        # Behind the pooling there is one vector per text: it is cheap there to compute on the CPU in double precision.
+        # Behind the pooling there is one vector per text, which is cheap to compute on the CPU in double precision.
         self._modules = torch.nn.Sequential(*loaded).double().eval()
 
     def __call__(self, token_vectors: Any, attention_mask: Any) -> Any:
