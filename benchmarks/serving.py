@@ -121,7 +121,7 @@ def plain_app() -> Any:
     from fastapi import FastAPI
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rambla_ray.actors.huggingface import HuggingFaceParams
+    from rambla_ray.actors.local.params import HuggingFaceParams
 
     target = config.load([f"model={MODEL}", "task=mcqabaseline", "roles.judge=mock"]).targets[MODEL]
     params = cast(HuggingFaceParams, target.params)

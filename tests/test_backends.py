@@ -18,8 +18,10 @@ from test_huggingface import NEW, PROMPTS, ask, load, texts
 from transformers import AutoTokenizer
 
 from rambla_ray.actors.base import RunContext
-from rambla_ray.actors.huggingface import OPTIONS, HuggingFaceLLM, HuggingFaceParams, choose_backend
+from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local import weights
+from rambla_ray.actors.local.backends import HONOURED_OPTIONS
+from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Request
@@ -64,21 +66,21 @@ def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
     ],
 )
 def test_auto_goes_by_device_and_options(chip: str, params: dict[str, Any], expected: str) -> None:
-    assert choose_backend(HuggingFaceParams(model_name="x", **params), chip)[0] == expected
+    assert HuggingFaceParams(model_name="x", **params).choose_backend(chip)[0] == expected
 
 
 def test_what_auto_has_chosen_is_said_with_the_reason(tiny: Path) -> None:
-    said: list[str] = []
-    load(tiny).attach(RunContext(said.append))
-    load(tiny, backend="transformers").attach(RunContext(said.append))
-    assert said == ["backend transformers: static batches, the fastest on a CPU"]
+    notes: list[str] = []
+    load(tiny).attach(RunContext(notes.append))
+    load(tiny, backend="transformers").attach(RunContext(notes.append))
+    assert notes == ["backend transformers: static batches, the fastest on a CPU"]
 
 
 def test_draws_that_depend_on_their_neighbours_are_told(tiny: Path) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     given = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.9}
-    load(tiny, backend="transformers_continuous", generation_config=given).attach(RunContext(said.append))
-    assert ["depends on its neighbours" in line for line in said] == [True]
+    load(tiny, backend="transformers_continuous", generation_config=given).attach(RunContext(notes.append))
+    assert ["depends on its neighbours" in line for line in notes] == [True]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +133,9 @@ def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path, backend: str) -> 
     expected = alone(tiny, *PROMPTS)
     assert texts(model, *PROMPTS) == expected
     assert texts(model, *reversed(PROMPTS)) == expected[::-1]  # in another event loop
-    assert model.work.requests == 2 * len(PROMPTS)
-    assert model.work.completion_tokens == 2 * NEW * len(PROMPTS)
-    assert model.work.busy_s > 0
+    assert model.usage.requests == 2 * len(PROMPTS)
+    assert model.usage.completion_tokens == 2 * NEW * len(PROMPTS)
+    assert model.usage.busy_s > 0
 
 
 @pytest.mark.parametrize("option", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
@@ -187,7 +189,7 @@ def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0)
         response = await model.generate(Request("c", options=GenerationOptions(max_tokens=3)))
-        return response, model.work.completion_tokens
+        return response, model.usage.completion_tokens
 
     response, made = asyncio.run(asyncio.wait_for(leave(), 60))
     assert response.completion_tokens == made == 3
@@ -213,7 +215,7 @@ def test_vllm_is_told_all_that_the_config_says(tiny: Path) -> None:
     model = load(tiny, backend="vllm", generation_config=given)
     one, same, other = answer(model, Request("hello"), Request("hello"), Request("hullo"))
     engine = model._engine._engine
-    first, second, third = engine.asked
+    first, second, third = engine.received
     assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.6, 0.9, 5, 1.1)
     assert (first.max_tokens, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (7, 2, [1, 9], True)
     assert first.seed == second.seed != third.seed
@@ -257,7 +259,7 @@ def test_a_batch_size_is_the_most_that_an_engine_runs_together(tiny: Path) -> No
     assert load(tiny, backend="vllm", batch_size=3)._engine._engine.args.max_num_seqs == 3
     one, many = (load(tiny, backend="transformers_continuous", batch_size=size) for size in (1, "auto"))
     assert texts(one, *PROMPTS) == texts(many, *PROMPTS) == alone(tiny, *PROMPTS)
-    assert one.work.batches >= NEW * len(PROMPTS) > many.work.batches
+    assert one.usage.batches >= NEW * len(PROMPTS) > many.usage.batches
 
 
 # Trouble in continuous batching
@@ -277,12 +279,12 @@ def breaking(model: Any, *steps: int, error: Exception) -> None:
 
 
 def test_a_running_batch_that_does_not_fit_is_asked_again_in_a_smaller_one(tiny: Path) -> None:
-    model, said = load(tiny, backend="transformers_continuous"), []
-    model.attach(RunContext(said.append))
+    model, notes = load(tiny, backend="transformers_continuous"), []
+    model.attach(RunContext(notes.append))
     breaking(model, 3, 6, error=torch.OutOfMemoryError("CUDA out of memory."))
     assert texts(model, *PROMPTS) == alone(tiny, *PROMPTS)
-    assert model.work.out_of_memory == 2
-    assert said.count("the running batch did not fit into memory; from now on it has half as much") == 2
+    assert model.usage.out_of_memory == 2
+    assert notes.count("the running batch did not fit into memory; from now on it has half as much") == 2
 
 
 def test_a_prompt_that_never_fits_the_running_batch_is_out_of_memory(tiny: Path) -> None:
@@ -334,8 +336,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_needed(tmp_
 
 
 def test_an_answer_longer_than_the_context_is_refused(tiny: Path) -> None:
-    said = refused(tiny, generation_config={"max_new_tokens": 256})
-    assert said == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
+    message = refused(tiny, generation_config={"max_new_tokens": 256})
+    assert message == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
@@ -432,4 +434,4 @@ def test_what_a_model_is_needs_no_weights(tmp_path: Path) -> None:
 
 
 def test_every_backend_has_a_line_of_its_own() -> None:
-    assert set(OPTIONS) == {"transformers", *ENGINES}
+    assert set(HONOURED_OPTIONS) == {"transformers", *ENGINES}

@@ -16,8 +16,11 @@ import torch
 from test_huggingface import NEW, ask, load, texts
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 
-from rambla_ray.actors.local import decoding
-from rambla_ray.actors.local.decoding import ROOM, Draw, Draws, Roomy, lay_out
+from rambla_ray.actors.local import cache, cpu_attention, prefill
+from rambla_ray.actors.local.cache import GROWTH, GrowableLayer
+from rambla_ray.actors.local.job import Draw
+from rambla_ray.actors.local.prefill import Prefill, group_by_prefix
+from rambla_ray.actors.local.sampling import Draws
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import GenerationOptions, Message, Request
 
@@ -50,34 +53,34 @@ def answer(model: Any, *requests: Request) -> list[Any]:
 def test_rows_that_begin_alike_share_a_prefix_and_every_row_keeps_a_token():
     long, other = list(range(100)), list(range(30)) + [7] * 60
     rows = [[5], other, long, [*long, 1], long, list(range(200, 230))]
-    layout = lay_out(rows)
-    for row, number in zip(rows, layout.of, strict=True):
-        prefix = layout.prefixes[number]
+    groups = group_by_prefix(rows)
+    for row, number in zip(rows, groups.prefix_of, strict=True):
+        prefix = groups.prefixes[number]
         assert row[: len(prefix)] == prefix
         assert len(prefix) < len(row)
-    assert layout.of[2] == layout.of[3] == layout.of[4]
-    assert len(layout.prefixes) == 4
+    assert groups.prefix_of[2] == groups.prefix_of[3] == groups.prefix_of[4]
+    assert len(groups.prefixes) == 4
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_cache_with_room_holds_what_one_that_is_copied_holds(whole: bool):
-    parts = [torch.randn(3, 2, tokens, 4) for tokens in (5, 2, 1, ROOM, 1, 1)]
+    parts = [torch.randn(3, 2, tokens, 4) for tokens in (5, 2, 1, GROWTH, 1, 1)]
     prompt, *later = parts
-    roomy = Roomy(prompt, rows=3, tokens=6, room=3, whole=whole)
-    roomy.put(torch.tensor([2, 0, 1]), prompt, -prompt)
+    layer = GrowableLayer(prompt, rows=3, tokens=6, headroom=3, whole=whole)
+    layer.put(torch.tensor([2, 0, 1]), prompt, -prompt)
     expected = torch.nn.functional.pad(prompt[[1, 2, 0]], (0, 0, 1, 0))
     for part in later:
-        seen, offset = roomy.get_mask_sizes(part.shape[2])
-        keys, values = roomy.update(part, -part)
+        seen, offset = layer.get_mask_sizes(part.shape[2])
+        keys, values = layer.update(part, -part)
         expected = torch.cat([expected, part], dim=2)
         held = expected.shape[2]
-        assert (roomy.get_seq_length(), keys.shape[2], offset) == (held, seen, 0)
+        assert (layer.get_seq_length(), keys.shape[2], offset) == (held, seen, 0)
         assert keys.shape[2] == held or (whole and not keys[:, :, held:].any())
         assert torch.equal(keys[:, :, :held], expected)
         assert torch.equal(values[:, :, :held], -expected)
 
 
-@pytest.mark.parametrize("queries", [1, 5, 2 * decoding.QUERIES + 3])
+@pytest.mark.parametrize("queries", [1, 5, 2 * cpu_attention.QUERIES + 3])
 @pytest.mark.parametrize("before", [0, 7])
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_in_parts_is_that_of_pytorch(queries: int, before: int, masked: bool):
@@ -87,9 +90,11 @@ def test_attention_in_parts_is_that_of_pytorch(queries: int, before: int, masked
     mask = None
     if masked:
         padding = torch.tensor([[0] * count + [1] * (keys - count) for count in (0, min(2, keys - 1), 0)])
-        mask = decoding._mask(3, queries, keys, before, dtype=torch.float32, attention_mask=padding.bool())
+        mask = cpu_attention.additive_mask(
+            3, queries, keys, before, dtype=torch.float32, attention_mask=padding.bool()
+        )
         seen &= padding.bool()[:, None, None]
-    got, _ = decoding.grouped_attention(None, query, key, value, mask)
+    got, _ = cpu_attention.grouped_attention(None, query, key, value, mask)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
     real = seen.any(-1)[:, 0]  # padding sees nothing
     assert torch.isfinite(got).all()
@@ -100,7 +105,7 @@ def test_attention_in_parts_is_that_of_pytorch(queries: int, before: int, masked
 def test_attention_that_is_not_causal_sees_what_comes_later(masked: bool):
     query, key = torch.randn(1, 2, 70, 4), torch.randn(1, 2, 70, 4)
     mask = torch.zeros(1, 1, 70, 70).index_fill(3, torch.tensor([0, 1]), torch.finfo().min) if masked else None
-    got, _ = decoding.grouped_attention(None, query, key, key, mask, is_causal=False, scaling=0.3)
+    got, _ = cpu_attention.grouped_attention(None, query, key, key, mask, is_causal=False, scaling=0.3)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask, scale=0.3)
     assert torch.allclose(got, expected.transpose(1, 2), atol=1e-5)
 
@@ -119,16 +124,16 @@ def test_parts_of_a_batch_share_out_the_threads(
     tiny: Path, alone: list[str], prompts: int, each: int, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
-    forward = decoding._forward
-    monkeypatch.setattr(decoding, "_forward", lambda *args: (seen.append(torch.get_num_threads()), forward(*args)))
+    forward = prefill.forward
+    monkeypatch.setattr(prefill, "forward", lambda *args: (seen.append(torch.get_num_threads()), forward(*args)))
     model = LlamaForCausalLM.from_pretrained(tiny).eval()
     rows = [list(range(10 * number, 10 * number + 9)) for number in range(prompts)]
-    begun = decoding.begin(model, rows, decoding.Start(), 0, at_once=18, room=1)
+    prefilled = Prefill(model, pad=0, part_tokens=18)(rows, headroom=1)
     assert set(seen) == {each}
     assert torch.get_num_threads() == 4
     whole = DynamicCache(config=model.config)
     forward(model, torch.tensor(rows)[:, :-1], torch.ones(prompts, 8, dtype=torch.long), whole)
-    for layer, expected in zip(begun.cache.layers, whole.layers, strict=True):
+    for layer, expected in zip(prefilled.past.layers, whole.layers, strict=True):
         assert torch.allclose(layer.keys[:, :, :8], expected.keys, atol=1e-5)
 
 
@@ -145,28 +150,28 @@ def test_a_part_that_does_not_fit_fails_its_batch_once_the_others_are_done(
         time.sleep(0.3)
         done.append(int(ids[0, 0]))
 
-    monkeypatch.setattr(decoding, "_forward", failing)
+    monkeypatch.setattr(prefill, "forward", failing)
     model = LlamaForCausalLM.from_pretrained(tiny).eval()
     rows = [list(range(10 * number, 10 * number + 9)) for number in range(4)]
     with pytest.raises(torch.OutOfMemoryError):
-        decoding.begin(model, rows, decoding.Start(), 0, at_once=36, room=1)
+        Prefill(model, pad=0, part_tokens=36)(rows, headroom=1)
     assert (done, torch.get_num_threads()) == ([20], 4)
 
 
 @pytest.mark.usefixtures("four_threads")
 def test_a_model_whose_positions_depend_on_the_longest_prompt_runs_one_part_at_a_time(tiny: Path):
     model = LlamaForCausalLM.from_pretrained(tiny)
-    assert decoding._lanes(model, prompts=8) == 4
+    assert Prefill(model, 0, 1).parallel_parts(prompts=8) == 4
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     dynamic = LlamaForCausalLM.from_pretrained(tiny, rope_parameters=rope)
-    assert decoding._lanes(dynamic, prompts=8) == 1
+    assert Prefill(dynamic, 0, 1).parallel_parts(prompts=8) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_answers_longer_than_the_room_for_them_are_as_they_are_alone(
     tiny: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(decoding, "ROOM", 3)
+    monkeypatch.setattr(cache, "GROWTH", 3)
     model = load(tiny, batch_size=batch_size, generation_config={"max_new_tokens": 40})
     assert texts(model, *PROMPTS[:4]) == tiny_llama.answers_alone(tiny, PROMPTS[:4], 40)
 
@@ -174,13 +179,13 @@ def test_answers_longer_than_the_room_for_them_are_as_they_are_alone(
 @pytest.mark.parametrize("shares", [True, False])
 def test_shared_beginnings_change_no_answer(tiny: Path, alone: list[str], shares: bool):
     model = load(tiny)
-    assert model._shares
-    model._shares = shares
+    assert model._engine._shares_prefixes
+    model._engine._shares_prefixes = shares
     assert texts(model, *PROMPTS) == alone
     assert texts(model, *reversed(PROMPTS)) == alone[::-1]
     prompt_tokens = sum(1 + len(prompt.encode()) for prompt in PROMPTS)
-    assert model.work.prompt_tokens == 2 * prompt_tokens
-    assert (model.work.computed_tokens < 2 * prompt_tokens) == shares
+    assert model.usage.prompt_tokens == 2 * prompt_tokens
+    assert (model.usage.computed_tokens < 2 * prompt_tokens) == shares
 
 
 def test_a_model_whose_cache_forgets_positions_shares_nothing(tmp_path: Path):
@@ -201,7 +206,7 @@ def test_a_model_whose_cache_forgets_positions_shares_nothing(tmp_path: Path):
     )
     MistralForCausalLM(config).save_pretrained(folder)
     model = load(folder)
-    assert not model._shares
+    assert not model._engine._shares_prefixes
     assert texts(model, *PROMPTS[:4]) == [texts(model, prompt)[0] for prompt in PROMPTS[:4]]
 
 
@@ -277,8 +282,8 @@ def test_a_row_that_nobody_waits_for_ends(tiny: Path):
         await begun.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await model._runner
-        return model.work.completion_tokens
+        await model._engine._runner
+        return model.usage.completion_tokens
 
     assert asyncio.run(asyncio.wait_for(leave(), 60)) == 0
 
@@ -310,11 +315,11 @@ def test_beams_are_searched_and_give_what_they_give_alone(tiny: Path):
 
 def test_a_batch_fits_itself_to_a_budget_of_tokens(tiny: Path):
     model = load(tiny, batch_size="auto")
-    model.batch_tokens = 3 * (len(CONTEXT) + 20 + NEW)
+    model._engine.batch_tokens = 3 * (len(CONTEXT) + 20 + NEW)
     responses = ask(model, *PROMPTS)
     assert all(not isinstance(response, Exception) for response in responses)
-    assert 3 <= model.work.batches <= len(PROMPTS)
-    assert model.work.requests == len(PROMPTS)
+    assert 3 <= model.usage.batches <= len(PROMPTS)
+    assert model.usage.requests == len(PROMPTS)
 
 
 def test_an_answer_that_cannot_fit_the_context_is_refused_when_the_model_loads(tiny: Path):

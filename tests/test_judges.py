@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from rambla_ray.actors.api.engine import RetryPolicy
 from rambla_ray.actors.judges import HuggingFaceEmbeddings, HuggingFaceJudge, HuggingFaceNLI
-from rambla_ray.actors.local.checkpoint import Job
+from rambla_ray.actors.local.job import Job
 from rambla_ray.actors.model import Model
 from rambla_ray.actors.openai import OpenAIEmbeddings
 from rambla_ray.actors.overlap import OverlapModel
@@ -360,7 +360,7 @@ def sentence_transformer(folder: Path, pooling: dict[str, Any], *modules: str, l
     """Give the checkpoint the files that sentence-transformers writes."""
     kinds = ["Transformer", "Pooling", *modules]
     entries = [
-        {"idx": n, "path": f"{n}_{kind}" if n else "", "type": f"sentence_transformers.models.{kind}"}
+        {"idx": n, "name": str(n), "path": f"{n}_{kind}" if n else "", "type": f"sentence_transformers.models.{kind}"}
         for n, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
@@ -418,6 +418,52 @@ def test_a_way_from_tokens_to_a_vector_that_is_not_known_is_a_load_error(
     assert "give pooling and normalize" in message
 
 
+def with_trained_modules(folder: Path) -> Path:
+    """Give the checkpoint a Dense and a LayerNorm behind the pooling, with random weights."""
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
+
+    sentence_transformer(folder, MEAN_POOLING, "Dense", "LayerNorm", longest=POSITIONS)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense, norm = Dense(64, 16), LayerNorm(16)
+        torch.nn.init.normal_(norm.norm.weight)
+    for module, name in ((dense, "2_Dense"), (norm, "3_LayerNorm")):
+        (folder / name).mkdir()
+        module.save(str(folder / name))
+    return folder
+
+
+def test_trained_modules_behind_the_pooling_are_applied_as_sentence_transformers_does(copy: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = encoder(with_trained_modules(copy))
+    peer = SentenceTransformer(str(copy), device="cpu", local_files_only=True)
+    first, second = (peer.encode([pair[side] for pair in SHORT]) for side in (0, 1))
+    expected = [similarity.inner_product(*both) for both in zip(first.tolist(), second.tolist(), strict=True)]
+    assert numbers(model, *SHORT) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    alone = asyncio.run(model.generate(Request("alone")))
+    assert json.loads(alone.text) == pytest.approx(peer.encode("alone").tolist(), rel=1e-4, abs=1e-4)
+
+
+def test_trained_modules_are_part_of_the_identity_only_where_they_are_applied(copy: Path) -> None:
+    applied = encoder(with_trained_modules(copy)).identity()
+    unread = encoder(copy, pooling="mean", normalize=False).identity()
+    assert applied == {**unread, "modules": ["Dense", "LayerNorm"]}
+
+
+def test_a_module_with_an_activation_of_others_needs_trust(copy: Path) -> None:
+    edit(with_trained_modules(copy) / "2_Dense" / "config.json", activation_function="somebody.code.Activation")
+    message = load_error(lambda: encoder(copy))
+    assert "set params.trust_remote_code: true" in message
+    assert "give pooling and normalize" in message
+
+
+def test_a_trained_module_without_weights_is_a_load_error(copy: Path) -> None:
+    (with_trained_modules(copy) / "2_Dense" / "model.safetensors").unlink()
+    model = encoder(copy)
+    assert "cannot be loaded: ValueError: Could not find 'model.safetensors'" in load_error(model.open)
+
+
 def test_files_that_cannot_be_read_are_a_load_error(copy: Path) -> None:
     sentence_transformer(copy, MEAN_POOLING)
     (copy / "modules.json").write_text("[{")
@@ -461,6 +507,40 @@ def test_a_real_encoder_is_used_as_its_card_says(minilm: Any) -> None:
     assert (identity["pooling"], identity["normalize"], identity["max_tokens"]) == ("mean", True, 256)
     made = vectors(minilm.params.model_name, CLAIM, PARAPHRASE, normalize=True)
     assert numbers(minilm, (CLAIM, PARAPHRASE)) == pytest.approx([similarity.inner_product(*made)], abs=1e-5)
+
+
+# What earlier versions computed and recorded: identities are in the request ids of ledgers.
+MINILM_IDENTITY = (
+    '{"class":"HuggingFaceEmbeddings","loading":{"dtype":"torch.float32"},"max_tokens":256,"normalize":true,'
+    '"pooling":"mean","tokenizer":"","weights":"b5c9b60c7a7a67a1c51b7aa526b044c25f8eb0219f85693f147a3b27adf45980"}'
+)
+MINILM_SCORES = [
+    (CLAIM, CLAIM, 1.0),
+    (CLAIM, PARAPHRASE, 0.8268531516354165),
+    (CLAIM, UNRELATED, 0.01285553960618821),
+    ("Aspirin helps.", "It does.", 0.06338920023305306),
+    ("no", "yes", 0.733495110963532),
+    ("The dose was low.", "A high dose", 0.6227544177005271),
+    ("word " * 400, CLAIM, -0.053592008955518),
+]
+
+
+def test_a_real_encoder_has_the_identity_and_the_scores_that_it_had(minilm: Any) -> None:
+    assert canonical_json(minilm.identity()) == MINILM_IDENTITY
+    pairs = [(prompt, pair) for prompt, pair, _ in MINILM_SCORES]
+    assert numbers(minilm, *pairs) == pytest.approx([score for *_, score in MINILM_SCORES], abs=1e-5)
+
+
+def test_an_encoder_without_sentence_transformers_files_has_the_identity_that_it_had(tiny: Path) -> None:
+    assert {**encoder(tiny).identity(), "weights": "any"} == {
+        "class": "HuggingFaceEmbeddings",
+        "weights": "any",
+        "tokenizer": "",
+        "loading": {"dtype": "torch.float32"},
+        "pooling": "mean",
+        "normalize": False,
+        "max_tokens": POSITIONS,
+    }
 
 
 # Embeddings behind an endpoint

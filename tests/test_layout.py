@@ -39,6 +39,7 @@ ROOMS = {
     "uvicorn": ("rambla_ray.serving.gateway",),
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
+    "sentence_transformers": ("rambla_ray.actors.local.sentence_modules",),
     "vllm": ("rambla_ray.actors.local.vllm",),
     "openai": ("rambla_ray.actors.openai", "rambla_ray.actors.api.openai_package"),
     "httpx2": ("rambla_ray.actors.api.openai_package",),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_huggingface import texts
 
-from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
+from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.config.load import load
 from rambla_ray.config.sections import Pool
 
@@ -55,10 +55,11 @@ def test_batches_backends_and_actors_change_no_answer(bench: Any, shortest: str)
 
     params = load([*WORDS, shortest]).targets["smollm2"].params
     for backend in ("transformers", "transformers_continuous"):
-        given = HuggingFaceParams.model_validate({**params.model_dump(), "backend": backend})
+        given = params.model_copy(update={"backend": backend})
         model = HuggingFaceLLM(given, Pool(num_cpus=2, batch_size=1), None)
+        model.open()
         for size in (1, 8, 32) if backend == "transformers" else (32,):
-            model.batch_size = size
+            model._engine.batch_size = size
             answered = dict(zip(by_two_actors, texts(model, *by_two_actors), strict=True))
             differing = [prompt[-80:] for prompt, text in answered.items() if text != by_two_actors[prompt]]
             assert differing == [], f"{backend}, batches of {size}: {len(differing)} answers differ"

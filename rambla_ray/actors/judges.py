@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel, CheckpointParams, Job
+from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
+from rambla_ray.actors.local.job import Job
+from rambla_ray.actors.local.params import CheckpointParams
+from rambla_ray.actors.local.sentence_modules import SentenceCard, SentenceModules
 from rambla_ray.config.model import ModelParams
-from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response
 from rambla_ray.scoring import similarity
 
-POOLING = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}  # sentence-transformers' names
-GIVE_BOTH = "to leave sentence-transformers' files unread, give pooling and normalize"
-UNLIMITED = 10**9  # tokenizers without a limit name a larger one
+UNLIMITED = 10**9  # A tokenizer without a limit names a larger number.
 
 
 class NLIParams(CheckpointParams):
@@ -51,8 +54,13 @@ class HuggingFaceEmbeddingsParams(CheckpointParams):
         None, description="vectors of length 1; as the checkpoint's sentence-transformers files say when not given"
     )
 
+    def preflight(self, *, same_machine: bool) -> None:
+        super().preflight(same_machine=same_machine)
+        if same_machine and importlib.util.find_spec("sentence_transformers") is None:
+            raise UserError("embeddings need sentence-transformers: pip install 'rambla_ray[hf]' -c constraints.txt")
 
-class HuggingFaceJudge(BaseHuggingFaceModel):
+
+class HuggingFaceJudge(BaseHuggingFaceModel[Job]):
     """A model that compares a request's two texts: one forward pass over right-padded encodings, and no generation.
 
     All encodings of a request run in the same batch. A text that is too long is cut, as RAmBLA's is.
@@ -87,7 +95,7 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
         limits = [getattr(self._model.config.get_text_config(), "max_position_embeddings", None)]
         for name, module in self._model.named_modules():
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from after the pad
+                limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts on from the pad's.
         if self._tokenizer.model_max_length < UNLIMITED:
             limits.append(self._tokenizer.model_max_length)
         return min((limit for limit in limits if limit), default=None)
@@ -113,8 +121,8 @@ class HuggingFaceJudge(BaseHuggingFaceModel):
                 continue
             tokens = sum(len(encoding["input_ids"]) for encoding in job.encodings)
             job.response = Response(text=self.compare(values), prompt_tokens=tokens)
-        self.work.computed_tokens += batch["input_ids"].numel()
-        self.work.padding_tokens += int((batch["attention_mask"] == 0).sum())
+        self.usage.computed_tokens += batch["input_ids"].numel()
+        self.usage.padding_tokens += int((batch["attention_mask"] == 0).sum())
 
 
 class HuggingFaceNLI(HuggingFaceJudge):
@@ -146,10 +154,10 @@ class HuggingFaceNLI(HuggingFaceJudge):
             )
         if self.params.strategy == "relaxed" and similarity.NEUTRAL not in labels:
             raise self.load_error(f"strategy relaxed needs a label named neutral; {named}: set label_map")
-        said = [number for number, name in own.items() if name.strip().lower() == similarity.ENTAILMENT]
-        if said and said != [labels.index(similarity.ENTAILMENT)]:
+        numbers = [number for number, name in own.items() if name.strip().lower() == similarity.ENTAILMENT]
+        if numbers and numbers != [labels.index(similarity.ENTAILMENT)]:
             raise self.load_error(
-                f"label_map contradicts it: {named}, but entailment is {said[0]} in its config.json; drop label_map"
+                f"label_map contradicts it: {named}, but entailment is {numbers[0]} in its config.json; drop label_map"
             )
         return labels
 
@@ -171,7 +179,7 @@ class HuggingFaceNLI(HuggingFaceJudge):
 class HuggingFaceEmbeddings(HuggingFaceJudge):
     """The inner product of two texts' vectors; of one text alone the vector, as a JSON list.
 
-    What the config leaves open is as sentence-transformers has it.
+    What the config leaves open is as the checkpoint's sentence-transformers files have it.
     """
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceEmbeddingsParams
@@ -182,36 +190,36 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
         from transformers import AutoModel
 
         self.load_checkpoint(AutoModel)
-        card: dict[str, Any] = {"pooling": self.params.pooling, "normalize": self.params.normalize}
-        if None in card.values():
-            said = self._sentence_transformers()
-            card = {key: said[key] if value is None else value for key, value in card.items()}
-            self.max_tokens = min(filter(None, (self.max_tokens, said["max_tokens"])), default=None)
-        self._card = {**card, "max_tokens": self.max_tokens}
-        self._identity = {**self.checkpoint_identity(), **self._card}
+        params = self.params
+        if params.pooling is not None and params.normalize is not None:
+            card = SentenceCard()
+        else:
+            card = self._read_card()
+            self.max_tokens = min(filter(None, (self.max_tokens, card.max_tokens)), default=None)
+        if params.pooling is not None:
+            card = replace(card, pooling=params.pooling)
+        if params.normalize is not None:
+            card = card.with_normalize(params.normalize)
+        self._card = card
+        self._identity = {
+            **self.checkpoint_identity(),
+            "pooling": card.pooling,
+            "normalize": card.normalizes,
+            "max_tokens": self.max_tokens,
+            **({"modules": card.trained} if card.trained else {}),
+        }
 
-    def _sentence_transformers(self) -> dict[str, Any]:
-        """What modules.json and the files beside it say; without them the mean, not normalised."""
-        said: dict[str, Any] = {"pooling": "mean", "normalize": False, "max_tokens": None}
-        for module in self._side_file("modules.json") or []:
-            match str(module["type"]).rpartition(".")[2]:
-                case "Transformer":
-                    said["max_tokens"] = (self._side_file("sentence_bert_config.json") or {}).get("max_seq_length")
-                case "Pooling":
-                    said["pooling"] = self._pooling_of(self._side_file(f"{module['path']}/config.json") or {})
-                case "Normalize":
-                    said["normalize"] = True
-                case other:
-                    raise self.load_error(f"modules.json asks for {other}, which is not supported; {GIVE_BOTH}")
-        return said
+    def load_weights(self) -> None:
+        # The dimension is only for the information of whoever asks the pooling for it.
+        dimension = getattr(self._model.config.get_text_config(), "hidden_size", 0)
+        hub = {**self._shared, "revision": self.commit()}
+        self._modules = SentenceModules(self._card, dimension, self.params.model_name, hub)
 
-    def _pooling_of(self, config: dict[str, Any]) -> str:
-        modes = [key.removeprefix("pooling_mode_") for key, on in config.items() if on and "pooling_mode_" in key]
-        modes += [config["pooling_mode"]] if "pooling_mode" in config else []
-        pooling = POOLING.get(str(modes[0])) if len(modes) == 1 else None
-        if pooling is None:
-            raise self.load_error(f"it pools by {' and '.join(map(str, modes)) or 'an unknown rule'}; {GIVE_BOTH}")
-        return pooling
+    def _read_card(self) -> SentenceCard:
+        try:
+            return SentenceCard.read(self._side_file, trust_remote_code=self.params.trust_remote_code)
+        except ValueError as error:
+            raise self.load_error(str(error)) from None
 
     def _side_file(self, name: str) -> Any:
         """A JSON file of the checkpoint, from its folder or the hub; None when it has none of that name."""
@@ -226,12 +234,12 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
                         hf_hub_download(
                             self.params.model_name,
                             name,
-                            revision=self._commit(),
+                            revision=self.commit(),
                             local_files_only=self.params.local_files_only,
                         )
                     )
                 except LocalEntryNotFoundError:
-                    raise  # the hub cannot be asked: whether there is such a file is not known
+                    raise  # The hub cannot be asked, so it is not known whether there is such a file.
                 except EntryNotFoundError:
                     return None
             return json.loads(path.read_text()) if path.is_file() else None
@@ -240,13 +248,7 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
         return (self.tokenize(text),) if pair is None else (self.tokenize(text), self.tokenize(pair))
 
     def forward(self, batch: Any) -> Any:
-        import torch
-
-        states = self._model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1).to(states.device)
-        pooled = states[:, 0] if self._card["pooling"] == "cls" else (states * mask).sum(1) / mask.sum(1)
-        vectors = pooled.cpu().double()
-        return torch.nn.functional.normalize(vectors, dim=-1) if self._card["normalize"] else vectors
+        return self._modules(self._model(**batch).last_hidden_state.float(), batch["attention_mask"])
 
     def compare(self, values: list[list[float]]) -> str:
         return json.dumps(values[0]) if len(values) == 1 else repr(similarity.inner_product(*values))

@@ -1,4 +1,8 @@
-"""The files of a checkpoint, read without loading it: what it is, how large, and what it lacks."""
+"""The files of a checkpoint, read without loading it: what it is, how large, and what it lacks.
+
+Headers of safetensors are parsed here, because safetensors' `safe_open` refuses a file that ends early before it says
+how large the tensors are, and gives no sizes in bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,15 @@ from typing import Any
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and torch's
+FLOATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}  # The names of safetensors and of torch.
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
-# What a checkpoint quantised so needs beside transformers, by `quant_method`: the package and what pip calls it.
+# By `quant_method`, the module that quantised weights need beside transformers, and what pip calls its package.
 QUANTISERS = {
     "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
     "gptq": ("gptqmodel", "gptqmodel"),
@@ -42,17 +51,17 @@ def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are any that transformers would look for."""
+    """Whether a folder holds weights that transformers would look for."""
     return any(path.suffix in WEIGHTS for path in folder.iterdir())
 
 
 def own_dtype(folder: Path) -> str | None:
-    """The type, by torch's name, of the first weights in safetensors that are no whole numbers; None without any."""
+    """The type, by torch's name, of the first weights in safetensors that are floats; None without any."""
     return next((FLOATS[tensor["dtype"]] for tensor in _tensors(folder) if tensor["dtype"] in FLOATS), None)
 
 
 def loaded_bytes(folder: Path, dtype: str) -> int | None:
-    """What the weights in safetensors take in memory as `dtype`; None without any, or if they are broken."""
+    """The bytes that weights in safetensors take in memory as `dtype`; None without any, or if they are broken."""
     total = 0
     try:
         for tensor in _tensors(folder):
@@ -74,7 +83,7 @@ def _tensors(folder: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json; empty without one, or if it is broken, which loading it will tell."""
+    """A checkpoint's config.json; empty without one, or if it is broken, which is an error of loading it."""
     return _json(folder / "config.json")
 
 
@@ -92,12 +101,12 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, Any]) -> str | None:
-    """What pip calls the package that a quantised checkpoint, or one to be quantised, needs and that is not there."""
-    asked = loading_params.get("quantization_config") or config.get("quantization_config") or {}
-    if not isinstance(asked, Mapping):
+    """What pip calls the package that quantised weights, or quantising them, needs; None if it is installed."""
+    quantisation = loading_params.get("quantization_config") or config.get("quantization_config") or {}
+    if not isinstance(quantisation, Mapping):
         return None
-    method = asked.get("quant_method")
-    if any(asked.get(key) or loading_params.get(key) for key in ("load_in_4bit", "load_in_8bit")):
+    method = quantisation.get("quant_method")
+    if any(quantisation.get(key) or loading_params.get(key) for key in ("load_in_4bit", "load_in_8bit")):
         method = "bitsandbytes"
     module, package = QUANTISERS.get(str(method), ("", ""))
     return package if module and not importlib.util.find_spec(module.partition(".")[0]) else None

@@ -1,4 +1,4 @@
-"""What is asked of a request."""
+"""How the tokens of a request are chosen."""
 
 from __future__ import annotations
 

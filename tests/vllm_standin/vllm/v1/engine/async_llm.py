@@ -16,11 +16,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 
 class AsyncLLM:
-    """One engine; `asked`, `aborted` and `dead` are for tests to read and set."""
+    """One engine; `received`, `aborted` and `dead` are for tests to read and set."""
 
     def __init__(self, args: AsyncEngineArgs) -> None:
         self.args = args
-        self.asked: list[SamplingParams] = []
+        self.received: list[SamplingParams] = []
         self.aborted: list[str] = []
         self.dead = False
         self._model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
@@ -35,7 +35,7 @@ class AsyncLLM:
     ) -> AsyncGenerator[Any, None]:
         """Yield the tokens so far, or all of them at the end; a generator that is closed early is an abort."""
         given = sampling_params
-        self.asked.append(given)
+        self.received.append(given)
         tokens, made = list(prompt["prompt_token_ids"]), []
         draw = torch.Generator().manual_seed(given.seed % 2**63) if given.seed is not None else None
         try:

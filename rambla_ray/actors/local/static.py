@@ -1,0 +1,129 @@
+"""Static batches with transformers' `generate`: a batch is computed together, and each row draws and ends alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from rambla_ray.actors.local import cache
+from rambla_ray.actors.local.backends import DRAW_OPTIONS
+from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
+from rambla_ray.actors.local.cpu_attention import use_grouped_attention
+from rambla_ray.actors.local.job import Prompt, end_tokens
+from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
+from rambla_ray.actors.local.sampling import Draws, HistoryProcessors
+
+PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # Prompts run together up to this many tokens: more fill no chip better.
+DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # Rows are decoded together up to this many: more gain nothing.
+CACHE_SHARE = 0.3  # The part of the free memory that their cache may take: prompts need memory, too.
+
+
+class RowEnds(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row at its own limit, or when its prompt needs no more tokens.
+
+    Args:
+        prompts: the rows of the batch.
+        width: tokens before the answers, padding included.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], width: int) -> None:
+        self._prompts = prompts
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        generated = input_ids.shape[1] - self._width
+        ended = [
+            generated >= prompt.max_new_tokens or prompt.on_token(input_ids[number, self._width :].tolist)
+            for number, prompt in enumerate(self._prompts)
+        ]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+class Static(BatchingEngine[Prompt]):
+    """Static batches. Rows share the computation of what they begin with; beams are searched without that.
+
+    Args:
+        model: the loaded model.
+        generation: what it does, resolved: a transformers.GenerationConfig.
+        context: of the model's actor.
+        free_bytes: memory that is free for caches.
+    """
+
+    def __init__(self, model: Any, generation: GenerationConfig, context: ModelContext, free_bytes: int) -> None:
+        super().__init__(context)
+        self._model = model
+        self._generation = generation
+        self._pad = generation.pad_token_id
+        self._end_tokens = end_tokens(generation.eos_token_id)
+        self._searches_beams = (generation.num_beams or 1) != 1
+        options = {key: value for key, value in generation.to_dict().items() if value is not None}
+        for name in ("do_sample", *DRAW_OPTIONS):
+            options.pop(name, None)
+        self._history = HistoryProcessors({} if self._searches_beams else options)
+        # Draws are made by a processor, so `generate` itself is greedy.
+        self._greedy = GenerationConfig(**options, do_sample=False)
+        model.generation_config = self._greedy
+        self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
+        if context.pool.batch_size == "auto":
+            decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
+            self.batch_tokens = max(1, min(decoded, int(CACHE_SHARE * free_bytes / bytes_per_token(model))))
+        use_grouped_attention(model)
+        self._prefill = Prefill(model, self._pad, PROMPT_TOKENS[context.chip])
+
+    def run(self, jobs: list[Prompt]) -> None:
+        with torch.inference_mode():
+            if not self._searches_beams:
+                self._run_rows(jobs)
+                return
+            for limit in {prompt.max_new_tokens for prompt in jobs}:
+                self._run_beams([prompt for prompt in jobs if prompt.max_new_tokens == limit], limit)
+
+    def _run_rows(self, prompts: list[Prompt]) -> None:
+        rows = [prompt.tokens for prompt in prompts]
+        longest_answer = max(prompt.max_new_tokens for prompt in prompts)
+        prefilled = self._prefill(rows, longest_answer) if self._shares_prefixes else self._pad_rows(rows)
+        width = prefilled.input_ids.shape[1]
+        draws = [prompt.draw for prompt in prompts]
+        processors = [*self._history.for_batch(rows, width), *([Draws(draws)] if any(draws) else [])]
+        out = self._model.generate(
+            input_ids=prefilled.input_ids,
+            attention_mask=prefilled.attention_mask,
+            past_key_values=prefilled.past,
+            generation_config=self._greedy,
+            max_new_tokens=longest_answer,
+            stopping_criteria=StoppingCriteriaList([RowEnds(prompts, width)]),
+            logits_processor=LogitsProcessorList(processors),
+        )
+        self._finish(prompts, out, prefilled)
+
+    def _run_beams(self, prompts: list[Prompt], limit: int) -> None:
+        batch = self._pad_rows([prompt.tokens for prompt in prompts])
+        out = self._model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            generation_config=self._generation,
+            max_new_tokens=limit,
+        )
+        self._finish(prompts, out, batch)
+
+    def _pad_rows(self, rows: Sequence[list[int]]) -> Prefilled:
+        """Rows of which nothing is computed yet."""
+        ids, mask = (tensor.to(self._model.device) for tensor in padded(rows, self._pad))
+        return Prefilled(ids, mask, None, ids.numel(), int((mask == 0).sum()))
+
+    def _finish(self, prompts: Sequence[Prompt], out: torch.Tensor, batch: Prefilled) -> None:
+        for prompt, row in zip(prompts, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
+            prompt.set_response(row, self._end_tokens)
+        self._usage.computed_tokens += batch.computed
+        self._usage.padding_tokens += batch.padding
+
+
+def bytes_per_token(model: Any) -> int:
+    """What the cache takes for one token: a key and a value in each layer."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
