@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import rambla_ray
 from rambla_ray.errors import choose_from
 from rambla_ray.run.command import bench, report
+from rambla_ray.run.status import ExitStatus
 from rambla_ray.serving.command import serve
 
 COMMANDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], int]] = {
@@ -23,7 +24,6 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], int]] = {
     "report": report,
     "serve": serve,
 }
-DONE, REFUSED = 0, 1
 
 
 def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-ray",)) -> int:
@@ -36,13 +36,13 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-r
     command, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(__doc__)
-        return DONE
+        return ExitStatus.DONE
     if command == "--version":
         print(f"rambla_ray {rambla_ray.__version__}")
-        return DONE
+        return ExitStatus.DONE
     if command not in COMMANDS:
         print(f"error: no command {command!r}; {choose_from(command, COMMANDS)}", file=sys.stderr)
-        return REFUSED
+        return ExitStatus.REFUSED
     return COMMANDS[command](rest, (*program, command))
 
 

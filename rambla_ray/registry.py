@@ -87,7 +87,8 @@ def _import(name: str, subject: str) -> Any:
                 f"{subject}: there is no module {error.name}; install it on every node, or put its folder on "
                 "PYTHONPATH here and into the working directory that a job is submitted with"
             ) from None
-        raise UserError(f"{subject}: module {name} needs {error.name}, which is not installed") from None
+        remedy = "; pip install 'rambla_ray[hf]' has what local models need" if name.startswith("rambla_ray.") else ""
+        raise UserError(f"{subject}: module {name} needs {error.name}, which is not installed{remedy}") from None
     except Exception as error:  # noqa: BLE001 - a plugin's own code: whatever it raises is the user's to see in a line
         reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{subject}: module {name} cannot be imported: {reason}") from None

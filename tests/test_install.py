@@ -121,20 +121,26 @@ def test_an_editable_install_reads_the_configs_of_its_checkout(source: Path, tmp
     assert run([programs / "python", "-c", where], tmp_path) == f"{source / 'conf'}\n"
 
 
-@pytest.mark.processes
-def test_without_the_extras_everything_but_their_models_works(tmp_path: Path) -> None:
+def without_extras(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a process that has only what the core of the package declares."""
     extras = ["torch", "transformers", "accelerate", "gguf", "psutil", "jinja2", "starlette", "uvicorn", "vllm"]
     code = f"import sys; sys.modules |= dict.fromkeys({extras}); from rambla_ray.__main__ import main; "
-    words = ["bench", "model=mock,openai_chat", "task=all", "roles.judge=mock", "roles.rephraser=mock", "dry_run=true"]
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code} sys.exit(main({words}))"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", f"{code} sys.exit(main({list(words)}))"]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+
+
+def test_without_the_extras_everything_but_their_models_works() -> None:
+    roles = ("roles.judge=mock", "roles.rephraser=mock")
+    done = without_extras("bench", "model=mock,openai_chat", "task=all", *roles, "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "mcqabaseline: 57 samples" in done.stdout
+
+
+def test_a_model_of_an_extra_that_is_missing_names_it() -> None:
+    done = without_extras("bench", "model=mistral_7b_instruct_hf", "dry_run=true")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: model mistral_7b_instruct_hf (mistral_7b_instruct_hf.yaml): ")
+    assert done.stderr.endswith("which is not installed; pip install 'rambla_ray[hf]' has what local models need\n")
 
 
 @pytest.mark.parametrize("command", command_line.COMMANDS)

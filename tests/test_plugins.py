@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import ray
+from conftest import Bench
 
 from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
 from rambla_ray.registry import model_class
-from rambla_ray.run import doctor
-from rambla_ray.run.cluster import cluster
 
 PLUGIN = """
 from rambla_ray.actors.base import Model, ModelParams
@@ -159,13 +160,16 @@ def test_a_module_that_is_not_there_is_named_with_what_to_do(module: str) -> Non
     )
 
 
-def test_a_node_without_the_module_is_named_before_a_run(ray_cluster: None, plugins: Plugins) -> None:
+def test_a_node_without_the_module_is_named_before_a_run(
+    ray_cluster: None, plugins: Plugins, bench: Callable[[Sequence[str]], Bench]
+) -> None:
     name = plugins.write(PLUGIN)  # The nodes' processes do not look into this folder.
-    config = load(["model=mock", f"model.name={name}:Parrot", "model.params={}", "pool.num_cpus=1"])
-    nodes, silent = doctor.look(levels := doctor.models_of(config, cluster()))
-    versions, *_ = doctor.check_nodes(levels, nodes, silent)
-    (address,) = silent
-    assert str(versions) == (
-        f"✗ versions: {address} cannot run our code: ModuleNotFoundError: No module named '{name}'; "
+    words = ["model=mock", f"model.name={name}:Parrot", "model.params={}", "pool.num_cpus=1"]
+    (node,) = ray.nodes()
+    fault = (
+        f"versions: {node['NodeManagerAddress']} cannot run our code: ModuleNotFoundError: No module named '{name}'; "
         "install the package there, or submit it with --working-dir"
     )
+    assert bench([*words, "doctor=true"]).out.splitlines()[0] == f"✗ {fault}"
+    done = bench([*words, f"address={ray.get_runtime_context().gcs_address}"])
+    assert (done.status, done.err) == (1, f"error: {fault}\n")
