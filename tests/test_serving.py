@@ -237,9 +237,8 @@ def test_a_client_that_goes_away_frees_its_slot(endpoint, stream):
         )
         until(lambda: upstream.in_flight == 1)  # in the only slot that relay has
     until(lambda: upstream.in_flight == 0)
-    completion = endpoint.client.with_options(timeout=PATIENCE_S).chat.completions.create(
-        model="relay", messages=HELLO
-    )
+    client = endpoint.client.with_options(timeout=PATIENCE_S)
+    completion = client.chat.completions.create(model="relay", messages=HELLO)
     assert completion.choices[0].message.content == "heard: one two three"
 
 
