@@ -30,18 +30,18 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listened on a moment ago, all different."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def wait_until(true: Callable[[], Any], what: str, deadline_s: float = JOB_S) -> Any:
     """What `true` returns, once that is true."""
     deadline = time.monotonic() + deadline_s
-    while not (found := true()):
+    while not (result := true()):
         assert time.monotonic() < deadline, f"not in {deadline_s:.0f} s: {what}"
         time.sleep(0.05)
-    return found
+    return result
 
 
 class Node:
@@ -51,8 +51,8 @@ class Node:
 
     def runs(self, name: str) -> list[psutil.Process]:
         """Its processes that Ray calls so."""
-        there = psutil.Process(self._process.pid).children(recursive=True)
-        return [process for process in there if any(name in word for word in words_of(process))]
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return [process for process in children if any(name in word for word in words_of(process))]
 
     def kill(self) -> None:
         """SIGKILL to everything: as if the machine were gone."""

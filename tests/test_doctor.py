@@ -27,18 +27,18 @@ def diagnose(ray_cluster: None, bench: Callable[[list[str]], Bench]) -> Diagnose
     def run(*words: str) -> dict[str, tuple[bool, str]]:
         done = bench([*words, "doctor=true"])
         lines = [line.partition(" ") for line in done.out.splitlines()]
-        found = {line.partition(":")[0]: (mark == "✓", line) for mark, _, line in lines}
-        assert list(found) == SUBJECTS
-        assert done.status == (0 if all(holds for holds, _ in found.values()) else 1)
+        checks = {line.partition(":")[0]: (mark == "✓", line) for mark, _, line in lines}
+        assert list(checks) == SUBJECTS
+        assert done.status == (0 if all(holds for holds, _ in checks.values()) else 1)
         assert not list(done.runs_dir.glob("*/config.yaml"))  # no run has begun
-        return found
+        return checks
 
     return run
 
 
-def only_fault(found: Mapping[str, tuple[bool, str]]) -> str:
+def only_fault(checks: Mapping[str, tuple[bool, str]]) -> str:
     """The one line that does not hold."""
-    (line,) = (line for holds, line in found.values() if not holds)
+    (line,) = (line for holds, line in checks.values() if not holds)
     return line
 
 
@@ -53,34 +53,34 @@ def endpoint(server: OpenAIServer, *words: str) -> list[str]:
 
 
 def test_all_is_well(diagnose: Diagnose, server: OpenAIServer, tmp_path: Path) -> None:
-    found = diagnose(*endpoint(server))
-    assert all(holds for holds, _ in found.values())
-    assert found["versions"][1].endswith("the same packages on 1 node")
-    assert found["keys"][1] == "keys: OPENAI_API_KEY set on 1 node"
-    assert found["data"][1] == "data: 57 samples for each target (mcqabaseline 57), of the synthetic demo set"
-    assert f"{server.base_url} answers, and takes the key in OPENAI_API_KEY" in found["endpoints"][1]
-    assert found["placement"][1] == "placement: 1 node with 2 CPUs and 2 GPUs, for openai_chat (1 actor, no CPU)"
+    checks = diagnose(*endpoint(server))
+    assert all(holds for holds, _ in checks.values())
+    assert checks["versions"][1].endswith("the same packages on 1 node")
+    assert checks["keys"][1] == "keys: OPENAI_API_KEY set on 1 node"
+    assert checks["data"][1] == "data: 57 samples for each target (mcqabaseline 57), of the synthetic demo set"
+    assert f"{server.base_url} answers, and takes the key in OPENAI_API_KEY" in checks["endpoints"][1]
+    assert checks["placement"][1] == "placement: 1 node with 2 CPUs and 2 GPUs, for openai_chat (1 actor, no CPU)"
     assert [request.path for request in server.requests] == ["/v1/models"]  # nothing that costs
 
 
 def test_what_needs_nothing_says_so(diagnose: Diagnose) -> None:
-    found = diagnose(
+    checks = diagnose(
         MOCK, "task=all", "roles.rephraser=mock", "roles.judge=mock", "pool.num_cpus=1", "pool.max_size=2"
     )
-    assert all(holds for holds, _ in found.values())
-    assert [found[what][1] for what in ("keys", "models", "endpoints")] == [
+    assert all(holds for holds, _ in checks.values())
+    assert [checks[what][1] for what in ("keys", "models", "endpoints")] == [
         *("keys: none needed", "models: none needed", "endpoints: none to ask")
     ]
-    assert "samples for each target in 13 tasks" in found["data"][1]
-    assert "mock (1 to 2 actors, 1 CPU each)" in found["placement"][1]
+    assert "samples for each target in 13 tasks" in checks["data"][1]
+    assert "mock (1 to 2 actors, 1 CPU each)" in checks["placement"][1]
 
 
 def test_a_key_that_is_not_set(diagnose: Diagnose, server: OpenAIServer) -> None:
-    found = diagnose(*endpoint(server, "model.params.api_key_var=MISSING_KEY"))
-    assert "needs a key in the environment variable MISSING_KEY, which is not set; set it in" in found["keys"][1]
-    assert not found["keys"][0]
-    assert f"{server.base_url} was not asked: no node has what openai_chat needs" in found["endpoints"][1]
-    assert not found["endpoints"][0]
+    checks = diagnose(*endpoint(server, "model.params.api_key_var=MISSING_KEY"))
+    assert "needs a key in the environment variable MISSING_KEY, which is not set; set it in" in checks["keys"][1]
+    assert not checks["keys"][0]
+    assert f"{server.base_url} was not asked: no node has what openai_chat needs" in checks["endpoints"][1]
+    assert not checks["endpoints"][0]
     assert not server.requests
 
 
@@ -139,17 +139,17 @@ def node(
 
 
 def checked(
-    model: str, there: Cluster, *nodes: doctor.NodeReport, silent: Mapping[str, str] | None = None
+    model: str, cluster: Cluster, *nodes: doctor.NodeReport, silent: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Every line of the nodes' checks, with its mark, by subject."""
-    levels = doctor.models_of(configs.load([f"model={model}"]), there)
+    levels = doctor.models_of(configs.load([f"model={model}"]), cluster)
     checks = [str(check) for check in doctor.check_nodes(levels, list(nodes), silent or {})]
     return {check[2:].partition(":")[0]: check for check in checks}
 
 
 def test_nodes_whose_versions_differ_are_named() -> None:
-    there = Cluster((WORKER, WORKER))
-    line = checked("mock", there, node("one"), node("two", ray="2.59.0"))["versions"]
+    cluster = Cluster((WORKER, WORKER))
+    line = checked("mock", cluster, node("one"), node("two", ray="2.59.0"))["versions"]
     assert line == f"✗ versions: two has ray 2.59.0, here it is {versions()['ray']}; install the same on every node"
 
 
@@ -164,9 +164,9 @@ def test_a_checkpoint_is_looked_for_where_the_model_could_run(monkeypatch: pytes
     monkeypatch.setenv("LLAMA_FT_PATH", "/weights")
     missing = {"llama_ft": "there is no folder /weights"}
     head = node("head", has=HEAD, faults=missing)
-    there = Cluster((HEAD, WORKER))
-    assert checked("llama_ft", there, head, node("worker"))["models"] == "✓ models: llama_ft can be loaded"
-    wrong = checked("llama_ft", there, head, node("worker", faults=missing))["models"]
+    cluster = Cluster((HEAD, WORKER))
+    assert checked("llama_ft", cluster, head, node("worker"))["models"] == "✓ models: llama_ft can be loaded"
+    wrong = checked("llama_ft", cluster, head, node("worker", faults=missing))["models"]
     assert wrong.startswith("✗ models: model llama_ft on worker: there is no folder /weights")
     later = checked("llama_ft", Cluster((HEAD,), grows=True), head)["models"]
     assert later == "✓ models: llama_ft not looked for, as no node that could run it is there yet"

@@ -103,7 +103,7 @@ def test_a_key_that_came_with_the_job_is_refused_without_being_shown(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "said"),
+    ("words", "environment", "message"),
     [
         (["runs_dir=runs"], {jobs.CONFIG: "{}"}, "runs_dir=runs is relative, and a job's working directory is a copy"),
         (["runs_dir=/r", "ledger=l"], {jobs.CONFIG: "{}"}, "ledger=l is relative, and a job's working directory"),
@@ -118,13 +118,13 @@ def test_a_key_that_came_with_the_job_is_refused_without_being_shown(monkeypatch
         ),
     ],
 )
-def test_a_relative_place_is_refused_on_a_cluster(monkeypatch, capsys, words, environment, said):
+def test_a_relative_place_is_refused_on_a_cluster(monkeypatch, capsys, words, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert bench.main(["model=mock", *words]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert said in line
+    assert message in line
 
 
 def test_a_plan_needs_no_place(monkeypatch, capsys):
@@ -258,9 +258,9 @@ def test_what_is_uploaded_is_the_code_and_the_configs(head, checkout, tmp_path):
     assert head.ended(job)[0] == JobStatus.SUCCEEDED
     package = Path(head.client.get_job_info(job).runtime_env["working_dir"]).stem
     folder = head.session / "runtime_resources/working_dir_files" / package
-    there = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
-    assert {"jobs", "conf", "rambla_ray", "pyproject.toml"} <= there
-    assert not there & {"tests", "benchmarks", "runs", "llama", ".env", ".venv", ".git"}
+    uploaded = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+    assert {"jobs", "conf", "rambla_ray", "pyproject.toml"} <= uploaded
+    assert not uploaded & {"tests", "benchmarks", "runs", "llama", ".env", ".venv", ".git"}
     assert not [path for path in folder.rglob("*") if path.suffix in (".env", ".safetensors")]
 
 

@@ -71,7 +71,7 @@ def test_the_same_command_again_asks_nothing_and_says_so(bench):
 
 def test_metrics_are_the_same_bytes_for_any_number_of_actors(bench, tmp_path):
     words = ["model=mock", "model.params.behaviour=format", "task=mcqabaseline,irrelevant_context,distracting_context"]
-    found = {
+    metrics = {
         bench([*words, f"runs_dir={tmp_path / name}", *pool]).read("metrics.json")
         for name, pool in {
             "one": [],
@@ -79,7 +79,7 @@ def test_metrics_are_the_same_bytes_for_any_number_of_actors(bench, tmp_path):
             "narrow": ["pool.max_concurrency=1"],
         }.items()
     }
-    assert len(found) == 1
+    assert len(metrics) == 1
 
 
 def test_several_tasks_are_one_stream_and_each_distinct_prompt_is_asked_once(bench):
@@ -251,6 +251,14 @@ def test_the_report_prints_the_table_from_the_directory_alone(bench, capsys):
     printed = capsys.readouterr().out
     assert "metrics.json equals what samples/ give" in printed
     assert done.out.splitlines()[1] in printed
+
+
+def test_a_place_that_cannot_be_opened_is_one_line_of_the_report(capsys):
+    import report
+
+    assert report.main(["nowhere://bucket/run"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: nowhere://bucket/run: cannot be opened: ")
 
 
 @pytest.mark.real

@@ -100,7 +100,7 @@ def test_blocks_are_places_in_tables_that_hold_every_sample_once(words: list[str
     blocks = planned.blocks(planned.levels(target)[0])
     assert [block["count"] for block in blocks] == sizes
     tables = {key: table for keys, table in planned.tables() for key in keys}
-    found = [
+    items = [
         (block["task"], block["variant"], root_id, json.loads(fields))
         for block in blocks
         for root_id, fields in zip(
@@ -112,7 +112,7 @@ def test_blocks_are_places_in_tables_that_hold_every_sample_once(words: list[str
             strict=True,
         )
     ]
-    assert found == [(s.task, s.variant, s.root_id, s.fields) for s in planned.samples(target)]
+    assert items == [(s.task, s.variant, s.root_id, s.fields) for s in planned.samples(target)]
 
 
 def test_tasks_that_change_nothing_in_a_dataset_share_its_table() -> None:

@@ -191,8 +191,8 @@ def test_the_pieces_of_a_stream_add_up(usage):
     chunks = [event["choices"][0] for event in sent if event["choices"]]
     assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "a µ b"
     assert [chunk["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
-    told = [event["usage"] for event in sent if event.get("usage")]
-    assert told == ([{"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}] if usage else [])
+    usages = [event["usage"] for event in sent if event.get("usage")]
+    assert usages == ([{"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}] if usage else [])
 
 
 def unknown_keys(value: Any) -> list[str]:

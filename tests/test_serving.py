@@ -136,9 +136,9 @@ def test_many_clients_at_once_get_their_own_answers(endpoint):
 def test_the_field_model_picks_and_options_go_through(endpoint):
     endpoint.upstream.reset()
     turns: list[Any] = [{"role": "system", "content": "Be brief."}, *HELLO]
-    said = endpoint.client.chat.completions.create(model="relay", messages=turns, max_tokens=3)
-    assert said.choices[0].message.content == "heard: Be brief."
-    assert said.choices[0].finish_reason == "length"
+    completion = endpoint.client.chat.completions.create(model="relay", messages=turns, max_tokens=3)
+    assert completion.choices[0].message.content == "heard: Be brief."
+    assert completion.choices[0].finish_reason == "length"
     assert [record.model for record in endpoint.upstream.requests] == ["fake"]
 
 
@@ -237,8 +237,9 @@ def test_a_client_that_goes_away_frees_its_slot(endpoint, stream):
         )
         until(lambda: upstream.in_flight == 1)  # in the only slot that relay has
     until(lambda: upstream.in_flight == 0)
-    said = endpoint.client.with_options(timeout=PATIENCE_S).chat.completions.create(model="relay", messages=HELLO)
-    assert said.choices[0].message.content == "heard: one two three"
+    client = endpoint.client.with_options(timeout=PATIENCE_S)
+    completion = client.chat.completions.create(model="relay", messages=HELLO)
+    assert completion.choices[0].message.content == "heard: one two three"
 
 
 def test_a_stream_that_nobody_reads_any_more_is_ended(endpoint):
@@ -260,7 +261,7 @@ def test_one_served_model_is_target_and_judge_of_a_run(endpoint, bench, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["model=mok"], "no model 'mok'; did you mean 'mock'?"),
         (["prot=1"], "no key 'prot'; did you mean 'port'?"),
@@ -269,16 +270,16 @@ def test_one_served_model_is_target_and_judge_of_a_run(endpoint, bench, tmp_path
         (["model=mock", "model.params.answer=https://me:secret@host"], "a URL with a password in it"),
     ],
 )
-def test_wrong_words_are_told_in_a_line(words, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_wrong_words_are_told_in_a_line(words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         load_served(words)
 
 
-def settled(there: Cluster, *words: str) -> list[tuple[float | None, float | None]]:
+def settled(cluster: Cluster, *words: str) -> list[tuple[float | None, float | None]]:
     """CPUs and GPUs of each model's replicas."""
     from rambla_ray.serving import deployment as serving
 
-    models = serving.settle_together(load_served(words).models, there)
+    models = serving.settle_together(load_served(words).models, cluster)
     return [(model.pool.num_cpus, model.pool.num_gpus) for model in models]
 
 
@@ -304,19 +305,19 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("words", "environment", "told"),
+    ("words", "environment", "message"),
     [
         (["model=mock", "host=0.0.0.0"], {}, "set SERVE_API_KEY, or leave host out"),
         (["model=mock"], {"SERVE_API_KEY": " "}, "SERVE_API_KEY is set and empty"),
         (["model=bleu"], {}, "model bleu compares two texts"),
     ],
 )
-def test_what_cannot_be_served_is_refused_at_once(words, environment, told):
+def test_what_cannot_be_served_is_refused_at_once(words, environment, message):
     process = serve(*words, **environment)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("error: ")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -41,10 +41,10 @@ def metrics(done) -> dict:
 
 
 def by_task(done) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = {}
+    cells: dict[str, list[dict]] = {}
     for cell in metrics(done)["cells"]:
-        found.setdefault(cell["task"], []).append(cell)
-    return found
+        cells.setdefault(cell["task"], []).append(cell)
+    return cells
 
 
 def test_an_oracle_is_right_in_every_task_and_nothing_changes(bench):
@@ -56,8 +56,8 @@ def test_an_oracle_is_right_in_every_task_and_nothing_changes(bench):
     cells = by_task(done)
     assert set(cells) == TASKS
     judged = {"conclusion_generation", "question_formation", "similarity_long_form_qa_bioasq"}
-    for task, found in cells.items():
-        for cell in found:
+    for task, of_task in cells.items():
+        for cell in of_task:
             assert sum(cell["outcomes"].values()) == cell["n"]
             if task not in judged:  # their last answer is the judge's, which flips some
                 assert cell["accuracy"]["value"] == 1.0, task
@@ -114,7 +114,7 @@ class Rearranged(Plan):
 def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_path):
     words = ["model=mock", "task=mcqabaseline,spelling_robustness,distracting_context,conclusion_generation", *ROLES]
     words += ["model.params.behaviour=format"]
-    found = set()
+    written = set()
     arrangements = [(1, 64, None), (2, 8, None), (4, 1, None), (2, 8, 7), (1, 3, 8)]
     for place, (actors, rows, shuffle) in enumerate(arrangements):
         runs_dir = tmp_path / str(place)
@@ -125,8 +125,8 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
         directory = RunDirectory.create(loaded)
         Path(loaded.ledger).mkdir(parents=True)
         pipeline.Run.start(plan, directory, words)()
-        found.add(directory.folder.read("metrics.json"))
-    assert len(found) == 1
+        written.add(directory.folder.read("metrics.json"))
+    assert len(written) == 1
 
 
 def test_a_row_too_short_to_mutate_is_an_outcome_and_the_run_goes_on(bench, tmp_path):

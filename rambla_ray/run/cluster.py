@@ -85,7 +85,7 @@ def _init(address: str | None, **options: Any) -> None:
         raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}{hint}") from None
 
 
-def cluster() -> Cluster:
+def connected_cluster() -> Cluster:
     """What the connected cluster has now, and whether it may grow."""
     alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     free = ray_internals.free_resources()

@@ -23,7 +23,7 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.display import Check, counted
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import versions
-from rambla_ray.run.cluster import cluster, node_resources
+from rambla_ray.run.cluster import connected_cluster, node_resources
 from rambla_ray.run.placement import (
     Cluster,
     Level,
@@ -52,24 +52,24 @@ class NodeReport:
     has: NodeResources
     versions: Mapping[str, str | None]
     free_gib: float
-    faults: Mapping[str, str]  # by model: why it could not run here
+    faults: Mapping[str, str]  # By model, the reason why it could not run on this node.
 
 
 def diagnose(config: RunConfig) -> Iterator[Check]:
     """All eight checks of a run on the connected cluster, as they are made."""
-    connected = cluster()
-    models = models_of(config, connected)
+    cluster = connected_cluster()
+    models = models_of(config, cluster)
     nodes, silent = look(models)
     yield from check_nodes(models, nodes, silent)
     yield _data(config)
     yield _output(config)
     yield _endpoints(models, nodes)
-    yield placement(config, connected)
+    yield placement(config, cluster)
 
 
 def faulty_nodes(config: RunConfig) -> list[Check]:
     """The checks of the nodes that do not hold, on the connected cluster."""
-    models = models_of(config, cluster())
+    models = models_of(config, connected_cluster())
     return [check for check in check_nodes(models, *look(models)) if not check.holds]
 
 

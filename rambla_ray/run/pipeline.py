@@ -25,7 +25,7 @@ from rambla_ray.errors import RunStopped
 from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
-from rambla_ray.run.cluster import cluster as connected_cluster
+from rambla_ray.run.cluster import connected_cluster
 from rambla_ray.run.placement import Cluster, Level, Placement, calls_per_actor, waiting_reason
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.stopping import OrderlyStop
@@ -34,22 +34,22 @@ DRAIN_S = 30.0  # A run that is being stopped waits so long for what is in fligh
 STALL_MARGIN_S = 900.0  # Loading and large batches may take so long beyond the slowest request without any progress.
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One invocation of a run, on a connected cluster. `Run.start` makes it, and a call runs it.
 
     Args:
         plan: what to ask.
         directory: where the results go.
-        cluster: what there was when it started.
+        cluster: what the cluster had when the run started.
         placements: by target, the pools of its stream.
         ledger: handle of the run's `LedgerService`.
-        before: object reference of the service's counts when it started.
+        before: object reference of the service's counts at the start of this invocation.
         items: per (task, variant), the object reference of its items' table.
-        started: when it started, as Unix time in seconds.
+        started: when this invocation started, as Unix time in seconds.
         drain_s: how long it waits for what is in flight when it is stopped, in seconds.
         calls: how many were made in this invocation; known once it has ended.
-        answered: per (model, role), the steps that have an answer.
+        answered: per (model, role), how many steps have an answer.
     """
 
     plan: Plan
@@ -77,12 +77,12 @@ class Run:
         Raises:
             UserError: the cluster cannot hold a pool.
         """
-        started, there = time.time(), connected_cluster()
-        placements = {target: Placement.of(plan.levels(target), there) for target in plan.config.targets}
+        started, cluster = time.time(), connected_cluster()
+        placements = {target: Placement.of(plan.levels(target), cluster) for target in plan.config.targets}
         ledger = _start_ledger(plan.config, placements)
         before = ledger.progress.remote()
         for target, placement in placements.items():
-            for note in _notes(target, placement, there):
+            for note in _notes(target, placement, cluster):
                 print(f"note: {note}", file=sys.stderr)
         described = plan.describe()
         described["placement"] = {
@@ -91,7 +91,7 @@ class Run:
         }
         items = {key: table_ref for keys, table in plan.tables() for table_ref in [ray.put(table)] for key in keys}
         directory.begin(plan.config, described, words)
-        return cls(plan, directory, there, placements, ledger, before, items, started, drain_s)
+        return cls(plan, directory, cluster, placements, ledger, before, items, started, drain_s)
 
     def __call__(self) -> dict[str, Any]:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.

@@ -19,11 +19,10 @@ from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import Item, Role, Sample
 from rambla_ray.tasks.stages import Compare, Transform
 
-ROWS_PER_BLOCK = 16
-MOST_ROWS_PER_BLOCK = 256  # for models that answer many requests at the same time
-ITEM_SCHEMA = pa.schema(
-    [pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")]  # fields: a JSON string
-)
+ROWS_PER_BLOCK = 16  # A block has at most so many rows,
+MOST_ROWS_PER_BLOCK = 256  # and at most so many for a model that answers many requests at the same time.
+# The column `fields` holds each item's fields as a JSON string.
+ITEM_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")])
 
 
 class Plan:
@@ -191,12 +190,12 @@ def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, vari
 
 def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
     labels = Counter(item.fields[task.answer.target] for item in items)
-    strange = [label for label in labels if label not in task.answer.label_names]
-    if strange:
+    unknown = [label for label in labels if label not in task.answer.label_names]
+    if unknown:
         raise UserError(
-            f"task {name}: {sum(labels[label] for label in strange)} of {len(items)} items have "
+            f"task {name}: {sum(labels[label] for label in unknown)} of {len(items)} items have "
             f"a {task.answer.target} that is not among the labels {', '.join(task.answer.label_names)}: "
-            f"'{strange[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
+            f"'{unknown[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
         )
 
 

@@ -21,7 +21,7 @@ from rambla_ray.actors.model import Model, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.run.cluster import cluster, configure_logging
+from rambla_ray.run.cluster import configure_logging, connected_cluster
 from rambla_ray.run.placement import Cluster, PooledModel, describe_resources, waiting_reason
 from rambla_ray.schema import Request, Response
 
@@ -151,10 +151,10 @@ def deployed(config: ServeConfig, port: int, notify: Callable[[str], None]) -> I
     Raises:
         UserError: a model has no place, or cannot be loaded.
     """
-    connected = cluster()
-    models = settle_together(config.models, connected)
+    cluster = connected_cluster()
+    models = settle_together(config.models, cluster)
     for model in models:
-        if waiting := waiting_reason(model, connected):
+        if waiting := waiting_reason(model, cluster):
             notify(waiting)
     names = {model.name: f"{model.name}-{port}" for model in models}
     has_others = bool(serve.status().applications)
