@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from rambla_ray.ledger.claims import DEATHS, OWNER_SILENT_S, SUSPECT, Claim, Claims
 
-REQUESTS = st.sampled_from("abcde")
+REQUESTS = st.sampled_from("abcd")
 GRANTS = (Claim.GRANTED, Claim.GRANTED_ALONE)
 
 
@@ -100,7 +100,7 @@ class ClaimsOfARun(RuleBasedStateMachine):
             del self.asked[request]
             self.deaths[request] += 1
 
-    @rule(target=owners, actor=st.sampled_from(["x", "y", "z"]))
+    @rule(target=owners, actor=st.sampled_from(["x", "y"]))
     def an_actor_starts(self, actor: str) -> str:
         self.lives[actor] += 1
         owner = f"{actor}{self.lives[actor]}"
@@ -161,7 +161,7 @@ class ClaimsOfARun(RuleBasedStateMachine):
         self.budget = budget
 
     @rule()
-    @precondition(lambda self: len(self.lives) == 3)
+    @precondition(lambda self: sum(self.lives.values()) > 5)
     def the_run_is_stopped(self) -> None:
         self.claims.drain()
 
@@ -169,8 +169,8 @@ class ClaimsOfARun(RuleBasedStateMachine):
     def nobody_asks_what_another_asks_and_nobody_else_is_named(self) -> None:
         if hasattr(self, "claims"):
             assert self.claims.in_flight == len(self.asked)
-            assert {request: self.claims.owner_of(request) for request in "abcde"} == {
-                request: self.asked[request][0] if request in self.asked else None for request in "abcde"
+            assert {request: self.claims.owner_of(request) for request in "abcd"} == {
+                request: self.asked[request][0] if request in self.asked else None for request in "abcd"
             }
 
     @invariant()
@@ -188,7 +188,7 @@ class ClaimsOfARun(RuleBasedStateMachine):
         for request in list(self.asked):
             self.claims.end(request)
         for owner in set(self.latest.values()) - self.dead:
-            left = set("abcde")
+            left = set("abcd")
             while left:
                 claims = {request: claim(self.claims, owner, request) for request in sorted(left)}
                 ended = {request for request, granted in claims.items() if granted in (*GRANTS, Claim.GIVEN_UP)}
@@ -198,5 +198,5 @@ class ClaimsOfARun(RuleBasedStateMachine):
                 left -= ended
 
 
-ClaimsOfARun.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+ClaimsOfARun.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestClaimsOfARun = ClaimsOfARun.TestCase
