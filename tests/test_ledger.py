@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drawn import COUNT, SECONDS, TEXT, traces
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.errors import UserError
-from rambla_ray.ledger.record import Kind, Record
+from rambla_ray.ledger.record import FORMAT, Kind, NewerFormat, Record, check, peek, run_tag
 from rambla_ray.ledger.store import SUFFIX, Ledger
 from rambla_ray.schema import CallTrace, Response, Try
 from rambla_ray.storage import Folder
@@ -99,6 +102,53 @@ def test_a_torn_line_is_no_record(record: Record, data: st.DataObject) -> None:
     line = record.to_line()
     with pytest.raises(ValueError, match=r"."):
         Record.from_line(line[: data.draw(st.integers(0, len(line) - 2))])
+
+
+def with_members(line: bytes, **members: Any) -> bytes:
+    """A line as another version may write it: with other members in its body, those before all the rest."""
+    head, body = line[9:85], json.loads(line[85:])
+    rest = head + json.dumps({**members, **body}, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(rest), rest)
+
+
+@pytest.mark.parametrize("record", [answer("a", attempts=3), failure("a")], ids=["answer", "failure"])
+def test_a_line_is_what_it_has_always_been_and_names_no_format(record: Record) -> None:
+    line = record.to_line()
+    assert with_members(line) == line
+    assert line[85:].startswith(b'{"run":"run","model":"m","role":"target","at":0.0,"')
+    assert Record.from_line(with_members(line, v=FORMAT)) == record
+
+
+@pytest.mark.parametrize("run_id", ["run", "another"])
+def test_a_member_that_is_not_known_changes_nothing(run_id: str, tmp_path: Path) -> None:
+    lines = [answer("a", "yes", run_id).to_line(), failure("b", run_id).to_line()]
+    stored(tmp_path, answer("c"))
+    (tmp_path / f"later{SUFFIX}").write_bytes(b"".join(with_members(line, mood={"v": 99}) for line in lines))
+    ledger = opened(tmp_path, run_id)
+    assert (text_of(ledger, "a"), len(ledger), ledger.damaged, ledger.newer) == ("yes", 2, 0, {})
+    assert ledger.spent["m", "target"].failed == 1
+
+
+@pytest.mark.parametrize("run_id", ["run", "another"])
+def test_a_line_of_a_newer_format_is_skipped_and_counted_by_its_number(run_id: str, tmp_path: Path) -> None:
+    newer = [with_members(answer(name).to_line(), v=99) for name in "ab"]
+    newer += [with_members(failure("c").to_line(), v=100), with_members(answer("d").to_line(), v="x.y")]
+    (tmp_path / f"x{SUFFIX}").write_bytes(b"".join(newer) + newer[0][:-9] + b"\n" + answer("e").to_line())
+    ledger = opened(tmp_path, run_id)
+    assert (len(ledger), text_of(ledger, "a"), text_of(ledger, "e")) == (1, None, "yes")
+    assert (ledger.newer, ledger.damaged) == ({"99": 2, "100": 1, "x.y": 1}, 1)
+    with pytest.raises(NewerFormat, match="format 99; this version reads up to 1"):
+        ledger.add([newer[0]])
+    add(ledger, answer("a", "again"))
+    assert text_of(opened(tmp_path), "a") == "again"
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS)
+def test_the_head_of_a_line_names_its_record(record: Record) -> None:
+    line = record.to_line()
+    kind = Kind.ANSWER if record.response else Kind.FAILURE
+    assert peek(line) == check(line) == (kind, record.request_id, run_tag(record.run_id).encode())
 
 
 def test_answers_are_served_before_and_after_they_are_committed(tmp_path: Path) -> None:

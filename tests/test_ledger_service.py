@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 import ray
 
 from rambla_ray.actors.ledger import LedgerService
+from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
+from rambla_ray.ledger.spent import Spent
 from rambla_ray.schema import CallTrace, Response
 
 RUN = "run"
@@ -238,6 +241,48 @@ def test_damage_is_told_to_the_user(tmp_path: Path) -> None:
 
     (tmp_path / "x.ledger").write_bytes(line("a")[:-20] + b"\n" + line("b") + b"torn")
     run(body, tmp_path)
+
+
+def test_records_of_a_newer_format_are_told_to_the_user(tmp_path: Path) -> None:
+    async def body(service: LedgerService) -> None:
+        (note,) = (await service.progress())["notes"]
+        assert note.startswith("1 records in the ledger")
+        assert "are of format 99" in note
+        assert await claim(service, "one", "a", "b") == [Claim.GRANTED, line("b")]
+
+    newer = line("a")[9:85] + b'{"v":99,"answer":"yes"}'
+    (tmp_path / "x.ledger").write_bytes(b"%08x %s\n" % (zlib.crc32(newer), newer) + line("b"))
+    run(body, tmp_path)
+
+
+SPENT = {
+    ("m", "target"): Spent(answered=4, prompt_tokens=30, completion_tokens=10),
+    ("m", "judge"): Spent(answered=1, prompt_tokens=5, completion_tokens=5),
+}
+PRICES = {("m", "target"): Price(input_per_million=1e6, output_per_million=0), ("m", "judge"): None}
+
+
+@pytest.mark.parametrize(
+    ("budget", "exhausted", "in_flight_at_most", "described"),
+    [
+        (Budget(), "", 10**6, ""),
+        (Budget(tokens=50), "the budget of 50 tokens is spent (50)", 0, "50 of 50 tokens"),
+        (Budget(tokens=51), "", 0, "50 of 51 tokens"),
+        (Budget(tokens=80), "", 2, "50 of 80 tokens"),  # ten a call
+        (Budget(usd=30), "the budget of $30 is spent ($30.0000)", 0, "$30.0000 of $30"),
+        (Budget(usd=48), "", 2, "$30.0000 of $48"),  # six a call
+        (Budget(usd=48, tokens=70), "", 1, "$30.0000 of $48"),
+        (Budget(usd=30, tokens=50), "the budget of $30 is spent ($30.0000)", 0, "$30.0000 of $30"),
+    ],
+)
+def test_a_budget_bears_as_many_calls_as_fit_at_the_cost_of_those_before(
+    budget: Budget, exhausted: str, in_flight_at_most: int, described: str
+) -> None:
+    meter = BudgetMeter(budget, PRICES, SPENT)
+    assert meter.used() == (50, 30.0)
+    assert (meter.exhausted(), meter.describe()) == (exhausted, described)
+    assert meter.affordable(in_flight_at_most)
+    assert meter.affordable(in_flight_at_most + 1) != budget.is_set
 
 
 class Asker:

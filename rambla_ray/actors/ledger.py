@@ -99,7 +99,7 @@ class LedgerService:
         return line
 
     async def wait(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
-        """What becomes of a pending claim: the request's line, a grant once it is free, or pending still after a while.
+        """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
 
         An owner that has asked it in silence for too long is held to be dead.
         """
