@@ -165,7 +165,8 @@ def loop(row: Row) -> Answer:
 
 def ours(row: Row) -> Answer:
     """A model of rambla_ray in this process, without Ray."""
-    from rambla_ray.actors.huggingface import HuggingFaceLLM, HuggingFaceParams
+    from rambla_ray.actors.huggingface import HuggingFaceLLM
+    from rambla_ray.actors.local.params import HuggingFaceParams
     from rambla_ray.config.sections import Pool
     from rambla_ray.schema import Request
 
