@@ -458,6 +458,12 @@ def test_a_module_with_an_activation_of_others_needs_trust(copy: Path) -> None:
     assert "give pooling and normalize" in message
 
 
+def test_a_module_of_others_is_not_taken_for_one_of_the_same_name(copy: Path) -> None:
+    file = with_trained_modules(copy) / "modules.json"
+    file.write_text(file.read_text().replace("sentence_transformers.models.Dense", "somebody.code.Dense"))
+    assert "modules.json asks for Dense, which is not supported" in load_error(lambda: encoder(copy))
+
+
 def test_a_trained_module_without_weights_is_a_load_error(copy: Path) -> None:
     (with_trained_modules(copy) / "2_Dense" / "model.safetensors").unlink()
     model = encoder(copy)

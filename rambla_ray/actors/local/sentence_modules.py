@@ -1,7 +1,6 @@
 """From an encoder's token vectors to one vector per text, with the modules of sentence-transformers.
 
-The encoder itself is loaded and run by `BaseHuggingFaceModel`, so that batching, memory and errors are those of all
-local models.
+The encoder itself is loaded and run as every local model is, in batches and with the same errors.
 """
 
 from __future__ import annotations
