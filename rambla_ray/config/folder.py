@@ -29,7 +29,7 @@ class ConfigFolder:
         """The configs of a group (model, task, dataset), sorted."""
         return sorted({path.stem for folder in self._folders for path in (folder / group).glob("*.yaml")})
 
-    def load(self, group: str, name: str) -> tuple[dict[str, Any], Path]:
+    def read_config(self, group: str, name: str) -> tuple[dict[str, Any], Path]:
         """One config and its file. Raises UserError when there is none, or it cannot be read."""
         for folder in self._folders:
             path = folder / group / f"{name}.yaml"

@@ -49,11 +49,6 @@ def load(words: Sequence[str]) -> RunConfig:
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
     tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
     datasets = {task.dataset: _load_dataset(line, task.dataset, options.limit) for task in tasks.values()}
-    for name, task in tasks.items():
-        try:
-            task.check(fields_of(datasets[task.dataset]))
-        except ValueError as error:
-            raise UserError(f"task {name}: {error}") from None
     config = RunConfig(
         options=options,
         targets=line.targets,
@@ -63,6 +58,11 @@ def load(words: Sequence[str]) -> RunConfig:
         own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
     )
     _refuse_secrets(words, config)
+    for name, task in tasks.items():
+        try:
+            task.check(fields_of(datasets[task.dataset]))
+        except ValueError as error:
+            raise UserError(f"task {name}: {error}") from None
     return config
 
 
@@ -124,7 +124,7 @@ def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
 
 
 def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:
-    value, path = folder.load("model", name)
+    value, path = folder.read_config("model", name)
     where = f"model {name} ({path.name})"
     return _checked(ModelConfig, _override(value, overrides, where), where)
 
@@ -143,7 +143,7 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
 
 
 def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
-    value, path = line.folder.load("task", name)
+    value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
     merged = _override(value, line.overrides["task"], where)
     stages = merged.get("stages")
@@ -168,7 +168,7 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
 
 
 def _load_dataset(line: _CommandLine[RunOptions], name: str, limit: int | None) -> DatasetConfig:
-    value, path = line.folder.load("dataset", name)
+    value, path = line.folder.read_config("dataset", name)
     where = f"dataset {name} ({path.name})"
     merged = _override(value, line.overrides["dataset"], where)
     if limit is not None:
