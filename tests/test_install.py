@@ -129,6 +129,7 @@ def without_extras(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.processes
 def test_without_the_extras_everything_but_their_models_works() -> None:
     roles = ("roles.judge=mock", "roles.rephraser=mock")
     done = without_extras("bench", "model=mock,openai_chat", "task=all", *roles, "dry_run=true")
@@ -136,6 +137,7 @@ def test_without_the_extras_everything_but_their_models_works() -> None:
     assert "mcqabaseline: 57 samples" in done.stdout
 
 
+@pytest.mark.processes
 def test_a_model_of_an_extra_that_is_missing_names_it() -> None:
     done = without_extras("bench", "model=mistral_7b_instruct_hf", "dry_run=true")
     assert done.returncode == 1
@@ -158,6 +160,7 @@ def test_an_unknown_command_is_one_line_with_the_nearest(capsys: pytest.CaptureF
     )
 
 
+@pytest.mark.processes
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from rambla_ray.__main__ import main; main(['bench', '--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
