@@ -1,4 +1,4 @@
-"""The ledger as a service of one run: an actor that grants claims, stores records and counts.
+"""The ledger as a service of one run: an actor that grants claims, stores records and holds the budget.
 
 One actor beside the driver reads and writes the folder, so that workers need no shared disk. A request is claimed
 before it is asked: a second sample with the same request waits for the first one's answer. Records travel as the lines
@@ -17,6 +17,7 @@ from typing import Any
 
 from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.config.sections import Budget, Price
+from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind
 from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
 from rambla_ray.ledger.commit import GroupCommit
@@ -207,8 +208,8 @@ def _load_notes(ledger: Ledger, location: str) -> list[str]:
         notes.append(f"{ledger.damaged} damaged records in the ledger {location} were skipped")
     for number, count in ledger.newer.items():
         notes.append(
-            f"{count} records in the ledger {location} were skipped: they are of format {number}, and this version of "
-            f"rambla_ray reads up to {FORMAT}; with a newer one, their requests are not asked again"
+            f"skipped in the ledger {location}: {counted(count, 'record')} of format {number}; this version of "
+            f"rambla_ray reads formats up to {FORMAT}, a newer one may serve them instead of asking again"
         )
     return notes
 
