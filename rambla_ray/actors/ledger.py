@@ -102,12 +102,11 @@ class LedgerService:
     async def wait(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
         """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
 
-        An owner that has asked it in silence for too long is held to be dead.
+        When nobody asks it, it waits for a suspect's turn: its own, or that of another in its process. An owner that
+        asks it and has not called for too long is declared dead.
         """
         self._claims.heartbeat(owner, time.monotonic())
-        other = self._claims.owner_of(
-            request_id
-        )  # None: a suspect, this or another of the process, waits for its turn
+        other = self._claims.owner_of(request_id)
         future = self._waiters.turn() if other is None else self._waiters.end_of(request_id)
         try:
             line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
