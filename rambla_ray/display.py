@@ -17,7 +17,7 @@ def one_line(text: str, longest: int = 200) -> str:
 
     Args:
         text: anything.
-        longest: characters of it to show; of a longer one, its length is said.
+        longest: characters of it to show; a text that is longer is cut, and its length follows.
     """
     shown = text[:longest]
     if not shown.isprintable():
@@ -27,7 +27,7 @@ def one_line(text: str, longest: int = 200) -> str:
 
 def in_markdown(line: str) -> str:
     """A line as Markdown that shows just it: no HTML, no formatting, no new cell of a table."""
-    escaped = _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
+    escaped = _MARKDOWN.sub(lambda match: f"\\{match[0]}", line)
     return "".join(_HTML.get(character, character) for character in escaped)
 
 
@@ -38,7 +38,7 @@ def counted(count: float, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the audit, and whether what it says is as it should be."""
+    """One line of a report on a run or a cluster, and whether what it states is as it should be."""
 
     line: str
     holds: bool

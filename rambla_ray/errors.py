@@ -44,10 +44,10 @@ class ErrorKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
     DIED = "died"  # the process that asked it died, three times
     BAD_ITEM = "bad_item"  # the dataset item cannot be asked
-    INTERNAL = "internal"  # a fault of ours, or of a library, kept to its sample
+    INTERNAL = "internal"  # a fault of this package or of a library, confined to its sample
 
 
-LONGEST_LIST = 30  # names in a message that has a nearest match to offer
+LONGEST_LIST = 30  # A message that offers a nearest match lists no more names than this.
 
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}

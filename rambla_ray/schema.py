@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-IDENTITY_VERSION = 1
-SCORE = "score"  # the finish reason of a step whose text is a number or label of a model that compares texts
+IDENTITY_VERSION = 1  # The number of the way in which request_ids are made; a new one makes every request a new one.
+SCORE = "score"  # The finish reason of a step whose text is a number or label from a model that compares texts.
 
 
 class Outcome(StrEnum):
@@ -50,7 +50,7 @@ class Message(NamedTuple):
 
 
 class GenerationOptions(NamedTuple):
-    """What one request asks for in place of the model config's own; None and empty leave that as it is."""
+    """What one request asks for in place of the model config's own options; None and empty leave those as they are."""
 
     max_tokens: int | None = None
     temperature: float | None = None  # 0 is greedy decoding
@@ -72,7 +72,7 @@ class Request:
 
     The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
     prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
-    `sample_id`, `target` and `choices` are there for the mock alone; no real model reads them.
+    `sample_id`, `target` and `choices` are for the mock alone; no real model reads them.
     """
 
     prompt: str
@@ -86,7 +86,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The prompt, or all that was said in the conversation."""
+        """The prompt, or the texts of all turns of the conversation."""
         return self.prompt or "\n".join(message.content for message in self.messages)
 
 
@@ -153,8 +153,8 @@ class Sample:
     """One dataset item under one variant of one task for one target model: a row of the pipeline.
 
     `target` is the right answer in this task, `label` the dataset's own; `fields` are the item's columns and what the
-    stages wrote; `answer` is what was read from the last text (empty when nothing was), `rambla_answer` what RAmBLA
-    would have read; `outcome` is empty until the sample has ended.
+    stages wrote; `answer` is what was read from the last text (empty when nothing could be), `rambla_answer` what
+    RAmBLA would have read; `outcome` is empty until the sample has ended.
     """
 
     sample_id: str
@@ -219,7 +219,7 @@ def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[Sample]:
 
 def _step(row: dict[str, Any]) -> Step:
     trace = {name: row.pop(name) for name in TRACE_FIELDS}
-    trace["tries"] = tuple(Try(**one) for one in trace["tries"])
+    trace["tries"] = tuple(Try(**attempt) for attempt in trace["tries"])
     return Step(**row, trace=CallTrace(**trace))
 
 
@@ -250,7 +250,7 @@ def _offsets(lists: Sequence[Sequence[object]]) -> pa.Array:
 
 
 def _text_array(texts: Sequence[str]) -> pa.Array:
-    """Texts as Arrow holds them: UTF-8, which has no lone surrogates."""
+    """Texts as an Arrow column: UTF-8, in which lone surrogates are replaced."""
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
@@ -268,25 +268,25 @@ def canonical_json(value: object) -> str:
 class Identity:
     """Makes the request_ids of one model: sha256, as 64 hex digits, over everything that may change an answer.
 
-    What is hashed is the canonical JSON of the identity version, the model's identity and the request's own, in one
-    object. Keys, concurrency, timeouts and paths do not belong in it.
+    What is hashed is the canonical JSON of one object, which holds `IDENTITY_VERSION`, the fields of the model and the
+    fields of the request. API keys, concurrency, timeouts and paths do not belong in it.
 
     Args:
-        model_fields: class, weights or engine, endpoint, generation parameters, template.
+        model_fields: what the requests share: class, weights or engine, endpoint, generation parameters, template.
     """
 
     def __init__(self, model_fields: Mapping[str, object]) -> None:
-        self._members = _members(
-            {"identity_version": IDENTITY_VERSION, **model_fields}
-        )  # written once, not per request
+        # Encoded once for all requests.
+        self._members = _members({"identity_version": IDENTITY_VERSION, **model_fields})
 
     def request_id(self, request_fields: Mapping[str, object]) -> str:
-        """The request_id of a request, from what is its own: the rendered text."""
+        """The request_id of a request, whose fields are its rendered text and what else is its own."""
         members = sorted({**self._members, **_members(request_fields)}.items())
         return hashlib.sha256(f"{{{','.join(member for _, member in members)}}}".encode()).hexdigest()
 
 
 def _members(value: Mapping[str, object]) -> dict[str, str]:
+    """By key, the members of an object as canonical JSON has them."""
     return {key: f"{canonical_json(key)}:{canonical_json(inner)}" for key, inner in value.items()}
 
 

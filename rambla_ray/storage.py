@@ -38,7 +38,14 @@ class Folder:
         return f"{self.root}/{name}"
 
     def make_writable(self, what: str) -> None:
-        """Create the folder and try it. Raises UserError, naming `what` it is for, when it cannot be written."""
+        """Create the folder and try to write to it.
+
+        Args:
+            what: what the folder is for, as the message names it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.filesystem.create_dir(self.root, recursive=True)
@@ -50,8 +57,8 @@ class Folder:
 
     def names(self, suffix: str) -> list[str]:
         """Files directly in the folder that end in `suffix`, sorted; none when the folder does not exist."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.is_file and info.base_name.endswith(suffix))
+        entries = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in entries if info.is_file and info.base_name.endswith(suffix))
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError."""
@@ -71,5 +78,5 @@ class Folder:
         os.replace(draft, target)
 
     def publish(self, draft: str, name: str) -> None:
-        """Give a file that was written under another name its own, in the place of an older one."""
+        """Rename a file that is complete from the name of its draft to its own, replacing an older one."""
         self.filesystem.move(self.path(draft), self.path(name))

@@ -246,8 +246,7 @@ def test_damage_is_told_to_the_user(tmp_path: Path) -> None:
 def test_records_of_a_newer_format_are_told_to_the_user(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
         (note,) = (await service.progress())["notes"]
-        assert note.startswith("1 records in the ledger")
-        assert "are of format 99" in note
+        assert note.startswith(f"skipped in the ledger {tmp_path}: 1 record of format 99; this version")
         assert await claim(service, "one", "a", "b") == [Claim.GRANTED, line("b")]
 
     newer = line("a")[9:85] + b'{"v":99,"answer":"yes"}'

@@ -1,4 +1,4 @@
-"""The ledger as a service of one run: an actor that grants claims, stores records and counts.
+"""The ledger as a service of one run: an actor that grants claims, stores records and holds the budget.
 
 One actor beside the driver reads and writes the folder, so that workers need no shared disk. A request is claimed
 before it is asked: a second sample with the same request waits for the first one's answer. Records travel as the lines
@@ -17,6 +17,7 @@ from typing import Any
 
 from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.config.sections import Budget, Price
+from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind
 from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
 from rambla_ray.ledger.commit import GroupCommit
@@ -101,12 +102,11 @@ class LedgerService:
     async def wait(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
         """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
 
-        An owner that has asked it in silence for too long is held to be dead.
+        When nobody asks it, it waits for a suspect's turn: its own, or that of another in its process. An owner that
+        asks it and has not called for too long is declared dead.
         """
         self._claims.heartbeat(owner, time.monotonic())
-        other = self._claims.owner_of(
-            request_id
-        )  # None: a suspect, this or another of the process, waits for its turn
+        other = self._claims.owner_of(request_id)
         future = self._waiters.turn() if other is None else self._waiters.end_of(request_id)
         try:
             line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
@@ -207,8 +207,8 @@ def _load_notes(ledger: Ledger, location: str) -> list[str]:
         notes.append(f"{ledger.damaged} damaged records in the ledger {location} were skipped")
     for number, count in ledger.newer.items():
         notes.append(
-            f"{count} records in the ledger {location} were skipped: they are of format {number}, and this version of "
-            f"rambla_ray reads up to {FORMAT}; with a newer one, their requests are not asked again"
+            f"skipped in the ledger {location}: {counted(count, 'record')} of format {number}; this version of "
+            f"rambla_ray reads formats up to {FORMAT}, a newer one may serve them instead of asking again"
         )
     return notes
 
