@@ -65,8 +65,8 @@ started: list[str] = []  # the processes that the current test has started
 
 
 def note_processes(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: note the start of a process."""
-    if event in STARTS_A_PROCESS:
+    """Audit hook: note the start of a process, but for Python's own question for the machine's processor."""
+    if event in STARTS_A_PROCESS and arguments[0] != "uname":
         started.append(str(arguments)[:200])
 
 

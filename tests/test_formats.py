@@ -216,3 +216,17 @@ def test_what_is_written_has_its_numbers(tmp_path: Path) -> None:
     store(directory.folder.location, spec({"t": task_spec({"": 1})}), [sample("1")])
     (path,) = Path(directory.samples.root).glob("*.parquet")
     assert pq.read_schema(path).metadata[FORMAT_KEY] == str(SAMPLES_FORMAT).encode()
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "calls.json"])
+@pytest.mark.parametrize("content", [b"{torn: [1,", b"\xff\xfe\x00", b"a: b: c"], ids=["torn", "binary", "no syntax"])
+def test_a_damaged_file_is_one_line_of_the_report(
+    run: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    (run / name).write_bytes(content)
+    assert job.main([str(run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {run}/{name} is damaged: ")

@@ -6,12 +6,15 @@ import importlib.metadata
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rambla_ray.config.run import RunConfig
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
 from rambla_ray.results.samples import SampleWriter, error_lines, file_name, refuse_newer
@@ -177,11 +180,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        try:
-            text = self.folder.read("config.yaml").decode()
-        except FileNotFoundError:
-            return None
-        config = OmegaConf.to_container(OmegaConf.create(text))
+        config = self._parsed("config.yaml", lambda data: OmegaConf.to_container(OmegaConf.create(data.decode())))
         if not isinstance(config, dict):
             return None
         document = {str(key): value for key, value in config.items()}
@@ -192,21 +191,26 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """What one of the run's JSON files holds. Raises UserError when there is no such file."""
         self._check_format()
-        try:
-            return json.loads(self.folder.read(name))
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.folder.location} has no {name}; is it a run directory that was finished?"
-            ) from None
+        value = self._parsed(name, json.loads)
+        if value is None:
+            raise UserError(f"{self.folder.location} has no {name}; is it a run directory that was finished?")
+        return value
 
     def read_calls(self) -> dict[str, Any] | None:
         """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
         self._check_format()
+        calls: dict[str, Any] | None = self._parsed("calls.json", json.loads)
+        return calls
+
+    def _parsed(self, name: str, parse: Callable[[bytes], Any]) -> Any:
+        """What a file of the run holds, None when there is no such file. Raises UserError when it is damaged."""
         try:
-            calls: dict[str, Any] = json.loads(self.folder.read("calls.json"))
+            return parse(self.folder.read(name))
         except FileNotFoundError:
             return None
-        return calls
+        except (ValueError, YAMLError, OmegaConfBaseException) as error:
+            reason = one_line(str(error).partition("\n")[0])
+            raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
 
     def _check_format(self) -> None:
         if not self._format_is_known:
