@@ -140,6 +140,9 @@ def test_a_chat_template_is_needed_only_when_it_is_used(copy: Path) -> None:
     )
 
 
+# Refused before anything is asked
+
+
 def test_a_checkpoint_that_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
     folder = tiny_nli.build(tmp_path / "nli")
     assert "is a BertForSequenceClassification, which is not a causal language model" in refused(folder)

@@ -188,7 +188,7 @@ def test_other_servers_words_for_too_long_are_understood(error_body: bytes) -> N
         assert error(build(server)).kind == ErrorKind.TOO_LONG
 
 
-# The key
+# Errors show neither key nor prompt
 
 
 @pytest.mark.parametrize("padding", [0, 445, 600], ids=["at the start", "where the message is cut", "after the cut"])
