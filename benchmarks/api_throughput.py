@@ -22,247 +22,37 @@ Peers that are not dependencies of the project get a virtual environment of thei
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from endpoint import REPOSITORY, Bench, Endpoint, Finished, checksum, made_up_items, openai_chat, run
+from api_runners import RUNNERS, TEMPLATE, Job
+from endpoint import Endpoint
+from endpoint_counts import checksum
+from peers import Failed, default_peers
 from rich.console import Console
 from rich.table import Table
-
-TEMPLATE = """\
-Read this abstract and answer the question about it.
-
-Abstract:
-{context}
-
-Question: {question}
-Reply with one word, Yes or No."""
-TASK = {
-    "stages": [{"generate": {"role": "target", "template": TEMPLATE}}],
-    "answer": {"choices": ["yes", "no"], "target": "final_decision"},
-}
-ENGINE = "fake"
-MAX_TOKENS = 8
-PEERS = ("lm_eval[api]",)
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a runner is to do.
-
-    Args:
-        folder: empty; the runner may write there.
-        items: the questions and their answers.
-        prompts: a file with the same as `prompt` and `answer`, one JSON object a line.
-        endpoint: whom to ask.
-        concurrency: requests in flight.
-        peers: the folder of the peers' virtual environment.
-        timeout_s: when it is given up.
-    """
-
-    folder: Path
-    items: Sequence[Mapping[str, str]]
-    prompts: Path
-    endpoint: Endpoint
-    concurrency: int
-    peers: Path
-    timeout_s: float
-
-    @property
-    def log(self) -> Path:
-        """Where a runner's words go."""
-        return self.folder / "log.txt"
-
-    @property
-    def answers(self) -> Path:
-        """Where a runner without a form of its own writes what it was answered."""
-        return self.folder / "answers.json"
-
-
-class Failed(Exception):
-    """A runner did not do its job; the message says why in a line."""
-
-
-def ours(job: Job) -> Finished:
-    """rambla_ray."""
-    actors = 1 if job.concurrency <= 256 else 2
-    pool = {"min_size": actors, "max_size": actors, "max_concurrency": job.concurrency // actors}
-    bench = Bench(job.folder, job.items, TASK, {"target": openai_chat(job.endpoint, ENGINE, MAX_TOKENS, pool=pool)})
-    return bench.run("model=target", timeout_s=job.timeout_s)
-
-
-BARE = """
-import asyncio, json, sys
-from openai import AsyncOpenAI
-
-prompts_file, base_url, engine, max_tokens, concurrency, answers_file = sys.argv[1:]
-
-async def main():
-    slots = asyncio.Semaphore(int(concurrency))
-    async with AsyncOpenAI(base_url=base_url) as client:
-        async def ask(prompt):
-            async with slots:
-                reply = await client.chat.completions.create(
-                    model=engine, messages=[{"role": "user", "content": prompt}],
-                    temperature=0, max_tokens=int(max_tokens))
-                return reply.choices[0].message.content
-        with open(prompts_file) as lines:
-            prompts = [json.loads(line)["prompt"] for line in lines]
-        answers = await asyncio.gather(*map(ask, prompts))
-    with open(answers_file, "w") as file:
-        json.dump(answers, file)
-
-asyncio.run(main())
-"""
-
-
-def bare(job: Job) -> Finished:
-    """A loop around AsyncOpenAI, with the openai package that ours uses."""
-    words = (job.prompts, f"{job.endpoint.url}/v1", ENGINE, MAX_TOKENS, job.concurrency, job.answers)
-    return run([sys.executable, "-c", BARE, *map(str, words)], job.log, job.timeout_s, {})
-
-
-def lm_eval(job: Job) -> Finished:
-    """lm-evaluation-harness: a task of ours on the same prompts, scored by exact match."""
-    python = peers_python(job.peers)
-    task = {
-        "task": "made_up",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(job.prompts)}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": MAX_TOKENS, "temperature": 0.0, "do_sample": False},
-        "metric_list": [
-            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}
-        ],
-    }
-    (job.folder / "made_up.yaml").write_text(json.dumps(task))  # JSON is YAML
-    model = {
-        "model": ENGINE,
-        "base_url": f"{job.endpoint.url}/v1/chat/completions",
-        "num_concurrent": job.concurrency,
-        "tokenized_requests": False,
-        "max_retries": 3,
-    }
-    options = {
-        "--model": "local-chat-completions",
-        "--model_args": ",".join(f"{key}={value}" for key, value in model.items()),
-        "--tasks": "made_up",
-        "--include_path": job.folder,
-        "--output_path": job.folder / "results",
-    }
-    words = [str(word) for option in options.items() for word in option]
-    cache = {"HF_HOME": str(job.folder / "hf")}
-    return run(
-        [python, "-m", "lm_eval", "run", "--apply_chat_template", *words], job.log, job.timeout_s, OFFLINE | cache
-    )
-
-
-RAY_DATA_LLM = """
-import json, sys
-import aiohttp, ray
-from ray.data.llm import HttpRequestProcessorConfig, build_processor
-
-prompts_file, url, engine, max_tokens, actors, answers_file = sys.argv[1:]
-connector = None
-
-def session():
-    global connector
-    if connector is None:
-        connector = aiohttp.TCPConnector(limit=0)
-    return aiohttp.ClientSession(connector=connector, connector_owner=False)
-
-def payload(row):
-    messages = [{"role": "user", "content": row["prompt"]}]
-    return {"payload": {"model": engine, "messages": messages, "temperature": 0.0, "max_tokens": int(max_tokens)}}
-
-def answer(row):
-    return {"answer": row["http_response"]["choices"][0]["message"]["content"]}
-
-with open(prompts_file) as lines:
-    prompts = [json.loads(line) for line in lines]
-ray.init("local", include_dashboard=False, log_to_driver=False)
-ray.data.DataContext.get_current().enable_progress_bars = False
-config = HttpRequestProcessorConfig(
-    url=url, headers={"Authorization": "Bearer sk-test"}, batch_size=1, max_retries=3, session_factory=session,
-    concurrency=(int(actors), int(actors)), http_request_stage={"num_cpus": 0.01})
-stream = ray.data.from_items(prompts, override_num_blocks=max(int(actors), len(prompts) // 1000))
-answered = build_processor(config, preprocess=payload, postprocess=answer)(stream)
-answers = [row["answer"] for row in answered.iter_rows()]
-with open(answers_file, "w") as file:
-    json.dump(answers, file)
-"""
-
-
-def ray_data_llm(job: Job) -> Finished:
-    """ray.data.llm, tuned as far as its settings and those of Ray Data go: its defaults keep a few requests in flight.
-
-    It awaits the requests of a batch one after another, so a batch is one request here, and Ray Data is told to keep
-    as many batches of an actor in flight as it may have requests. Sessions share their connections; by itself it
-    opens new ones for every batch. Blocks are large, as an actor works on one at a time.
-    """
-    actors = 2  # on two cores, one was slower at 64 in flight, and more were at 512
-    words = (job.prompts, f"{job.endpoint.url}/v1/chat/completions", ENGINE, MAX_TOKENS, actors, job.answers)
-    in_flight = {"RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(job.concurrency // actors)}
-    return run([sys.executable, "-c", RAY_DATA_LLM, *map(str, words)], job.log, job.timeout_s, in_flight)
-
-
-RUNNERS: Mapping[str, Callable[[Job], Finished]] = {
-    "ours": ours,
-    "bare": bare,
-    "lm_eval": lm_eval,
-    "ray_data_llm": ray_data_llm,
-}
-
-
-def peers_python(folder: Path) -> Path:
-    """The interpreter of the peers' virtual environment, which is made on first use. Raises Failed."""
-    constraints = REPOSITORY / "constraints.txt"
-    wanted = hashlib.sha256(f"{PEERS} {constraints.read_text()}".encode()).hexdigest()[:16]
-    python, installed = folder / "bin" / "python", folder / f"installed-{wanted}"
-    if installed.exists():
-        return python
-    print(f"installing {', '.join(PEERS)} into {folder}, once", flush=True)
-    for command in (
-        [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, *PEERS],
-    ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise Failed(f"the peers cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
-    installed.touch()
-    return python
-
-
-def default_peers() -> Path:
-    """Where the peers are installed unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "rambla_ray" / "peers"
+from workload import Bench, made_up_items
 
 
 @dataclass(frozen=True)
 class Measured:
     """One run of one runner."""
 
-    per_second: float  # answers, while it was sending
+    per_second: float  # Answers per second while requests were sent.
     whole_s: float
-    results_s: float  # until its results were written
-    startup_s: float  # until the first request
+    results_s: float  # From the start of the process until its results were written.
+    startup_s: float  # From the start of the process to its first request.
     answered: int
     rejected: int
     most_in_flight: int
-    endpoint_busy: float  # share of one CPU that the endpoint took while it was sent to
+    endpoint_busy: float  # The endpoint's share of one CPU while requests were sent.
 
 
 def measure(runner: str, job: Job) -> Measured:

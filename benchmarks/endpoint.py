@@ -8,7 +8,7 @@ of the prompt decides, and a usage of a token for every four characters, and two
 are enforced by buckets that hold one second of budget: what is over it gets a 429 with a Retry-After. GET /stats tells
 what came in, and POST /reset forgets it.
 
-Benchmarks start it as a process of its own with `Endpoint`, and run rambla_ray against it with `Bench`.
+Benchmarks start it as a process of its own with `Endpoint`, and run rambla_ray against it with `Bench` (workload.py).
 """
 
 from __future__ import annotations
@@ -20,29 +20,22 @@ import http.client
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import xor
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import httptools
 import uvloop
+from command import HOST, Json
+from endpoint_counts import Counts, digest
+from workload import made_up_items
 
-HOST = "127.0.0.1"
-REPOSITORY = Path(__file__).resolve().parent.parent
-CAPACITY_S = 1.0  # how much unused budget a bucket keeps, in seconds of it
+CAPACITY_S = 1.0  # A bucket keeps the unused budget of this many seconds.
 ANSWER_TOKENS = 2
-BACKLOG = 4096  # connections that may wait to be accepted; clients open hundreds at once
-
-Json = dict[str, Any]
+BACKLOG = 4096  # So many connections may wait to be accepted; clients open hundreds at once.
 
 
 # What the process of the endpoint does.
@@ -63,61 +56,6 @@ class Bucket:
     def take(self, amount: float, now: float) -> None:
         """Take what `wait_s` said can be taken."""
         self._full_at = max(self._full_at, now) + amount * self._unit_s
-
-
-@dataclass
-class Second:
-    """What arrived in one second after the first request."""
-
-    answered: int = 0
-    tokens: int = 0
-    rejected: int = 0
-    models: dict[str, int] = field(default_factory=dict)  # how many of the answered asked for which
-
-
-@dataclass
-class Counts:
-    """What GET /stats tells. Times are seconds of time.monotonic(), which all processes of a machine share."""
-
-    requests: int = 0
-    answered: int = 0
-    rejected: int = 0  # 429
-    abandoned: int = 0  # the client had gone when the answer was due
-    tokens: int = 0  # of all answers
-    in_flight: int = 0
-    most_in_flight: int = 0
-    first_request: float = 0.0
-    last_reply: float = 0.0
-    cpu_s: float = field(default_factory=time.process_time)  # of the endpoint; until /stats, what it was at the start
-    seconds: list[Second] = field(default_factory=list)  # by the request's arrival; "answered" are those let in
-    prompts: set[int] = field(default_factory=set)  # CRC-32 of each distinct prompt let in
-
-    def arrived(self, now: float) -> Second:
-        """Count a request; returns the second in which it falls."""
-        if not self.requests:
-            self.first_request = now
-        self.requests += 1
-        place = int(now - self.first_request)
-        while len(self.seconds) <= place:
-            self.seconds.append(Second())
-        return self.seconds[place]
-
-    def as_json(self) -> Json:
-        """The counts; `prompts` becomes their number and a checksum, equal where the same prompts were asked."""
-        told = {key: value for key, value in vars(self).items() if key not in ("seconds", "prompts")}
-        told |= {"cpu_s": time.process_time() - self.cpu_s}
-        told |= {"prompts": len(self.prompts), "checksum": reduce(xor, self.prompts, 0)}
-        return {**told, "seconds": [vars(second) for second in self.seconds]}
-
-
-def digest(prompt: str) -> int:
-    """A prompt's CRC-32."""
-    return zlib.crc32(prompt.encode(errors="surrogatepass"))
-
-
-def checksum(prompts: Iterable[str]) -> int:
-    """What the endpoint's `checksum` is when it has let in these prompts, in any order and any number of times."""
-    return reduce(xor, {digest(prompt) for prompt in prompts}, 0)
 
 
 class Server:
@@ -334,131 +272,6 @@ class Endpoint:
             connection.close()
 
 
-SUBJECTS = ("residents", "patients", "infants", "nurses", "volunteers", "surgeons", "families", "athletes")
-TREATMENTS = ("vitamin D", "exercise", "early feeding", "screening", "metformin", "counselling", "imaging", "oxygen")
-FINDINGS = ("infection", "length of stay", "mortality", "pain", "adherence", "blood pressure", "anxiety", "relapse")
-ABSTRACT_CHARACTERS = 1410  # with question and instructions, a prompt has about 1,600
-
-
-def made_up_items(count: int) -> list[dict[str, str]]:
-    """Questions about abstracts, of the size of PubMedQA's, all distinct, and the same ones every time."""
-    return [_made_up_item(number) for number in range(count)]
-
-
-def _made_up_item(number: int) -> dict[str, str]:
-    draw = random.Random(number)
-    who, what, outcome = draw.choice(SUBJECTS), draw.choice(TREATMENTS), draw.choice(FINDINGS)
-    sentences = [f"In study {number} we asked whether {what} changes {outcome} among {who}."]
-    while sum(map(len, sentences)) + len(sentences) < ABSTRACT_CHARACTERS:
-        sentences.append(
-            f"Of {draw.randint(20, 900)} {draw.choice(SUBJECTS)}, {draw.randint(5, 95)}% had less "
-            f"{draw.choice(FINDINGS)} after {draw.choice(TREATMENTS)} (relative risk {draw.uniform(0.5, 2):.2f}, "
-            f"95% CI {draw.uniform(0.2, 0.5):.2f} to {draw.uniform(2, 3):.2f})."
-        )
-    return {
-        "id": f"{number:06}",
-        "context": " ".join(sentences),
-        "question": f"Does {what} change {outcome} among {who}?",
-        "final_decision": draw.choice(("yes", "no")),
-    }
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a process ended.
-
-    `seconds` runs from its start to its exit; `began` is its start by time.monotonic(), `began_at` by time.time().
-    """
-
-    status: int | None  # None: it was stopped when its time was over
-    seconds: float
-    began: float
-    began_at: float
-    log: Path
-
-    @property
-    def fault(self) -> str:
-        """What went wrong, in a line with the last that it wrote; empty if nothing did."""
-        if self.status == 0:
-            return ""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        how = f"not over after {self.seconds:.0f} s" if self.status is None else f"exit status {self.status}"
-        return f"{how}: {lines[-1][:160] if lines else 'it said nothing'}"
-
-
-def run(command: Sequence[str | Path], log: Path, timeout_s: float, environment: Mapping[str, str]) -> Finished:
-    """Run a command to its end, in a process group of its own, its words written to `log`.
-
-    Args:
-        environment: laid over this process's own, less what would lead a client to another endpoint or cluster.
-    """
-    strayed = ("RAY_", "OPENAI_", "HF_", "AZURE_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(strayed)}
-    began, began_at = time.monotonic(), time.time()
-    with log.open("w") as words:
-        process = subprocess.Popen(  # noqa: S603 - the benchmark's own commands
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            env={**kept, "OPENAI_API_KEY": "sk-test", "NO_PROXY": HOST, "RAY_USAGE_STATS_ENABLED": "0", **environment},
-            cwd=REPOSITORY,
-            start_new_session=True,
-        )
-        status: int | None = None
-        try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            _end(process, signal.SIGTERM)
-        except BaseException:
-            _end(process, signal.SIGINT)
-            raise
-    return Finished(status, time.monotonic() - began, began, began_at, log)
-
-
-def _end(process: subprocess.Popen[bytes], politely: signal.Signals) -> None:
-    """End a process with a signal that lets it clean up; then for certain, with all that is left of its group."""
-    process.send_signal(politely)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-class Bench:
-    """One run of jobs/bench.py, with data and configs of its own in a folder of its own.
-
-    Args:
-        folder: where it all is written.
-        items: the dataset, see `made_up_items`.
-        task: a task config, less its `dataset`.
-        models: model configs by name.
-    """
-
-    METRICS = Path("runs/benchmark/metrics.json")  # in its folder, once it is done
-
-    def __init__(
-        self, folder: Path, items: Sequence[Mapping[str, str]], task: Json, models: Mapping[str, Json]
-    ) -> None:
-        self.folder = folder
-        data = folder / "items.jsonl"
-        dataset = {"format": "table", "path": str(data), "demo": "none", "fields": [k for k in items[0] if k != "id"]}
-        configs = {"dataset/made_up": dataset, "task/benchmark": {"dataset": "made_up", **task}}
-        configs |= {f"model/{name}": config for name, config in models.items()}
-        for name, config in configs.items():
-            path = folder / "conf" / f"{name}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(config, indent=1))  # JSON is YAML
-        data.write_text("".join(json.dumps(item) + "\n" for item in items))
-
-    def run(self, *words: str, timeout_s: float) -> Finished:
-        """Run it; `words` choose the models."""
-        own = (f"conf_dir={self.folder / 'conf'}", f"runs_dir={self.folder / 'runs'}", "run_id=benchmark")
-        command = (sys.executable, REPOSITORY / "jobs/bench.py", "task=benchmark", "data=full", "address=local")
-        return run([*command, *own, *words], self.folder / "log.txt", timeout_s, {})
-
-
 def openai_chat(endpoint: Endpoint, engine: str, max_tokens: int, **sections: Json) -> Json:
     """A model config for the endpoint. `sections` are its `pool` and `rate`."""
     params = {"engine": engine, "base_url": f"{endpoint.url}/v1", "temperature": 0.0, "max_tokens": max_tokens}
@@ -478,7 +291,7 @@ class _Asker(asyncio.Protocol):
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
         self._transport.write(self._request)
 
-    def data_received(self, data: bytes) -> None:  # a reply fits into one packet
+    def data_received(self, data: bytes) -> None:  # A reply fits into one packet.
         if self._ended():
             self._transport.close()
         else:

@@ -45,17 +45,18 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import endpoint
+from command import REPOSITORY
+from command import run as run_command
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-TIMEOUT_S = 3600.0  # of a row
+TIMEOUT_S = 3600.0  # A row that takes longer is ended.
 SAMPLE_S = 0.2
 CPUS = len(os.sched_getaffinity(0))
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
-POSITIONS = 8192  # tokens that prompt and answer may have together
+POSITIONS = 8192  # Prompt and answer together have at most this many tokens.
 VOCABULARY = 32000
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SHAPES = {"tiny": (64, 128, 2, 4, 2), "1b": (2048, 5632, 22, 32, 4), "7b": (4096, 14336, 32, 32, 8)}
@@ -63,25 +64,25 @@ OUT_OF_MEMORY = re.compile(
     "CUDA out of memory|MemoryError|can't allocate memory|ALLOC_FAILED|No available memory|fills the device"
     "|its weights (take|do not fit)"
 )
-EXPECTED = ("not installed", "out of memory")  # notes of rows with which nothing is wrong
+EXPECTED = ("not installed", "out of memory")  # Rows with these notes are no failures.
 HEADS = ("shape", "backend", "batch", "requests", "generated/s", "all/s", "GPU busy", "peak, GiB", "× loop")
 
-Counts = tuple[int, int]  # tokens of prompts and of answers
-Answer = Callable[[Sequence[str]], Counts]  # answers texts
-Sample = tuple[float, float, float]  # time, how busy the GPU is (0 to 1), bytes of its memory that are in use
+Counts = tuple[int, int]  # The tokens of all prompts, and those of all answers.
+Answer = Callable[[Sequence[str]], Counts]  # It answers texts and returns the tokens.
+Sample = tuple[float, float, float]  # The time, how busy the GPU is (0 to 1), and the bytes of its memory in use.
 
 
 @dataclass(frozen=True)
 class Row:
     """What one process is to do."""
 
-    checkpoint: str  # its folder
+    checkpoint: str  # The folder of the weights.
     shape: str
     device: str
     runner: str = "build"
-    batch: int = 0  # requests at once
+    batch: int = 0  # The requests that are answered at once.
     requests: int = 0
-    prompt: int = 0  # tokens of each
+    prompt: int = 0  # Each prompt has this many tokens.
     new: int = 0
 
 
@@ -92,8 +93,8 @@ class Outcome:
     began: float = 0.0
     ended: float = 0.0
     peak_bytes: float | None = None
-    busy: float | None = None  # 0 to 1
-    note: str = ""  # what is to be known, and without times why there are none
+    busy: float | None = None  # How busy the GPU was, from 0 to 1.
+    note: str = ""  # A remark; where there are no times, it says why.
 
     @property
     def seconds(self) -> float:
@@ -193,7 +194,7 @@ def ours(row: Row) -> Answer:
         prompt_tokens, new_tokens = zip(*await asyncio.gather(*map(one, texts)), strict=True)
         return sum(prompt_tokens), sum(new_tokens)
 
-    runner = asyncio.Runner()  # an engine stays in one event loop
+    runner = asyncio.Runner()  # An engine stays in one event loop.
     return lambda texts: runner.run(ask(texts))
 
 
@@ -203,7 +204,7 @@ def vllm_bare(row: Row) -> Answer:
     from vllm import LLM, SamplingParams, TokensPrompt
 
     tokenizer = AutoTokenizer.from_pretrained(row.checkpoint)
-    same = {"dtype": "bfloat16", "gpu_memory_utilization": 0.9, "generation_config": "vllm"}  # as ours has it
+    same = {"dtype": "bfloat16", "gpu_memory_utilization": 0.9, "generation_config": "vllm"}  # Ours sets the same.
     engine = LLM(model=row.checkpoint, max_num_seqs=row.batch, **same)
     greedy = SamplingParams(temperature=0.0, max_tokens=row.new, detokenize=False)
 
@@ -262,7 +263,7 @@ def reader(card: str) -> Callable[[], tuple[float, float]]:
 
 def watch(card: str, over: threading.Event, samples: list[Sample]) -> None:
     """Sample a GPU until it is over. Where the driver cannot tell, as of a part of a GPU, there are no samples."""
-    with contextlib.suppress(Exception):  # two libraries' own
+    with contextlib.suppress(Exception):  # The two libraries raise errors of their own.
         read = reader(card)
         while not over.wait(SAMPLE_S):
             samples.append((time.monotonic(), *read()))
@@ -283,8 +284,8 @@ def run(row: Row, log: Path, card: str) -> Outcome:
     if card:
         threading.Thread(target=watch, args=(card, over, samples), daemon=True).start()
     command = [sys.executable, str(Path(__file__).resolve()), "--row", json.dumps(asdict(row)), str(result)]
-    more = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(endpoint.REPOSITORY)}
-    done = endpoint.run(command, log, TIMEOUT_S, more)
+    more = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = run_command(command, log, TIMEOUT_S, more)
     over.set()
     said = log.read_text(errors="replace")
     if not result.exists():
@@ -293,7 +294,7 @@ def run(row: Row, log: Path, card: str) -> Outcome:
     outcome = Outcome(**json.loads(result.read_text()))
     busy = [share for at, share, _ in samples if outcome.began <= at <= outcome.ended]
     peak = max((used for *_, used in samples), default=None)
-    smaller = re.findall(".*did not fit into memory.*", said)  # what ours says, and goes on
+    smaller = re.findall(".*did not fit into memory.*", said)  # Ours says so and goes on.
     return replace(
         outcome,
         busy=sum(busy) / len(busy) if busy else None,
@@ -341,7 +342,7 @@ def run_all(given: argparse.Namespace, folder: Path, card: str) -> dict[Row, Out
     for shape in given.shapes:
         checkpoint = folder / shape
         plain = Row(str(checkpoint), shape, given.device)
-        built = (checkpoint / "tokenizer.json").is_file()  # it is written last
+        built = (checkpoint / "tokenizer.json").is_file()  # It is written last.
         no_weights = "" if built else run(plain, folder / f"{shape}-build.log", card).note
         for batch in given.batches:
             requests = max(batch, given.requests or 2 * batch)
@@ -364,7 +365,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=RUNNERS, default=list(RUNNERS), help="runners; default: all")
     parser.add_argument("--folder", type=Path, help="where weights and logs are kept; default: they are not")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)  # what the process of a row is started with
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)  # The process of a row is started with it.
     given = parser.parse_args(words)
     if given.row:
         row = Row(**json.loads(given.row[0]))
@@ -374,7 +375,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if min(given.prompt, given.new, *given.batches) < 1 or given.prompt + given.new > POSITIONS:
         parser.error(f"prompt, new and batches are 1 at least, prompt and new together {POSITIONS} at most")
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if given.device == "cuda" else ""
-    os.environ |= {"CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # numbered as the driver does
+    # The cards are numbered as the driver numbers them.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     name = gpu_name() if card else ""
     if given.device == "cuda" and not name:
         print("no GPU here; --device cpu --shapes tiny --prompt 64 --new 8 tries it out", file=sys.stderr)

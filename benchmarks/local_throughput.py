@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from api_throughput import OFFLINE, Failed, default_peers, peers_python
-from endpoint import Finished, run
+from command import Finished, run
+from peers import OFFLINE, Failed, default_peers, peers_python
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -113,7 +113,7 @@ def ours(work: Work) -> Measured:
     for name, question in work.tasks.items():
         stages = [{"generate": {"role": "target", "template": TEMPLATE + question}}]
         answer = {"choices": ["yes", "no"], "target": "final_decision"}
-        (conf / "task" / f"{name}.yaml").write_text(  # JSON is YAML
+        (conf / "task" / f"{name}.yaml").write_text(  # JSON is YAML.
             json.dumps({"dataset": "pubmedqa_yesno", "stages": stages, "answer": answer})
         )
     runs = work.folder / "runs"
@@ -125,7 +125,7 @@ def ours(work: Work) -> Measured:
         *([f"task.dataset.path={work.data}"] if work.data else []),
     ]
     done = run([sys.executable, "jobs/bench.py", *words], work.folder / "ours.log", TIMEOUT_S, {})
-    if done.status not in (0, 2):  # 2: no answer could be read, which is not what is measured
+    if done.status not in (0, 2):  # Status 2: no answer could be read, which is not what is measured.
         raise Failed(f"ours: {done.fault}")
     (folder,) = (path.parent for path in runs.glob("*/calls.json"))
     local = json.loads((folder / "calls.json").read_text())["invocations"][0]["local"]["smollm2"]

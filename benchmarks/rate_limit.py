@@ -22,9 +22,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from endpoint import ANSWER_TOKENS, Bench, Endpoint, made_up_items, openai_chat
+from endpoint import ANSWER_TOKENS, Endpoint, openai_chat
 from rich.console import Console
 from rich.table import Table
+from workload import Bench, made_up_items
 
 PROMPT = """\
 Read this abstract and answer the question about it.
@@ -92,8 +93,8 @@ class Use:
 
     used: float
     until: int
-    together: float  # share of those seconds in which both pools were let in
-    at_first: float  # what was used of the budget in the warm-up
+    together: float  # The share of those seconds in which requests of both pools were let in.
+    at_first: float  # The share of the budget that was used in the warm-up.
     rejected: float
     requests: int
     seconds: float

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from endpoint import Bench, Finished, made_up_items
+from command import Finished
 from rich.console import Console
 from rich.table import Table
+from workload import Bench, made_up_items
 
 ITEMS = 10_000
 MOCK = {"name": "mock", "pool": {"min_size": 2, "max_concurrency": 256}}
-LOOK_S = 0.25  # how often the driver's memory is looked at
+LOOK_S = 0.25  # The driver's memory is read this often.
 TIMEOUT_S = 3600.0
 TEMPLATE = "Question {number} of a series.\n\n{{context}}\n\nQuestion: {{question}}\nReply with one word, Yes or No."
 COLUMNS = (
@@ -42,7 +43,7 @@ class Measured:
     finished: Finished
     memory_mb: float
     calls: int
-    wall_s: float  # of the run itself, from the connected cluster on
+    wall_s: float  # The run itself, from the connection to the cluster on.
 
 
 class Watch:

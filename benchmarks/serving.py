@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
-from endpoint import REPOSITORY
+from command import REPOSITORY
 from rich.console import Console
 
 sys.path.insert(0, str(REPOSITORY))
@@ -40,7 +40,7 @@ from rambla_ray.tasks import prompts
 MODEL, MAX_TOKENS, DTYPE = "smollm2", 32, "bfloat16"
 MOCK_REQUESTS = 1500
 PATIENCE_S = 600.0
-Measured = tuple[float, list[float], int]  # seconds in all, of each request, and tokens of all answers
+Measured = tuple[float, list[float], int]  # The seconds in all, those of each request, and the tokens of all answers.
 
 
 def demo_prompts() -> list[str]:

@@ -124,3 +124,17 @@ def many(tasks: Mapping[str, Sequence[str]], items: int, seed: int = 3) -> list[
                     )
                 )
     return found
+
+
+TASKS = {"clean": ("",), "spelling": ("n=0", "n=3", "n=10"), "wrong-way": ("",)}
+
+
+def planned(items: int) -> dict[str, Any]:
+    """The scoring of `TASKS`, each with so many items."""
+    return spec(
+        {
+            "clean": task_spec({"": items}),
+            "spelling": task_spec(dict.fromkeys(TASKS["spelling"], items), "spelling/n=0"),
+            "wrong-way": task_spec({"": items}, "clean"),
+        }
+    )

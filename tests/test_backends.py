@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_models
 import pytest
 import tiny_llama
-import tiny_nli
 import torch
-from test_decoding import answer
-from test_huggingface import NEW, PROMPTS, ask, load, texts
+from huggingface_models import NEW, PROMPTS, answer, ask, load, refused, texts
 from transformers import AutoTokenizer
 
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.huggingface import HuggingFaceLLM
-from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.backends import HONOURED_OPTIONS
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.sections import Pool
-from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.errors import ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Request
 
+tiny = huggingface_models.tiny
+
 ENGINES = ["transformers_continuous", "vllm"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama.build(tmp_path_factory.mktemp("tiny") / "llama")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -302,135 +296,12 @@ def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: 
     assert texts(model, "hello", "c") == alone(tiny, "hello", "c")
 
 
-# Refused before anything is asked
-
-
-def refused(folder: Path, **params: Any) -> str:
-    given = HuggingFaceParams(model_name=str(folder), **params)
-    given.preflight(same_machine=False)  # what cannot be looked for there is not refused
-    with pytest.raises(UserError) as caught:
-        given.preflight(same_machine=True)
-    return str(caught.value)
-
-
 def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     HuggingFaceParams(model_name=str(tiny), backend="vllm").preflight(same_machine=True)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("vllm_standin")])
     for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
         monkeypatch.delitem(sys.modules, name)
     assert "pip install 'rambla_ray[vllm]'" in refused(tiny, backend="vllm")
-
-
-def test_a_checkpoint_that_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
-    folder = tiny_nli.build(tmp_path / "nli")
-    assert "is a BertForSequenceClassification, which is not a causal language model" in refused(folder)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_needed(tmp_path: Path) -> None:
-    folder = tiny_llama.build(tmp_path / "llama")
-    HuggingFaceParams(model_name=str(folder), is_finetuned=True).preflight(same_machine=True)
-    (folder / "chat_template.jinja").unlink()
-    assert "give message_formatting_template" in refused(folder, is_finetuned=True)
-    for fine in ({}, {"is_finetuned": True, "message_formatting_template": "{message}"}):
-        HuggingFaceParams(model_name=str(folder), **fine).preflight(same_machine=True)
-
-
-def test_an_answer_longer_than_the_context_is_refused(tiny: Path) -> None:
-    message = refused(tiny, generation_config={"max_new_tokens": 256})
-    assert message == "params.generation_config.max_new_tokens=256 leaves no room in its context of 256"
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    folder = tiny_llama.build(tmp_path / "llama")
-    (folder / "model.safetensors").unlink()
-    assert "it holds no weights" in refused(folder)
-
-
-@pytest.mark.parametrize(
-    ("quantised", "loading", "package"),
-    [
-        ({"quant_method": "gptq", "bits": 4}, {}, "gptqmodel"),
-        ({"quant_method": "compressed-tensors"}, {}, "compressed-tensors"),
-        (None, {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
-    ],
-)
-def test_a_missing_package_for_quantised_weights_is_named(
-    tmp_path: Path, quantised: Any, loading: dict[str, Any], package: str
-) -> None:
-    folder = tiny_llama.build(tmp_path / "llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
-    assert f"pip install {package}" in refused(folder, loading_params=loading)
-
-
-def test_a_checkpoint_with_code_of_its_own_says_how_to_trust_it(tmp_path: Path) -> None:
-    folder = tiny_llama.build(tmp_path / "llama")
-    config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps({**config, **own}))
-    (folder / "own.py").write_text("raise SystemExit('this must not run')\n")
-    with pytest.raises(CallError, match="it comes with code of its own; set params"):
-        load(folder)
-
-
-def test_a_gated_model_says_what_to_do(tiny: Path) -> None:
-    class GatedRepoError(OSError):
-        """As huggingface_hub names it."""
-
-    model = load(tiny)
-    with pytest.raises(CallError, match="it is gated: accept its licence") as caught, model.loading():
-        raise GatedRepoError("403 Client Error. Cannot access gated repo for url https://huggingface.co/x")
-    assert caught.value.kind == ErrorKind.LOAD
-
-
-# Memory
-
-
-def huge(folder: Path) -> Path:
-    """Weights of 4 TiB as safetensors describe them, of which the file has just the description."""
-    shape = [2**20, 2**20]
-    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 2**40]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    return folder
-
-
-def test_weights_that_cannot_fit_are_refused_with_the_numbers(tmp_path: Path) -> None:
-    folder = huge(tiny_llama.build(tmp_path / "llama"))
-    with pytest.raises(CallError, match=r"4096.0 GiB in float32, and this machine has \d+\.\d GiB") as caught:
-        load(folder)
-    assert caught.value.kind == ErrorKind.LOAD
-    with pytest.raises(CallError, match=r"2048.0 GiB in bfloat16"):
-        load(folder, loading_params={"dtype": "bfloat16"})
-
-
-def test_the_memory_that_weights_take_is_known_before_they_are_loaded(tiny: Path) -> None:
-    model = load(tiny)
-    parameters = sum(weight.numel() for weight in model._model.parameters())
-    assert weights.loaded_bytes(tiny, "float32") == 4 * parameters
-    assert weights.loaded_bytes(tiny, "bfloat16") == 2 * parameters
-    assert weights.own_dtype(tiny) == "float32"
-    did = model.measure()
-    assert did.weights_bytes >= 4 * parameters
-    assert did.peak_bytes > did.weights_bytes
-    assert did.free_bytes > did.weights_bytes
-    assert did.load_s > 0
-
-
-def test_what_a_model_is_needs_no_weights(tmp_path: Path) -> None:
-    folder = tiny_llama.build(tmp_path / "llama")
-    whole = load(folder).identity()
-    (folder / "model.safetensors").rename(tmp_path / "away")
-    params = (
-        HuggingFaceParams(
-            model_name=str(folder), loading_params={"dtype": "float32"}, generation_config={"max_new_tokens": NEW}
-        )
-    ).resolved()
-    model = HuggingFaceLLM(params, Pool(), None)
-    assert {**model.identity(), "weights": ""} == {**whole, "weights": ""}
-    (failed,) = ask(model, "hello")
-    assert failed.kind == ErrorKind.LOAD
-    with pytest.raises(CallError, match="cannot be loaded"):
-        model.open()
 
 
 def test_every_backend_has_a_line_of_its_own() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_llama
 import torch
-from test_huggingface import NEW, ask, load, texts
+from huggingface_models import NEW, answer, ask, load, texts
 from transformers import AutoTokenizer, DynamicCache, LlamaForCausalLM
 
 from rambla_ray.actors.local import cache, cpu_attention, prefill
@@ -41,13 +41,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(tiny: Path) -> list[str]:
     return tiny_llama.answers_alone(tiny, PROMPTS, NEW)
-
-
-def answer(model: Any, *requests: Request) -> list[Any]:
-    async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*map(model.generate, requests), return_exceptions=True)
-
-    return asyncio.run(asyncio.wait_for(all_at_once(), 60))
 
 
 def test_rows_that_begin_alike_share_a_prefix_and_every_row_keeps_a_token():

@@ -3,98 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_models
 import pytest
-import tiny_llama
 import torch
+from huggingface_models import CONTEXT, NEW, PROMPTS, ask, decoded, edit, load, texts
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local.job import Job
 from rambla_ray.actors.local.params import HuggingFaceParams
-from rambla_ray.config.sections import Pool
-from rambla_ray.errors import CallError, ErrorKind, UserError
-from rambla_ray.schema import Request, Response, canonical_json
+from rambla_ray.errors import ErrorKind, UserError
+from rambla_ray.schema import Request, Response
 
-FLOAT32 = {"dtype": "float32"}
-NEW = 12
-ASK_S = 600  # a real model on a slow machine takes some minutes
-CONTEXT = 256  # tokens of the tiny Llama; a token is a byte, and each prompt begins with BOS
-PROMPTS = [
-    "Is it?",
-    "a" * 90,
-    "b" * 17,
-    "Why not, then?",
-    "c",
-    "Does aspirin help?",
-    "é" * 30,
-    "d" * 200,
-    "no",
-    "e" * 55,
-]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama.build(tmp_path_factory.mktemp("tiny") / "llama")
-
-
-@pytest.fixture(scope="module")
-def alone(tiny: Path) -> dict[str, list[int]]:
-    """What transformers itself generates for each prompt, one at a time and without padding: token numbers."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32")
-    made = {}
-    for prompt in PROMPTS:
-        given = tokenizer(prompt, return_tensors="pt")
-        out = model.generate(**given, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-        made[prompt] = out[0, given["input_ids"].shape[1] :].tolist()
-    return made
-
-
-@pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
-    """The checkpoint in a folder of this test, to be changed."""
-    return shutil.copytree(tiny, tmp_path / "copy")
-
-
-def load(folder: Path | str, kind: type[HuggingFaceLLM] = HuggingFaceLLM, batch_size: Any = 8, **params: Any) -> Any:
-    given = {"loading_params": FLOAT32, "generation_config": {"max_new_tokens": NEW}, **params}
-    settled = HuggingFaceParams(model_name=str(folder), **given).resolved()
-    model = kind(settled, Pool(batch_size=batch_size), None)
-    model.open()
-    return model
-
-
-def ask(model: HuggingFaceLLM, *prompts: str) -> list[Any]:
-    """What became of the prompts, asked together: responses and exceptions."""
-
-    async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*(model.generate(Request(prompt)) for prompt in prompts), return_exceptions=True)
-
-    return asyncio.run(asyncio.wait_for(all_at_once(), ASK_S))
-
-
-def texts(model: HuggingFaceLLM, *prompts: str) -> list[str]:
-    return [response.text for response in ask(model, *prompts)]
-
-
-def decoded(folder: Path, tokens: list[int]) -> str:
-    return AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True)
-
-
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-# Answers
+alone = huggingface_models.alone
+copy = huggingface_models.copy
+tiny = huggingface_models.tiny
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -268,124 +196,6 @@ def test_a_path_may_start_at_home(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HOME", str(copy.parent))
     HuggingFaceParams(model_name="~/copy").preflight(same_machine=True)
     assert load("~/copy").identity() == load(copy).identity()
-
-
-# Identity
-
-
-def test_the_same_files_elsewhere_are_the_same_model_and_no_path_shows(tiny: Path, copy: Path) -> None:
-    identity = canonical_json(load(tiny).identity())
-    assert identity == canonical_json(load(copy).identity())
-    assert str(tiny) not in identity
-
-
-def test_the_same_tokenizer_elsewhere_is_the_same_model_and_no_path_shows(tiny: Path, copy: Path) -> None:
-    identity = canonical_json(load(tiny, tokenizer_name=str(copy)).identity())
-    moved = shutil.move(copy, copy.parent / "moved")
-    assert identity == canonical_json(load(tiny, tokenizer_name=str(moved)).identity())
-    assert str(copy) not in identity
-
-
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-4] ^= 1
-    file.write_bytes(content)
-
-
-def add_a_line(file: Path) -> None:
-    file.write_text(file.read_text() + "\n")
-
-
-CHANGES: list[tuple[str, Callable[[Path], None]]] = [
-    ("model.safetensors", flip_a_bit),
-    ("tokenizer.json", add_a_line),
-    ("tokenizer_config.json", add_a_line),
-    ("chat_template.jinja", add_a_line),
-    ("config.json", add_a_line),
-]
-
-
-@pytest.mark.parametrize(("name", "change"), CHANGES)
-def test_one_changed_file_makes_another_model(
-    tiny: Path, copy: Path, name: str, change: Callable[[Path], None]
-) -> None:
-    change(copy / name)
-    assert load(copy).identity()["weights"] != load(tiny).identity()["weights"]
-
-
-def test_a_changed_tokenizer_in_a_folder_of_its_own_makes_another_model(tiny: Path, copy: Path) -> None:
-    before = load(tiny, tokenizer_name=str(copy)).identity()
-    add_a_line(copy / "tokenizer.json")
-    assert load(tiny, tokenizer_name=str(copy)).identity() != before
-
-
-@pytest.mark.parametrize(
-    ("change", "differs"),
-    [
-        ({"generation_config": {"max_new_tokens": NEW + 1}}, True),
-        ({"is_finetuned": True}, True),
-        ({"is_finetuned": True, "message_formatting_template": "{message}"}, True),
-        ({"loading_params": {"dtype": "bfloat16"}}, True),
-        ({"batch_size": 3}, False),
-        ({"device": "cpu"}, False),
-        ({"local_files_only": True}, False),
-    ],
-)
-def test_identity_changes_with_what_may_change_an_answer_only(
-    tiny: Path, change: dict[str, Any], differs: bool
-) -> None:
-    assert (load(tiny, **change).identity() != load(tiny).identity()) == differs
-
-
-# Loading that fails
-
-
-def remove(file: Path) -> None:
-    file.unlink()
-
-
-def cut_short(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def want_a_third_layer(file: Path) -> None:
-    edit(file, num_hidden_layers=3)
-
-
-def widen(file: Path) -> None:
-    edit(file, hidden_size=64)
-
-
-@pytest.mark.parametrize(
-    ("name", "harm"),
-    [
-        ("model.safetensors", remove),
-        ("model.safetensors", cut_short),
-        ("config.json", remove),
-        ("config.json", cut_short),
-        ("config.json", widen),
-        ("config.json", want_a_third_layer),
-        ("tokenizer.json", remove),
-        ("tokenizer.json", cut_short),
-        ("chat_template.jinja", remove),
-    ],
-)
-def test_a_checkpoint_that_lacks_a_part_is_a_load_error_of_one_line(
-    copy: Path, name: str, harm: Callable[[Path], None]
-) -> None:
-    harm(copy / name)
-    with pytest.raises(CallError) as caught:
-        load(copy, is_finetuned=True)
-    assert caught.value.kind == ErrorKind.LOAD
-    assert "\n" not in str(caught.value)
-
-
-def test_a_chat_template_is_needed_only_when_it_is_used(copy: Path) -> None:
-    remove(copy / "chat_template.jinja")
-    assert load(copy).identity()["template"] is None
-    assert (
-        load(copy, is_finetuned=True, message_formatting_template="{message}!").identity()["template"] == "{message}!"
-    )
 
 
 # Trouble while generating

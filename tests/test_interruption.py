@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from openai_server import Fault, OpenAIServer
+from faults import Fault
+from openai_server import OpenAIServer
 
 DEMO_YES_NO = 57
 AT_ONCE = 4  # calls in flight

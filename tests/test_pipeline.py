@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny_llama
-from openai_server import Fault, OpenAIServer
+from faults import Fault
+from openai_server import OpenAIServer
 
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
 

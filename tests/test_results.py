@@ -1,44 +1,20 @@
-"""The run directory: what goes into samples/ comes out of it, as samples, as numbers, and as the audit counts it."""
+"""The run directory: samples/ holds what was added, runs that were stopped are partial, errors.jsonl says why."""
 
 from __future__ import annotations
 
 import json
-import math
 import random
-import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_samples import blocks, many, sample, spec, store, task_spec
+from made_samples import TASKS, blocks, many, planned, sample, spec, store, task_spec
 
-from rambla_ray.config.folder import SHIPPED_CONF
-from rambla_ray.config.load import load
-from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.results.calls import invocation, throughput
-from rambla_ray.results.directory import RunDirectory, scoring_spec, to_json
-from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Sample, Step, from_table, to_table
+from rambla_ray.results.directory import RunDirectory, to_json
+from rambla_ray.schema import SAMPLE_SCHEMA, Step, from_table, to_table
 from rambla_ray.storage import Folder
-
-TASKS = {"clean": ("",), "spelling": ("n=0", "n=3", "n=10"), "wrong-way": ("",)}
-
-
-def planned(items: int) -> dict[str, Any]:
-    """The scoring of `TASKS`, each with so many items."""
-    return spec(
-        {
-            "clean": task_spec({"": items}),
-            "spelling": task_spec(dict.fromkeys(TASKS["spelling"], items), "spelling/n=0"),
-            "wrong-way": task_spec({"": items}, "clean"),
-        }
-    )
-
-
-# --- samples/ --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [1, 7, 5000])
@@ -107,163 +83,6 @@ def test_an_invocation_that_was_stopped_leaves_what_holds_more(tmp_path: Path) -
     other = planned(11)
     directory = store(tmp_path, other, [sample("0", task="clean")])
     assert {cell["task"]: cell["n"] for cell in directory.score()["cells"]} == {"clean": 1}
-
-
-# --- metrics.json ----------------------------------------------------------------------------------------------------
-
-
-def naive(samples: list[Sample]) -> dict[str, Any]:
-    """A cell's numbers, counted one by one."""
-    scored = [one for one in samples if one.outcome == "scored"]
-    right = [one for one in scored if one.answer == one.target]
-    lengths = [step.completion_tokens for one in samples for step in one.steps if step.completion_tokens]
-    counted = [one for one in samples if one.outcome not in ("failed", "judge_failed")]
-    return {
-        "n": len(samples),
-        "outcomes": {outcome.value: sum(one.outcome == outcome for one in samples) for outcome in Outcome},
-        "coverage": len(scored) / len(samples),
-        "accuracy": len(right) / len(scored),
-        "bounds": [len(right) / len(samples), (len(right) + len(samples) - len(scored)) / len(samples)],
-        "prompt": sum(step.prompt_tokens for one in samples for step in one.steps),
-        "lengths": {"mean": statistics.fmean(lengths), "median": statistics.median(lengths)},
-        "std": statistics.pstdev(lengths),
-        "bias_yes": sum((one.answer == "yes") - (one.target == "yes") for one in scored) / len(scored),
-        "differ": sum(one.answer != one.rambla_answer for one in samples),
-        "matrix": [
-            [
-                sum((one.label, one.rambla_answer or "null") == (label, answer) for one in counted)
-                for answer in ("no", "null", "yes")
-            ]
-            for label in ("no", "null", "yes")
-        ],
-    }
-
-
-def naive_pairs(samples: list[Sample], clean: list[Sample]) -> dict[str, Any]:
-    """What changes from one cell to the other, item by item."""
-    before = {one.root_id: one for one in clean if one.outcome == "scored"}
-    pairs = [(before[one.root_id], one) for one in samples if one.outcome == "scored" and one.root_id in before]
-    right = [(one.answer == one.target, other.answer == other.target) for one, other in pairs]
-    return {
-        "n": len(pairs),
-        "right_to_wrong": right.count((True, False)),
-        "wrong_to_right": right.count((False, True)),
-        "consistency": sum(one.answer == other.answer for one, other in pairs) / len(pairs),
-        "difference": sum(now - was for was, now in right) / len(pairs),
-    }
-
-
-@pytest.fixture(scope="module")
-def twenty_thousand(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Sample], dict[str, Any]]:
-    samples = many(TASKS, 4000)
-    random.Random(5).shuffle(samples)
-    scores = store(tmp_path_factory.mktemp("run"), planned(4000), samples, block=700).score()
-    return samples, scores
-
-
-def test_the_numbers_are_those_of_counting_one_by_one(
-    twenty_thousand: tuple[list[Sample], dict[str, Any]],
-) -> None:
-    samples, scores = twenty_thousand
-    by_cell: dict[tuple[str, str], list[Sample]] = {}
-    for one in samples:
-        by_cell.setdefault((one.task, one.variant), []).append(one)
-    assert [(cell["task"], cell["variant"]) for cell in scores["cells"]] == [
-        (task, variant) for task, variants in TASKS.items() for variant in variants
-    ]
-    for cell in scores["cells"]:
-        expected = naive(by_cell[cell["task"], cell["variant"]])
-        low, high = cell["accuracy"]["ci95"]
-        width = 1.96 * math.sqrt(expected["accuracy"] * (1 - expected["accuracy"]) / cell["outcomes"]["scored"])
-        assert (low, high) == pytest.approx((expected["accuracy"] - width, expected["accuracy"] + width), abs=1e-3)
-        assert cell["lengths"].pop("std") == pytest.approx(expected.pop("std"))
-        assert {
-            "n": cell["n"],
-            "outcomes": cell["outcomes"],
-            "coverage": cell["coverage"],
-            "accuracy": cell["accuracy"]["value"],
-            "bounds": cell["accuracy"]["bounds"],
-            "prompt": cell["tokens"]["prompt"],
-            "lengths": cell["lengths"],
-            "bias_yes": cell["label_bias"]["yes"]["value"],
-            "differ": cell["readers"]["differ"],
-            "matrix": cell["rambla"]["confusion_matrix"],
-        } == expected
-    pairs = {"spelling n=3": ("spelling", "n=0"), "spelling n=10": ("spelling", "n=0"), "wrong-way": ("clean", "")}
-    compared = {f"{cell['task']} {cell['variant']}".rstrip(): cell for cell in scores["cells"] if cell["paired"]}
-    assert set(compared) == set(pairs)
-    for where, cell in compared.items():
-        expected = naive_pairs(by_cell[cell["task"], cell["variant"]], by_cell[pairs[where]])
-        found = {**cell["paired"], "difference": cell["paired"]["difference"]["value"]}
-        assert {name: found[name] for name in expected} == pytest.approx(expected)
-        low, high = cell["paired"]["difference"]["ci95"]
-        width = 1.96 * math.sqrt(expected["right_to_wrong"] + expected["wrong_to_right"]) / expected["n"]
-        assert (low, high) == pytest.approx(
-            (expected["difference"] - width, expected["difference"] + width), abs=0.1 * width
-        )
-    (effect,) = scores["effects"]
-    points = [
-        (float(one.variant.removeprefix("n=")), float(one.answer == one.target))
-        for one in samples
-        if one.task == "spelling" and one.outcome == "scored"
-    ]
-    assert effect["slope"]["value"] == pytest.approx(np.polyfit(*zip(*points, strict=True), 1)[0], rel=1e-6)
-    assert [row["pairs"] for row in effect["variants"][1:]] == [
-        compared[f"spelling {variant}"]["paired"]["n"] for variant in ("n=3", "n=10")
-    ]
-
-
-def test_examples_of_differing_readers_have_the_samples_own_texts(
-    twenty_thousand: tuple[list[Sample], dict[str, Any]],
-) -> None:
-    samples, scores = twenty_thousand
-    for cell in scores["cells"]:
-        of_cell = [one for one in samples if (one.task, one.variant) == (cell["task"], cell["variant"])]
-        first = sorted((one for one in of_cell if one.answer != one.rambla_answer), key=lambda one: one.root_id)[:3]
-        assert cell["readers"]["examples"] == [
-            {
-                "root_id": one.root_id,
-                "text": one.steps[-1].text,
-                "robust": one.answer,
-                "rambla": one.rambla_answer,
-            }
-            for one in first
-        ]
-
-
-def test_tokens_are_those_of_the_model_under_test(tmp_path: Path) -> None:
-    judged = sample("1", tokens=(10, 3))
-    judged.steps.append(
-        Step("generate:verdict", "judge", "m", "1", "?", "Yes", prompt_tokens=500, completion_tokens=70)
-    )
-    bare = sample("2", tokens=(1, 0))
-    (cell,) = store(tmp_path, spec({"t": task_spec({"": 2})}), [bare, judged]).score()["cells"]
-    assert cell["tokens"] == {"prompt": 11, "completion": 3}
-    assert cell["lengths"] == {"mean": 3.0, "median": 3.0, "std": 0.0}
-
-
-def test_metrics_are_the_same_bytes_in_whatever_order_samples_end(tmp_path: Path) -> None:
-    samples = many(TASKS, 300)
-    samples += [sample("item-1", "no", task="clean", tokens=(3, 9))]  # twice there, and not the same
-    found = set()
-    for seed, block in enumerate((1, 50, 10_000)):
-        random.Random(seed).shuffle(samples)
-        found.add(to_json(store(tmp_path / str(seed), planned(300), samples, block=block).score()))
-    assert len(found) == 1
-
-
-def test_a_model_that_gives_scores_is_measured_by_the_area(tmp_path: Path) -> None:
-    scores = ["0.9", "0.8", "0.3", "0.1", "1", "0.2"]
-    labels = ["1", "1", "1", "0", "0", "0"]
-    samples = [sample(str(n), scores[n], labels[n], label=labels[n]) for n in range(6)] + [
-        sample("7", "", "1", outcome="failed")
-    ]
-    directory = store(tmp_path, spec({"t": task_spec({"": 7}, labels=("1", "0"))}), samples)
-    (cell,) = directory.score()["cells"]
-    assert cell["score"]["roc_auc"]["value"] == pytest.approx(6 / 9)
-    assert (cell["accuracy"]["value"], cell["coverage"]) == (None, 6 / 7)
-    assert cell["null_reasons"]["accuracy.value"] == "the model gives scores, not answers"
-    assert to_json(directory.write_metrics()) == (tmp_path / "metrics.json").read_bytes()
 
 
 # --- runs that were stopped ------------------------------------------------------------------------------------------
@@ -362,89 +181,3 @@ def test_a_line_says_what_the_last_step_said(tmp_path: Path) -> None:
         "error": "the server said no",
     }
     assert second["error"] == "no answer read from: 'Who knows?'"
-
-
-# --- a run's config, and calls.json ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def loaded(tmp_path: Path) -> RunConfig:
-    """A run of a model that costs a dollar per million tokens."""
-    (tmp_path / "conf/model").mkdir(parents=True)
-    (tmp_path / "conf/model/paid.yaml").write_text(
-        "name: mock\nprice: {input_per_million: 1.0, output_per_million: 2.0}\n"
-    )
-    words = ["model=paid", "task=paraphrase", "roles.rephraser=mock", f"conf_dir={tmp_path / 'conf'}"]
-    return load([*words, f"runs_dir={tmp_path / 'runs'}"])
-
-
-def spent(**counts: object) -> dict[str, object]:
-    given = {"model": "paid", "role": "target", "calls": 0, "answered": 0, "failed": 0, "retried": 0, "hedged": 0}
-    return {**given, "repeated": 0, "prompt_tokens": 0, "completion_tokens": 0, "calling_s": 0, "waited_s": 0} | counts
-
-
-def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded: RunConfig) -> None:
-    directory = RunDirectory.create(loaded)
-    directory.begin(loaded, {}, [])
-    paid = spent(calls=9, answered=5, failed=1, retried=2, hedged=1, prompt_tokens=500_000, completion_tokens=100_000)
-    for number in range(2):
-        now = {**invocation(0.0, 9 - 9 * number, {}, finished=True), "wall_s": 1.5}
-        directory.write_calls(loaded, [paid], {("paid", "target"): 8, ("mock", "rephraser"): 4}, now)
-        directory = RunDirectory.create(loaded)
-        directory.begin(loaded, {}, [])
-    calls = directory.read_calls()
-    assert calls is not None
-    rephraser, target = calls["models"]
-    assert target == {**paid, "reused": 3, "cost_usd": pytest.approx(0.7)}
-    assert (rephraser["calls"], rephraser["reused"], rephraser["cost_usd"]) == (0, 4, None)
-    assert set(rephraser) == set(target)
-    assert [one["calls"] for one in calls["invocations"]] == [9, 0]
-    assert calls["wall_s"] == 3.0
-
-
-def test_how_samples_are_scored_holds_how_many_are_expected(loaded: RunConfig) -> None:
-    how = scoring_spec(loaded, {("paraphrase", ""): 57})
-    assert how["tasks"]["paraphrase"] == {
-        "labels": ["yes", "no"],
-        "pair_with": "mcqabaseline",
-        "variants": [""],
-        "expected": {"": 57},
-    }
-    assert (how["models"], how["roles"], how["synthetic"]) == (["paid"], {"rephraser": "mock"}, True)
-
-
-def test_names_that_come_to_one_file_are_refused(tmp_path: Path) -> None:
-    for group, names in {"model": ("a", "a--b"), "task": ("c", "b--c")}.items():
-        (tmp_path / group).mkdir()
-        source = {"model": "mock.yaml", "task": "mcqabaseline.yaml"}[group]
-        text = (SHIPPED_CONF / group / source).read_text()
-        for name in names:
-            (tmp_path / group / f"{name}.yaml").write_text(text)
-    run = load(["model=a,a--b", "task=c,b--c", f"conf_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}"])
-    with pytest.raises(UserError, match=r"share the file a--b--c\.parquet"):
-        RunDirectory.create(run)
-
-
-def test_what_actors_did_is_added_up():
-    one = {"batches": 2, "requests": 6, "prompt_tokens": 60, "completion_tokens": 12, "computed_tokens": 50}
-    one |= {"padding_tokens": 10, "out_of_memory": 1, "busy_s": 3.0, "idle_s": 1.0, "load_s": 2.0}
-    one |= {"weights_bytes": 2**30, "free_bytes": 3 * 2**30, "peak_bytes": 2**31}
-    other = {**dict.fromkeys(one, 0), "load_s": 5.0}
-    assert throughput([one, other]) == {
-        "actors": 2,
-        "batches": 2,
-        "requests": 6,
-        "requests_per_batch": 3.0,
-        "prompt_tokens_per_s": 20.0,
-        "generated_tokens_per_s": 4.0,
-        "padding_share": 0.2,
-        "shared_share": 0.3333,
-        "waiting_share": 0.25,
-        "out_of_memory": 1,
-        "busy_s": 3.0,
-        "load_s": 5.0,
-        "weights_gib": 1.0,
-        "free_gib": 3.0,
-        "peak_gib": 2.0,
-    }
-    assert throughput([other])["prompt_tokens_per_s"] is None

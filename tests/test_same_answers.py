@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from test_huggingface import texts
+from huggingface_models import texts
 
 from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.config.load import load

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import requests
-from openai_server import Fault, OpenAIServer
+from faults import Fault
+from openai_server import OpenAIServer
 from ray.job_submission import JobStatus
 from ray_head import Head, wait_until
 

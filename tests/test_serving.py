@@ -21,7 +21,8 @@ from typing import Any
 import openai
 import pytest
 from conftest import KEY
-from openai_server import Fault, OpenAIServer
+from faults import Fault
+from openai_server import OpenAIServer
 
 from rambla_ray.config.load import load_served
 from rambla_ray.errors import UserError

@@ -15,10 +15,11 @@ from rambla_ray.actors.mock import MockModel
 from rambla_ray.schema import Request, Response
 
 T = TypeVar("T")
+BEGAN = 1000.0  # A monotonic clock starts anywhere.
 
 
 class _Leap(selectors.SelectSelector):
-    now = 1000.0  # a monotonic clock starts anywhere
+    now = BEGAN
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
