@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of rambla_ray.stats hold the truth, in settings where the truth is known.
+"""How often the 95 % intervals of rambla_ray.scoring.stats hold the truth, in settings where the truth is known.
 
     python benchmarks/interval_coverage.py --repetitions 4000
 

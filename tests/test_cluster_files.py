@@ -24,7 +24,10 @@ from rambla_ray.run.job import ENOUGH_S, STOP_WAIT
 
 REPO = Path(__file__).resolve().parent.parent
 FILES = [REPO / name for name in ("cluster.yaml", "deploy/rayjob.yaml", "deploy/Dockerfile")]
-PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"
+# The Python of the nodes is that of `make setup`, whatever Python runs the tests.
+PYTHON = "py" + "".join(
+    re.findall(r"^PYTHON \?= python(\d)\.(\d+)$", (REPO / "Makefile").read_text(), re.MULTILINE)[0]
+)
 
 
 def version_in_use(package: str) -> str:
