@@ -25,9 +25,8 @@ from rambla_ray.run.job import ENOUGH_S, STOP_WAIT
 REPO = Path(__file__).resolve().parent.parent
 FILES = [REPO / name for name in ("cluster.yaml", "deploy/rayjob.yaml", "deploy/Dockerfile")]
 # The Python of the nodes is that of `make setup`, whatever Python runs the tests.
-PYTHON = "py" + "".join(
-    re.findall(r"^PYTHON \?= python(\d)\.(\d+)$", (REPO / "Makefile").read_text(), re.MULTILINE)[0]
-)
+(_VERSION,) = re.findall(r"^PYTHON \?= python(\d\.\d+)$", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
+PYTHON = f"py{_VERSION.replace('.', '')}"
 
 
 def version_in_use(package: str) -> str:
