@@ -18,11 +18,11 @@ from faults import Fault
 from openai_server import OpenAIServer
 
 DEMO_YES_NO = 57
-AT_ONCE = 4  # calls in flight
+AT_ONCE = 4  # So many calls are in flight.
 # After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
 # endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
 REPEATED = 2 * AT_ONCE
-DEADLINE_S = 180.0  # for what takes 15 s on a machine with nothing else to do
+DEADLINE_S = 180.0  # What it limits takes 15 s on a machine with nothing else to do.
 REPO = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.processes
 

@@ -19,8 +19,8 @@ from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import Item, Role, Sample
 from rambla_ray.tasks.stages import Compare, Transform
 
-ROWS_PER_BLOCK = 16  # A block has at most so many rows,
-MOST_ROWS_PER_BLOCK = 256  # and at most so many for a model that answers many requests at the same time.
+ROWS_PER_BLOCK = 16  # A block has at most so many rows.
+MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
 # The column `fields` holds each item's fields as a JSON string.
 ITEM_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")])
 

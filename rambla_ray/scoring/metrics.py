@@ -25,8 +25,8 @@ CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")
 NULL_IN_RAMBLA = frozenset({Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.TOO_LONG})
 
 SEED = 1234  # Every bootstrap draws with this seed.
-EXAMPLES = 3  # So many answers on which the readers differ are kept per cell,
-EXAMPLE_CHARS = 200  # each cut at so many characters.
+EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
+EXAMPLE_CHARS = 200  # A kept answer is cut at so many characters.
 
 CELL_SCHEMA = pa.schema(
     [

@@ -156,7 +156,7 @@ def _choice(token: str, choices: Sequence[str]) -> str:
 
 _NEXT_PROMPT = re.compile(r"^[ \t]*(?:question|q|user|human|instruction|abstract|context)[ \d]{0,4}:", re.MULTILINE)
 _OPTION = re.compile(rf"^[ \t]*[(\[]?({_X}|\w)[).:\]](?=[ \t]+\S)", re.MULTILINE)
-_OTHER = "\ue000-\uf8ff"  # inside [^...]: up to the next choice
+_OTHER = "\ue000-\uf8ff"  # Inside [^...] it matches up to the next choice.
 _JOIN = (
     r"""["')\]]{0,2}\s?(?:[,/|]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""
     r"""(?:(?:perhaps|maybe|possibly)\s)?["'(\[]{0,2}"""
@@ -202,12 +202,12 @@ def _without_mentions(text: str) -> str:
 
 # The rules: what may stand around a choice, then the table. Every gap is bounded, so that no text takes long.
 
-_FILL = (  # between a cue and its choice
+_FILL = (  # It may stand between a cue and its choice.
     r"(?:(?:an?|the|this|that|it|is|are|be|as|to|towards?|with|for|pair|statement|claim|relation(?:ship)?|option|choice"
     r"|answer|label|question|semantically|(?:most |very |quite )?(?:likely|probably|clearly|definitely)|clear|simply"
     r"|simple|therefore|thus|indeed|in fact|still|certainly)[\s,:]{1,3}){0,8}"
 )
-_TOKEN = (  # a choice, and after it what shows that it is not part of a phrase such as "no difference"
+_TOKEN = (  # A choice, with what shows that it does not begin a phrase such as "no difference".
     rf"""["'(\[]{{0,2}}({_X})(?=["')\]]|\s?(?:$|[.,;:!(|~-]|(?:because|since|as|but|although|though|while|based"""
     r"|according|given|due|it|the|this|that|these|they|there|we|i|you|whether|with|to (?:this|that|the|your|each)"
     r"|is (?:correct|right|the|my))\b))"
