@@ -97,7 +97,7 @@ def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bo
     """Deploy the models on the cluster and answer at the bound address until a signal ends it."""
     import uvloop
 
-    from rambla_ray.run.cluster import connect
+    from rambla_ray.run.cluster import connect  # It sets what Ray reads when it is imported, and so comes first.
     from rambla_ray.serving import deployment, gateway
 
     host, port = bound.getsockname()[:2]
