@@ -130,9 +130,10 @@ def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelC
 
 
 def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> dict[Role, RoleModel]:
-    """The model of each role, other than the target, that a stage of the tasks asks."""
+    """The model of each role, other than the target, that a stage of the tasks asks; and of the reader, if given."""
     roles: dict[Role, RoleModel] = {}
-    for role in dict.fromkeys(stage.role for task in tasks for stage in task.generates):
+    asked = dict.fromkeys(stage.role for task in tasks for stage in task.generates)
+    for role in [*asked, *({Role.READER} & line.options.roles.keys())]:
         if role == Role.TARGET:
             continue
         if role not in line.options.roles:

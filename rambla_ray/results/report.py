@@ -81,10 +81,16 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
                 *_headline(cell),
                 _percent(cell["coverage"]),
                 _interval(cell["accuracy"]["bounds"]),
-                ", ".join([f"{cell['outcomes'][Outcome.SCORED]} scored", *(f"{n} {o}" for o, n in others.items())]),
+                ", ".join([_scored(cell), *(f"{count} {outcome}" for outcome, count in others.items())]),
             ]
         )
     return rows
+
+
+def _scored(cell: Mapping[str, Any]) -> str:
+    """How many samples were scored, and how many of their answers a model read and not the rules."""
+    by_reader = cell.get("read_by", {}).get("reader")
+    return f"{cell['outcomes'][Outcome.SCORED]} scored" + (f" ({by_reader} read by the reader)" if by_reader else "")
 
 
 def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:

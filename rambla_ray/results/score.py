@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rambla_ray.results.samples import StoredTask, read_spec
-from rambla_ray.schema import Role
+from rambla_ray.schema import Outcome, Role
 from rambla_ray.scoring import metrics
 from rambla_ray.scoring.metrics import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
@@ -33,6 +34,17 @@ class ScoredTask(StoredTask):
         """One cell per variant."""
         table = self.read(_SCORED_COLUMNS)
         return {} if table is None else _cells(table)
+
+    @cached_property
+    def read_by_reader(self) -> Counter[str]:
+        """Per variant, how many scored samples have their answer from the reader."""
+        table = self.read(["variant", "outcome", "steps.list.element.role"])
+        if table is None:
+            return Counter()
+        steps = table["steps"].combine_chunks()
+        is_reader = pc.equal(steps.flatten().field("role"), Role.READER.value)
+        asked = table.take(pc.list_parent_indices(steps).filter(is_reader))
+        return Counter(asked["variant"].filter(pc.equal(asked["outcome"], Outcome.SCORED.value)).to_pylist())
 
 
 def _cells(table: pa.Table) -> dict[str, Cell]:
@@ -78,6 +90,8 @@ def score(folder: Folder) -> dict[str, Any]:
             }
             for variant, cell in variants.items():
                 numbers, reasons = _own_numbers(cell, task_spec["labels"], samples)
+                if Role.READER in spec["roles"]:
+                    numbers["read_by"] = _read_by(cell, samples.read_by_reader[variant])
                 pair_with = task_spec["pair_with"]
                 if pair_with and pair_with != f"{task}/{variant}":
                     other, _, at = pair_with.partition("/")
@@ -104,6 +118,11 @@ def _own_numbers(cell: Cell, labels: Sequence[str], stored: ScoredTask) -> tuple
             "the model gives scores, not answers" if "score" in numbers else "no sample was scored"
         )
     return metrics.without_nan(numbers, "", reasons), reasons
+
+
+def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
+    """How many of a cell's answers the rules read, and how many the reader."""
+    return {"rules": int(cell.scored.sum()) - by_reader, "reader": by_reader}
 
 
 def _paired(

@@ -186,6 +186,7 @@ class Run:
                 source,
                 is_last,
                 self.plan.config.options.chaos,
+                self.plan.config.reader if is_last else None,
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,

@@ -141,7 +141,7 @@ def _fit(actors: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> boo
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
     """The pools of a target's stream, in the order in which samples pass them."""
     levels: list[Level] = []
-    used = {stage.role for task in config.tasks.values() for stage in task.generates}
+    used = config.used_roles()
     for role in Role:
         if role not in used:
             continue

@@ -277,7 +277,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:
         raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
-    order = list(Role)
+    order = [role for role in Role if role != Role.READER]
     reached = -1
     for number, stage in enumerate(stages, start=1):
         missing = sorted(stage.reads() - fields)
@@ -287,6 +287,8 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
                 f"{choose_from(missing[0], fields)}"
             )
         if isinstance(stage, Generate):
+            if stage.role not in order:
+                raise ValueError(f"stage {number} asks the {stage.role}, which no stage can; {choose_from('', order)}")
             if order.index(stage.role) < reached:
                 raise ValueError(
                     f"stage {number} asks the {stage.role} after the {order[reached]}; the order is "
