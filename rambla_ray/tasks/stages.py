@@ -26,6 +26,16 @@ def _checked_template(template: str) -> str:
     return template
 
 
+def _checked_role(role: Role) -> Role:
+    if role not in STAGE_ROLES:
+        raise ValueError(
+            f"no stage asks the {role}, who reads what the rules cannot in a run with roles.{role}=<model>"
+        )
+    return role
+
+
+STAGE_ROLES = [role for role in Role if role != Role.READER]
+StageRole = Annotated[Role, AfterValidator(_checked_role)]
 Template = Annotated[str, AfterValidator(_checked_template)]
 
 
@@ -221,7 +231,7 @@ class Generate(Stage):
     """Ask a role: render the template, send it, write what came back into a field."""
 
     kind: ClassVar[str] = "generate"
-    role: Role = Field(description="who answers: target, rephraser or judge")
+    role: StageRole = Field(description="who answers: target, rephraser or judge")
     template: Template = Field(description="the prompt; {name} stands for a field")
     output: str = Field("response", alias="writes", description="the field that takes the answer")
 
@@ -277,7 +287,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:
         raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
-    order = [role for role in Role if role != Role.READER]
+    order = STAGE_ROLES
     reached = -1
     for number, stage in enumerate(stages, start=1):
         missing = sorted(stage.reads() - fields)
@@ -287,8 +297,6 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
                 f"{choose_from(missing[0], fields)}"
             )
         if isinstance(stage, Generate):
-            if stage.role not in order:
-                raise ValueError(f"stage {number} asks the {stage.role}, which no stage can; {choose_from('', order)}")
             if order.index(stage.role) < reached:
                 raise ValueError(
                     f"stage {number} asks the {stage.role} after the {order[reached]}; the order is "
