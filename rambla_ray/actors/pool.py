@@ -192,8 +192,7 @@ class PoolActor:
     async def _end(self, sample: Sample, task: TaskConfig) -> None:
         """Read a sample's answer, or have it read by the reader, and set how it ends."""
         finish(sample, task)
-        text = text_for_reader(sample, task) if self._reader is not None else ""
-        if self._reader is None or not text:
+        if self._reader is None or not (text := text_for_reader(sample, task)):
             return
         shown = replace(sample, fields=shown_fields(task.answer.choices, text))
         try:

@@ -26,16 +26,6 @@ def _checked_template(template: str) -> str:
     return template
 
 
-def _checked_role(role: Role) -> Role:
-    if role not in STAGE_ROLES:
-        raise ValueError(
-            f"no stage asks the {role}, who reads what the rules cannot in a run with roles.{role}=<model>"
-        )
-    return role
-
-
-STAGE_ROLES = [role for role in Role if role != Role.READER]
-StageRole = Annotated[Role, AfterValidator(_checked_role)]
 Template = Annotated[str, AfterValidator(_checked_template)]
 
 
@@ -231,7 +221,7 @@ class Generate(Stage):
     """Ask a role: render the template, send it, write what came back into a field."""
 
     kind: ClassVar[str] = "generate"
-    role: StageRole = Field(description="who answers: target, rephraser or judge")
+    role: Role = Field(description="who answers: target, rephraser or judge")
     template: Template = Field(description="the prompt; {name} stands for a field")
     output: str = Field("response", alias="writes", description="the field that takes the answer")
 
@@ -287,7 +277,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:
         raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
-    order = STAGE_ROLES
+    order: list[Role] = [role for role in Role if role != Role.READER]
     reached = -1
     for number, stage in enumerate(stages, start=1):
         missing = sorted(stage.reads() - fields)
