@@ -113,8 +113,8 @@ class PoolActor:
         self._granted = 0  # requests that this actor was the one to ask
         self._model: Model | None = None
         self._load_error: CallError | None = None  # why the model cannot be asked
-        self._scores = config.params.produces == SCORE
         hide_gpus(config.pool)
+        self._scores = config.params.produces == SCORE
         if roles != {Role.READER}:
             self._load()
 
