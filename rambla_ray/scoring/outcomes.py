@@ -38,7 +38,7 @@ def finish(sample: Sample, task: TaskConfig) -> None:
         sample.answer = sample.rambla_answer = last.text if _is_score(last.text, task) else ""
         sample.outcome = Outcome.SCORED if sample.answer else Outcome.UNPARSED
         return
-    reading, as_rambla = _readings(last, task.answer.choices) if answered else (_NO_READING, None)
+    reading, as_rambla = _readings(last, task) if answered else (_NO_READING, None)
     answer = reading.answer or _named_by_reader(sample, task)
     sample.answer = task.answer.label_of(answer) if answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
@@ -58,7 +58,7 @@ def text_for_reader(sample: Sample, task: TaskConfig) -> str:
     last, answered = _last_step(sample, task)
     if sample.answer or not answered or last.finish_reason == SCORE:
         return ""
-    reading, _ = _readings(last, task.answer.choices)
+    reading, _ = _readings(last, task)
     return last.text if _reason_without_answer(last, refused=reading.refused) == Outcome.UNPARSED else ""
 
 
@@ -68,9 +68,9 @@ def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
     return steps[-1], len(steps) == len(task.generates) and not steps[-1].failed
 
 
-def _readings(step: Step, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
-    """What each of the two sets of rules reads in the text of a step."""
-    return (_read_cached if len(step.text) <= SHORT else _read)(step.text, choices)
+def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
+    """What each of the two sets of rules reads in an answer to a task."""
+    return (_read_cached if len(answer.text) <= SHORT else _read)(answer.text, task.answer.choices)
 
 
 def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
@@ -85,8 +85,8 @@ def _named_by_reader(sample: Sample, task: TaskConfig) -> str | None:
     step = sample.steps[-1]
     if step.role != Role.READER or step.failed:
         return None
-    reading, _ = _readings(step, possible_replies(task.answer.choices))
-    return reading.answer if reading.answer in task.answer.choices else None
+    named = read_robust(step.text, possible_replies(task.answer.choices)).answer
+    return named if named in task.answer.choices else None
 
 
 def _is_score(text: str, task: TaskConfig) -> bool:
