@@ -7,8 +7,9 @@ from functools import lru_cache
 
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import ErrorKind
-from rambla_ray.schema import SCORE, Outcome, Role, Sample, Step
+from rambla_ray.schema import NULL, SCORE, Outcome, Role, Sample, Step
 from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
+from rambla_ray.tasks.stages import Compare
 
 SHORT = 200  # Texts of at most so many characters often come again, so what was read from them is cached.
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
@@ -34,15 +35,16 @@ def finish(sample: Sample, task: TaskConfig) -> None:
     reading, as_rambla = Reading(None, "no answer"), None
     if answered:
         read = _read_cached if len(last.text) <= SHORT else _read
-        reading, as_rambla = read(last.text, task.answer.choices)
+        reading, as_rambla = read(last.text, task.answer.choices, compares=isinstance(task.generates[-1], Compare))
     sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
     sample.outcome = Outcome.SCORED if reading.answer else _outcome_without_answer(last, refused=reading.refused)
 
 
-def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
-    """The reading of each of the two readers."""
-    return read_robust(text, choices), read_rambla(text, choices)
+def _read(text: str, choices: tuple[str, ...], *, compares: bool) -> tuple[Reading, str | None]:
+    """The reading of each of the two readers; where two texts are compared, RAmBLA's takes `null` for a choice."""
+    as_rambla = read_rambla(text, (*choices, NULL) if compares else choices)
+    return read_robust(text, choices), None if as_rambla == NULL else as_rambla
 
 
 _read_cached = lru_cache(maxsize=4096)(_read)
