@@ -131,7 +131,7 @@ class AddDistractors(Transform):
 class Mutate(Transform):
     """Change a character in a number of the field's words (RAmBLA's spelling robustness); one variant per number.
 
-    Each item's draws are its own generator's: neither order nor other items matter. Too few words are the item's fault.
+    Each item's draws are its own generator's: neither order nor other items matter. Too few words are its fault.
     """
 
     kind: ClassVar[str] = "mutate"
