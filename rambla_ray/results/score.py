@@ -19,6 +19,9 @@ from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
 from rambla_ray.storage import Folder
 
+# The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
+# that makes other numbers of the same samples raises it.
+SCORING = 2
 TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
@@ -124,6 +127,7 @@ def score(folder: Folder) -> dict[str, Any]:
             effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
         _adjust(cells[first:])
     return {
+        "scoring": SCORING,
         "synthetic": spec["synthetic"],
         "roles": spec["roles"],
         "partial": _partial(sum(cell["n"] for cell in cells), spec),

@@ -86,8 +86,8 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
     from rambla_ray.errors import UserError
     from rambla_ray.results import report
-    from rambla_ray.results.audit import audit
-    from rambla_ray.results.directory import RunDirectory, to_json
+    from rambla_ray.results.audit import audit, recompute
+    from rambla_ray.results.directory import RunDirectory
     from rambla_ray.storage import Folder
 
     try:
@@ -95,9 +95,9 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         report.print_run(directory, report.console_on(sys.stdout), details=True)
         holds = True
         if "--recompute" in flags:
-            same = to_json(directory.score()) == directory.folder.read("metrics.json")
-            print(f"metrics.json {'equals' if same else 'DIFFERS FROM'} what samples/ give")
-            holds = holds and same
+            check = recompute(directory)
+            print(check.line)
+            holds = holds and check.holds
         if "--audit" in flags:
             checks = audit(directory)
             print(*checks, sep="\n")
