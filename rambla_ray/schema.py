@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 IDENTITY_VERSION = 1  # The number of the way in which request_ids are made; a new one makes every request a new one.
+NULL = "null"  # RAmBLA's word for an answer that it could not read.
 SCORE = "score"  # The finish reason of a step whose text is a number or label from a model that compares texts.
 
 

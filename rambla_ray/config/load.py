@@ -21,6 +21,7 @@ from rambla_ray.config import secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import ConfigFolder, package_dir
+from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
@@ -48,7 +49,7 @@ def load(words: Sequence[str]) -> RunConfig:
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
     tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
-    datasets = {task.dataset: _load_dataset(line, task.dataset, options.limit) for task in tasks.values()}
+    datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     config = RunConfig(
         options=options,
         targets=line.targets,
@@ -168,10 +169,33 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
         raise UserError(f"{where}: template_file {file}: {reason}") from None
 
 
-def _load_dataset(line: _CommandLine[RunOptions], name: str, limit: int | None) -> DatasetConfig:
-    value, path = line.folder.read_config("dataset", name)
+def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -> dict[str, DatasetConfig]:
+    """The datasets of the tasks, each by its name.
+
+    Args:
+        line: the command line. Its words `task.dataset.path=` go to the datasets whose format their file is in.
+        by_task: each task's dataset.
+    """
+    read = {name: line.folder.read_config("dataset", name) for name in dict.fromkeys(by_task.values())}
+    overrides = [(key, value) for key, value in line.overrides["dataset"] if key != "path"]
+    whole = {key: _value(key, word) for key, word in overrides}
+    words = [(word, str(_value(key, word))) for key, word in line.overrides["dataset"] if key == "path"]
+    paths = choose_paths({name: {**value, **whole} for name, (value, _) in read.items()}, words, by_task)
+    return {
+        name: _load_dataset(name, path, value, [*overrides, *_path_override(paths, name)], line.options.limit)
+        for name, (value, path) in read.items()
+    }
+
+
+def _path_override(paths: Mapping[str, str], name: str) -> Overrides:
+    return [("path", paths[name])] if name in paths else []
+
+
+def _load_dataset(
+    name: str, path: Path, value: dict[str, Any], overrides: Overrides, limit: int | None
+) -> DatasetConfig:
     where = f"dataset {name} ({path.name})"
-    merged = _override(value, line.overrides["dataset"], where)
+    merged = _override(value, overrides, where)
     if limit is not None:
         merged["limit"] = limit
     return _checked(DatasetConfig, merged, where)

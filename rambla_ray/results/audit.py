@@ -16,7 +16,7 @@ from rambla_ray.config.explain import explain
 from rambla_ray.config.task import Answer, TaskConfig
 from rambla_ray.display import Check
 from rambla_ray.errors import UserError
-from rambla_ray.results.directory import RunDirectory
+from rambla_ray.results.directory import RunDirectory, to_json
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.schema import Role, Sample, Step
 from rambla_ray.scoring.outcomes import finish
@@ -34,6 +34,18 @@ def audit(directory: RunDirectory) -> list[Check]:
     if calls:
         checks.append(_calls(calls))
     return checks
+
+
+def recompute(directory: RunDirectory) -> Check:
+    """Whether metrics.json holds what samples/ give; what was scored in another way than today's cannot tell."""
+    scores, stored = directory.score(), directory.read_json("metrics.json")
+    written = stored.get("scoring", 1)
+    if written != scores["scoring"]:
+        return Check(
+            f"metrics.json is of scoring {written}, and this version scores as {scores['scoring']} does", True
+        )
+    same = to_json(scores) == directory.folder.read("metrics.json")
+    return Check(f"metrics.json {'equals' if same else 'DIFFERS FROM'} what samples/ give", same)
 
 
 def _samples(directory: RunDirectory, *, finished: bool) -> Check:

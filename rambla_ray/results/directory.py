@@ -63,6 +63,9 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
                 "pair_with": task.pair_with,
                 "variants": list(task.variants),
                 "expected": {variant: expected.get((name, variant), 0) for variant in task.variants},
+                # What most tasks lack is left out, so that samples of earlier versions have the same specification.
+                **({"judge": task.judge} if task.judge else {}),
+                **({"scores_against": task.answer.scores_against} if task.answer.scores_against else {}),
             }
             for name, task in config.tasks.items()
         },

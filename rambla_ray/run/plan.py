@@ -37,7 +37,7 @@ class Plan:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        loaded = {name: load_items(dataset, name, demo=config.synthetic) for name, dataset in config.datasets.items()}
+        loaded = _loaded(config)
         for name, task in config.tasks.items():
             _check_labels(name, task, loaded[task.dataset])
         self._items = {
@@ -186,6 +186,21 @@ class Plan:
             return "; it is the reader, choose another with roles.reader=<model>, or leave roles.reader out"
         tasks = [name for name, task in self.config.tasks.items() if any(s.role == role for s in task.generates)]
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
+
+
+def _loaded(config: RunConfig) -> dict[str, list[Item]]:
+    """The items of each dataset. Raises UserError, which names the tasks whose data could be read, if any."""
+    loaded: dict[str, list[Item]] = {}
+    failed: list[UserError] = []
+    for name, dataset in config.datasets.items():
+        try:
+            loaded[name] = load_items(dataset, name, demo=config.synthetic)
+        except UserError as error:
+            failed.append(error)
+    if failed:
+        others = ",".join(name for name, task in config.tasks.items() if task.dataset in loaded)
+        raise UserError(f"{failed[0]}{f'; the data of these can be read: task={others}' if others else ''}")
+    return loaded
 
 
 def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, variant: str) -> list[Item]:

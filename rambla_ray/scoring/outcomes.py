@@ -7,9 +7,10 @@ from functools import lru_cache
 
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import ErrorKind
-from rambla_ray.schema import SCORE, Outcome, Role, Sample, Step
+from rambla_ray.schema import NULL, SCORE, Outcome, Role, Sample, Step
 from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
 from rambla_ray.tasks.reader import possible_replies
+from rambla_ray.tasks.stages import Compare
 
 SHORT = 200  # Texts of at most so many characters often come again, so what was read from them is cached.
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
@@ -70,11 +71,14 @@ def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
 
 def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
     """What each of the two sets of rules reads in an answer to a task."""
-    return (_read_cached if len(answer.text) <= SHORT else _read)(answer.text, task.answer.choices)
+    compares = isinstance(task.generates[-1], Compare)
+    return (_read_cached if len(answer.text) <= SHORT else _read)(answer.text, task.answer.choices, compares=compares)
 
 
-def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
-    return read_robust(text, choices), read_rambla(text, choices)
+def _read(text: str, choices: tuple[str, ...], *, compares: bool) -> tuple[Reading, str | None]:
+    """Where two texts are compared, RAmBLA's rules take `null` for a choice."""
+    as_rambla = read_rambla(text, (*choices, NULL) if compares else choices)
+    return read_robust(text, choices), None if as_rambla == NULL else as_rambla
 
 
 _read_cached = lru_cache(maxsize=4096)(_read)
