@@ -284,3 +284,23 @@ def test_an_error_line_holds_the_answer_and_what_the_reader_replied(tmp_path: Pa
     assert [line.get("reader") for line in lines] == [None, "replied: 'none of these'", "it is down"]
     assert {line["error"] for line in lines[1:]} == {f"no answer read from: '{OPEN}'"}
     assert {(line["role"], line["outcome"]) for line in lines[1:]} == {("target", Outcome.UNPARSED)}
+
+
+@pytest.mark.parametrize("reply", ["none of these", ""], ids=["no choice", "no reply"])
+def test_what_the_reader_does_changes_none_of_ramblas_numbers(tmp_path: Path, reply: str) -> None:
+    """Of a judge that the rules cannot read, and that RAmBLA's rule reads."""
+    rambla = []
+    for name in ("alone", "with a reader"):
+        judged = [sample(str(number), text="A conclusion.") for number in range(4)]
+        for one in judged:
+            target = one.steps[0]
+            one.steps.append(replace(target, role="judge", model="j", text=BOTH if one.root_id < "3" else "Yes."))
+            finish(one, JUDGED)
+            if name != "alone" and text_for_reader(one, JUDGED):
+                error = {} if reply else {"error_kind": "server"}
+                one.steps.append(replace(target, role="reader", model="r", text=reply, **error))
+                finish(one, JUDGED)
+        how = spec({"t": task_spec({"": 4}) | {"judge": "generate"}}) | {"roles": {"judge": "j", "reader": "r"}}
+        (cell,) = store(tmp_path / name, how, judged).score()["cells"]
+        rambla.append(cell["rambla"])
+    assert rambla[0] == rambla[1]
