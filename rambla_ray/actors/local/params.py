@@ -18,6 +18,7 @@ from rambla_ray.tasks import prompts
 # Loading params that can run or unpickle code of others.
 CODE_RUNNING_PARAMS = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
+ANY_MESSAGE = "any message " * 1000  # It is long, so that a placeholder that cuts its text is found.
 VLLM_LOADING_PARAMS = ("dtype", "quantization")  # The loading params that vLLM's engine takes.
 NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
@@ -124,8 +125,10 @@ class HuggingFaceParams(CheckpointParams):
             fields = prompts.placeholders(template)
         except ValueError as error:
             raise ValueError(f"message_formatting_template: {error}") from None
-        if fields != {"message"}:
-            raise ValueError("message_formatting_template needs exactly one placeholder, {message}")
+        if fields != {"message"} or template.format(message=ANY_MESSAGE).count(ANY_MESSAGE) != 1:
+            raise ValueError(
+                "message_formatting_template needs exactly one placeholder, {message}, for the whole text"
+            )
         return self
 
     @property
@@ -181,7 +184,7 @@ class HuggingFaceParams(CheckpointParams):
                 f"params.generation_config.max_new_tokens={new} leaves no room in its context of {longest}"
             )
         tokenizer = Path(self.tokenizer_name or folder)
-        if self.needs_chat_template and tokenizer.is_dir() and not weights.has_chat_template(tokenizer):
+        if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
 
     def choose_backend(self, chip: str) -> tuple[Backend, str]:

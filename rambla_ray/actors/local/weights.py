@@ -93,11 +93,13 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in a folder brings one."""
-    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return True
-    return bool(_json(folder / "tokenizer_config.json").get("chat_template")) or (folder / "chat_templates").is_dir()
+def chat_template_file(folder: Path) -> str:
+    """The file, or folder, from which a folder's tokenizer takes its chat template; empty where there is none."""
+    # chat_template.json is not among them: it belongs to a processor of images, and no tokenizer reads it.
+    for name in ("chat_template.jinja", "chat_templates"):
+        if (folder / name).exists():
+            return name
+    return "tokenizer_config.json" if _json(folder / "tokenizer_config.json").get("chat_template") else ""
 
 
 def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, Any]) -> str | None:
