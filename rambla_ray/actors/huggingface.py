@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from jinja2 import TemplateError
 
 from rambla_ray.actors.local import weights
-from rambla_ray.actors.local.backends import DRAW_OPTIONS
+from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
@@ -36,13 +36,26 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         params = self.params
         self._chat = self._load_chat_template() if params.needs_chat_template else None
         self._template_doubles_bos = self._formatted_prompt_begins_twice()
-        self._backend, self._reason = params.choose_backend(self.chip)
+        self._backend, self._reason = self._choose_backend()
         self._generation = self._resolved_generation()
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         self._samples = bool(options["do_sample"])
         self._draw_options = {name: options[name] for name in DRAW_OPTIONS if name in options}
         self._searches_beams = (self._generation.num_beams or 1) != 1
         self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
+
+    def _choose_backend(self) -> tuple[Backend, str]:
+        """The backend, and why. Raises CallError (`load`) where the model cannot run on the one that was asked for."""
+        from rambla_ray.actors.local import cache
+
+        if self.params.backend == "vllm":
+            return self.params.choose_backend(self.chip)
+        pages = cache.only_attends(self._config)
+        if self.params.backend == "transformers_continuous" and not pages:
+            raise self.load_error(
+                "backend transformers_continuous needs attention in every layer; backend: transformers takes it"
+            )
+        return self.params.choose_backend(self.chip, pages=pages)
 
     def _load_chat_template(self) -> ChatTemplate:
         """The tokenizer's chat template, tried. Raises CallError (`load`)."""

@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime, time
 from typing import Any, Self
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from transformers.utils import chat_template_utils
 
 # A message that must stand in the prompt once and whole. It is long, so that a template that cuts texts is found.
 SENTINEL = f"Sentinel question: {'is it so, ' * 5_000}or is it not?"
@@ -89,6 +88,8 @@ class ChatTemplate:
 
         transformers keeps the environment of a template for later prompts. Other models of this process may share it.
         """
+        from transformers.utils import chat_template_utils
+
         compiled = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
         compiled.environment.globals["strftime_now"] = datetime.combine(self.day, time()).strftime
 

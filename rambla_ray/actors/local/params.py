@@ -94,6 +94,8 @@ class CheckpointParams(ModelParams):
             raise UserError(f"params.model_name: there is no folder {folder}")
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
+        if (adapter := folder / weights.ADAPTER_CONFIG).is_file():
+            raise UserError(f"params.model_name: {folder} cannot be loaded: {weights.adapter_reason(adapter)}")
         if not weights.has_weights(folder):
             raise UserError(
                 f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
@@ -187,16 +189,19 @@ class HuggingFaceParams(CheckpointParams):
         if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
 
-    def choose_backend(self, chip: str) -> tuple[Backend, str]:
+    def choose_backend(self, chip: str, *, pages: bool = True) -> tuple[Backend, str]:
         """The backend that `backend` means where the model runs, and why.
 
         Args:
             chip: cpu or cuda.
+            pages: whether all that the model keeps of a prompt can lie in pages: it has attention in every layer.
         """
         if self.backend != "auto":
             return self.backend, "it was asked for"
         if chip == "cpu":
             return "transformers", "static batches, the fastest on a CPU"
+        if not pages:
+            return "transformers", "static batches, as not all its layers have attention"
         if option := unsupported_option(self.generation_config, "transformers_continuous"):
             return "transformers", f"static batches, as continuous batching cannot honour {option}"
         if self.generation_config.get("do_sample"):
