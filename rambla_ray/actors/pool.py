@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
@@ -76,7 +77,7 @@ class PoolActor:
     """A Ray Data callable class. It never raises for a sample: a failure is a step with an error.
 
     Args:
-        name: the model config's name.
+        names: of the model.
         config: the model config, its pool settled.
         tasks: the run's tasks by name.
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
@@ -89,7 +90,7 @@ class PoolActor:
 
     def __init__(
         self,
-        name: str,
+        names: ModelNames,
         config: ModelConfig,
         tasks: Mapping[str, TaskConfig],
         roles: frozenset[Role],
@@ -99,10 +100,10 @@ class PoolActor:
         is_last: bool,
         chaos: Chaos,
     ) -> None:
-        self._name = name
+        self._name = names.name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name, self._drain, self._resume)
+        self._ledger = LedgerClient(ledger, run_id, names, self._drain, self._resume)
         self._source = source
         self._is_last = is_last
         self._kill_every = chaos.kill_actor_every
