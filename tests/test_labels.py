@@ -192,7 +192,7 @@ def test_a_report_names_what_was_changed_from_the_directory_alone(
     tasks = {"clean": ("",), "spelling": ("n=0", "n=3", "n=10")}
     how = spec({"clean": task_spec({"": 40}), "spelling": task_spec(dict.fromkeys(tasks["spelling"], 40), "clean")})
     directory = store(tmp_path, how, many(tasks, 40))
-    kept = {} if stored is None else {"labels": stored}
+    kept = {} if stored is None else {"model_labels": stored}
     directory.folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": 1, **kept})).encode())
     before = json.dumps(directory.write_metrics())
     directory = RunDirectory(directory.folder)

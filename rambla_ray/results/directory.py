@@ -114,7 +114,7 @@ class RunDirectory:
             "format": RUN_FORMAT,
             "command": list(words),
             "run_id": config.run_id,
-            "labels": {target: config.label(target) for target in config.targets},
+            "model_labels": {target: config.label(target) for target in config.targets},
             "options": options,
             "question": question,
             "pools": {
@@ -189,9 +189,9 @@ class RunDirectory:
         self._format_is_known = True
         return document
 
-    def labels(self) -> dict[str, str]:
+    def model_labels(self) -> dict[str, str]:
         """By target, what people call it; empty in a run that an earlier version wrote."""
-        labels = (self.read_config() or {}).get("labels")
+        labels = (self.read_config() or {}).get("model_labels")
         return {str(target): str(label) for target, label in labels.items()} if isinstance(labels, dict) else {}
 
     def read_json(self, name: str) -> Any:
