@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
@@ -77,7 +78,7 @@ class PoolActor:
     """A Ray Data callable class. It never raises for a sample: a failure is a step with an error.
 
     Args:
-        name: the model config's name.
+        names: of the model.
         config: the model config, its pool settled.
         tasks: the run's tasks by name.
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
@@ -92,7 +93,7 @@ class PoolActor:
 
     def __init__(
         self,
-        name: str,
+        names: ModelNames,
         config: ModelConfig,
         tasks: Mapping[str, TaskConfig],
         roles: frozenset[Role],
@@ -103,10 +104,10 @@ class PoolActor:
         chaos: Chaos,
         reader: Read | None = None,
     ) -> None:
-        self._name = name
+        self._name = names.name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name, self._drain, self._resume)
+        self._ledger = LedgerClient(ledger, run_id, names, self._drain, self._resume)
         self._source = source
         self._is_last = is_last
         self._config, self._chaos, self._reader = config, chaos, reader

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from rambla_ray.config import labels
 from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
@@ -96,6 +97,11 @@ class RunConfig(Closed):
     tasks: dict[str, TaskConfig]
     datasets: dict[str, DatasetConfig]
     own_data: bool = Field(description="task.dataset.path was given, so the demo sets are not read")
+    changes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        exclude=True,  # What the targets are is in `targets`; this is how they came to be so, and is not asked.
+        description="by target, what the command line changed of it",
+    )
 
     @property
     def synthetic(self) -> bool:
@@ -107,9 +113,26 @@ class RunConfig(Closed):
         """The run's name: the same for the same questions to the same models."""
         if self.options.run_id:
             return self.options.run_id
+        return self._name(labels.file_name_part(name, self.changes.get(name, {})) for name in self.targets)
+
+    @property
+    def earlier_run_id(self) -> str:
+        """The name that earlier versions gave to the run: without what the command line changed of its targets."""
+        return self._name(self.targets)
+
+    def _name(self, targets: Iterable[str]) -> str:
         digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
         tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"
-        return "-".join([*self.targets, tasks, digest])[-120:].lstrip("-._")
+        return "-".join([*targets, tasks, digest])[-120:].lstrip("-._")
+
+    def label(self, target: str) -> str:
+        """What people call a target: its name, and what the command line changed of it."""
+        return labels.label(target, self.changes.get(target, {}))
+
+    def is_ambiguous(self, target: str) -> bool:
+        """Whether the name of a target is also that of a role's model which is another."""
+        others = (role.config for role in self.roles.values() if role.config_name == target)
+        return any(other.params != self.targets[target].params for other in others)
 
     @property
     def ledger(self) -> str:

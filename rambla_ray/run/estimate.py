@@ -108,12 +108,13 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
         yield "  | " + task["example_prompt"].replace("\n", "\n  | ")
-    for target, pools in described["streams"].items():
-        yield f"{target}: one stream of {described['samples_per_target']} samples"
+    for pools in described["streams"].values():
+        label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
+        yield f"{label}: one stream of {described['samples_per_target']} samples"
         for pool in pools:
             cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
             calls = (
                 f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
             )
             tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            yield f"  {pool['model']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"
+            yield f"  {pool['label']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"
