@@ -11,6 +11,19 @@ from pyarrow import fs
 from rambla_ray.errors import UserError
 
 
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, whatever the locale, without its byte-order mark if it has one.
+
+    Raises:
+        ValueError: it is not UTF-8; the message names the first byte that is not, and its line.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
+
+
 class Folder:
     """A folder on any pyarrow filesystem.
 

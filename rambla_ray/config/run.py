@@ -17,7 +17,7 @@ from rambla_ray.schema import Role, canonical_json
 
 
 def _words(value: Any) -> Any:
-    return [word for word in value.split(",") if word] if isinstance(value, str) else value
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
