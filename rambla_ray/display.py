@@ -1,9 +1,15 @@
-"""Text of unknown origin (answers, errors, names) made harmless for whoever looks at it."""
+"""Text of unknown origin (answers, errors, names) made harmless for whoever looks at it, and its way to the terminal."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, BinaryIO, TextIO, cast
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -45,3 +51,62 @@ class Check:
 
     def __str__(self) -> str:
         return f"{'✓' if self.holds else '✗'} {self.line}"
+
+
+class _Output(io.RawIOBase):
+    """What a stream writes, which goes nowhere from the moment on at which nobody can take it any more."""
+
+    def __init__(self, buffer: BinaryIO) -> None:
+        self._buffer = buffer
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._buffer.isatty()
+
+    def fileno(self) -> int:
+        return self._buffer.fileno()
+
+    def write(self, data: Any) -> int:
+        try:
+            self._buffer.write(data)
+            self._buffer.flush()
+        except OSError:  # The reader is gone, the disk is full, the terminal was closed.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._buffer.fileno())  # So that what is buffered can be flushed when the process ends.
+            os.close(null)
+        return len(data)
+
+
+@contextlib.contextmanager
+def unfailing_output() -> Iterator[None]:
+    """While inside, nothing that is printed can end the process, which may be in the middle of a paid run.
+
+    A character that the terminal's encoding lacks is shown as an escape; what nobody reads any more is dropped.
+    """
+    _open_standard_streams()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _unfailing(sys.stdout, 1), _unfailing(sys.stderr, 2)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _open_standard_streams() -> None:
+    """Open those of the streams 0, 1 and 2 that are closed, or the next file to be opened would take their place."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+
+
+def _unfailing(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:  # It was closed when Python started.
+        return open(number, "w", encoding="utf-8", closefd=False)
+    if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _Output):
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    raw = cast(BinaryIO, _Output(stream.buffer))
+    return io.TextIOWrapper(raw, stream.encoding, errors="backslashreplace", write_through=True)

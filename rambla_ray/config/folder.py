@@ -64,30 +64,35 @@ def package_dir(package: str) -> str:
     return str(spec.submodule_search_locations[0])
 
 
-def refuse_deep(text: str) -> None:
-    """Raise ValueError where YAML nests deeper than any config does: its parser would crash the process.
+def parse_yaml(text: bytes | str) -> Any:
+    """YAML as plain values, its interpolations as they are written.
 
-    Raises yaml.YAMLError where the text is no YAML.
+    Raises:
+        ValueError: bytes that are not UTF-8, a value that stands alone, or one that nests deeper than any config
+            does, at which YAML's own parser would crash the process.
+        yaml.YAMLError, OmegaConfBaseException: it is not valid YAML, or the grammar of an interpolation is not.
     """
+    text = text if isinstance(text, str) else decoded(text)
     depth = 0
     for event in yaml.parse(text, Loader=_PARSER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} deep")
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except OSError:  # OmegaConf's own, for a value that stands alone.
+        raise ValueError("expected keys and values") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = decoded(path.read_bytes())
-        refuse_deep(text)
-        value = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except OSError as error:  # OmegaConf raises one without a number for a file that holds a bare value.
-        reason = f"cannot be read: {error.strerror}" if error.errno else "expected keys and values"
-        raise UserError(f"{path}: {reason}") from None
+        value = parse_yaml(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values")
     return cast(dict[str, Any], value)

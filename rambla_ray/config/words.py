@@ -15,10 +15,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from rambla_ray.config.folder import refuse_deep
+from rambla_ray.config.folder import parse_yaml
 
 NULL = frozenset({"", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -51,13 +50,11 @@ def read_value(word: str, kind: Any) -> Any:
 def _parsed(word: str, *, or_text: bool) -> Any:
     """What is in brackets, as YAML reads it."""
     try:
-        refuse_deep(word)
-        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)
+        return parse_yaml(f"value: {word}")["value"]
     except yaml.YAMLError:
         if or_text:
             return word
         raise
-    return parsed["value"]
 
 
 def type_at(model: type[BaseModel], keys: Sequence[str]) -> Any:

@@ -34,6 +34,8 @@ def adapt(records: Sequence[Any], config: DatasetConfig, where: str) -> list[Ite
                 f"{where} lacks '{key}' in row {row + 1}, which format {config.format} needs; "
                 f"{choose_from(key, map(str, record))}"
             ) from None
+        except RecursionError:
+            raise UserError(f"{where} row {row + 1}: its values are nested too deeply; {OTHER_FILE}") from None
         except (TypeError, AttributeError) as error:
             raise UserError(
                 f"{where} is not in the layout that format {config.format} reads: row {row + 1}: {error}"

@@ -19,6 +19,7 @@ from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
+from rambla_ray.storage import decoded
 
 DEMO_DIR = Path(__file__).parent / "demo"
 FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -44,6 +45,8 @@ def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"{where} cannot be read: {reason}; {OTHER_FILE}") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
     items = adapt(records, config, where)
@@ -86,7 +89,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
                 raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {OTHER_FILE}")
             yield from table.to_pylist()
             return
-        text = stream.read().decode("utf-8-sig")
+        text = decoded(stream.read())
     if suffix == ".jsonl":
         yield from _json_lines(text)
     elif suffix == ".json":

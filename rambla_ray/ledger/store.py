@@ -144,10 +144,10 @@ class Ledger:
 
     def _take(self, kind: str, request_id: str, tag: bytes, line: bytes, segment: int, offset: int) -> None:
         """Remember where an answer stands, and count what is this run's."""
-        if kind == Kind.ANSWER:
-            self._where.setdefault(bytes.fromhex(request_id), _packed(segment, offset, len(line)))
         if tag == self._tally.tag:
             self._tally.add(kind, request_id, line)
+        if kind == Kind.ANSWER:
+            self._where.setdefault(bytes.fromhex(request_id), _packed(segment, offset, len(line)))
 
     def __len__(self) -> int:
         return len(self._where)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rambla_ray.config.folder import parse_yaml
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
@@ -180,7 +181,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        config = self._parsed("config.yaml", lambda data: OmegaConf.to_container(OmegaConf.create(data.decode())))
+        config = self._parsed("config.yaml", parse_yaml)
         if not isinstance(config, dict):
             return None
         document = {str(key): value for key, value in config.items()}
@@ -208,7 +209,10 @@ class RunDirectory:
             return parse(self.folder.read(name))
         except FileNotFoundError:
             return None
-        except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        except OSError as error:
+            reason = error.strerror or one_line(str(error))
+            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason}") from None
+        except (ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
             reason = one_line(str(error).partition("\n")[0])
             raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
 

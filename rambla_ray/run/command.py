@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rambla_ray.display import unfailing_output
 from rambla_ray.run.status import ExitStatus
 
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
@@ -47,6 +48,7 @@ Show a run again, from its directory alone: {program} RUN_DIRECTORY [--recompute
 """
 
 
+@unfailing_output()
 def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")) -> int:
     """Run the command line of a benchmark; returns the exit status, which `BENCH_HELP` explains.
 
@@ -72,6 +74,7 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
         return ExitStatus.REFUSED
 
 
+@unfailing_output()
 def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
     """Run the command line of a report; returns the exit status: 0 done, 1 not a run, 2 the numbers differ.
 
