@@ -1,4 +1,4 @@
-"""Text of unknown origin (answers, errors, names) made harmless for whoever looks at it, and its way to the terminal."""
+"""Text of unknown origin (answers, errors, names) made harmless, and its way to whoever looks at it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.dataset import DatasetConfig, Selection
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
@@ -27,7 +27,12 @@ TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that en
 
 
 def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
-    """The items of a dataset, in order.
+    """The items of a dataset that are chosen, as `load` reads them."""
+    return load(config, name, demo=demo).items
+
+
+def load(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
+    """The items of a dataset, in order, and how many of them `keep` left out.
 
     Args:
         config: what to read.
@@ -87,7 +92,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
             opaque = [field.name for field in table.schema if _holds_objects(field.type)]
             if opaque:
                 raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {OTHER_FILE}")
-            yield from table.to_pylist()
+            yield from _as_written(table).to_pylist()
             return
         text = decoded(stream.read())
     if suffix == ".jsonl":
@@ -105,6 +110,15 @@ def _holds_objects(kind: pa.DataType) -> bool:
         return True
     inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
     return any(map(_holds_objects, inner))
+
+
+def _as_written(table: pa.Table) -> pa.Table:
+    """A table whose numbers of single precision are those of the fewest digits: 0.1, and not 0.10000000149011612."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_float32(field.type):
+            column = table.column(place).cast(pa.string()).cast(pa.float64())
+            table = table.set_column(place, field.name, column)
+    return table
 
 
 def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:

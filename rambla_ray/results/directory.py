@@ -197,6 +197,12 @@ class RunDirectory:
             raise UserError(f"{self.folder.location} has no {name}; is it a run directory that was finished?")
         return value
 
+    def read_notes(self) -> list[str]:
+        """What plan.json says about the datasets, as lines; none where an older version wrote it."""
+        self._check_format()
+        plan = self._parsed("plan.json", json.loads)
+        return [str(note) for note in (plan or {}).get("notes", ())]
+
     def read_calls(self) -> dict[str, Any] | None:
         """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
         self._check_format()

@@ -220,6 +220,8 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
             print_line(console, line)
         if calls:
             console.print(calls_table(calls))
+    for line in directory.read_notes():
+        print_line(console, f"note: {line}")
     for line in warnings(scores):
         print_line(console, f"warning: {line}")
     print_line(console, calls_line(calls))
@@ -234,6 +236,7 @@ def write_summary(directory: RunDirectory) -> None:
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
     lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
+    lines += ["", *(f"- Note: {_markdown(line)}" for line in directory.read_notes())]
     lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
     lines += ["", f"{_markdown(calls_line(calls))}.", ""]
     directory.folder.write("summary.md", "\n".join(lines).encode())

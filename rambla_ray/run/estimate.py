@@ -98,6 +98,7 @@ def pool_load(
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A plan as lines for a reader, from what `Plan.describe` returns."""
+    yield from described["notes"]
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         yield f"{name}: {task['samples']} samples{variants}"
