@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyarrow import fs
 
-from rambla_ray.errors import UserError
+from rambla_ray.errors import NotWritten, UserError
+
+PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
+MAKE_ROOM = "make room there, and run the same command again"
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be read or written, in a few words."""
+    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0][:200]
 
 
 def decoded(data: bytes) -> str:
@@ -62,11 +72,18 @@ class Folder:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.filesystem.create_dir(self.root, recursive=True)
-            self.write(probe, b"")
+            self.write(probe, bytes(PROBE_BYTES))
             self.filesystem.delete_file(self.path(probe))
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise UserError(f"{what} '{self.location}' cannot be written: {reason}") from None
+            raise UserError(f"{what} '{self.location}' cannot be written: {reason_of(error)}") from None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While inside, an OSError means that this folder cannot be written any more. Raises NotWritten."""
+        try:
+            yield
+        except OSError as error:
+            raise NotWritten(f"'{self.location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}") from None
 
     def names(self, suffix: str) -> list[str]:
         """Files directly in the folder that end in `suffix`, sorted; none when the folder does not exist."""
@@ -87,8 +104,12 @@ class Folder:
                 stream.write(data)
             return
         draft = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
-        draft.write_bytes(data)
-        os.replace(draft, target)
+        try:
+            draft.write_bytes(data)
+            os.replace(draft, target)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def publish(self, draft: str, name: str) -> None:
         """Rename a file that is complete from the name of its draft to its own, replacing an older one."""

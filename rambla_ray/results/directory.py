@@ -122,8 +122,8 @@ class RunDirectory:
                 for name, model in config.targets.items()
             },
         }
-        self.folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(document)).encode())
-        self.folder.write("plan.json", to_json(plan))
+        self.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(document)).encode())
+        self.write("plan.json", to_json(plan))
         self.write_env({})
         calls = self.read_calls()
         self._earlier_invocations = calls["invocations"] if calls else []
@@ -133,11 +133,20 @@ class RunDirectory:
         packages = versions()
         python = packages.pop("python")
         env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
-        self.folder.write("env.json", to_json(env))
+        self.write("env.json", to_json(env))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the run. Raises NotWritten."""
+        with self.folder.writing():
+            self.folder.write(name, data)
 
     def sample_writer(self, target: str, spec: Mapping[str, Any]) -> SampleWriter:
-        """A writer of one target's samples; they replace those of an earlier invocation when it is closed."""
-        self.samples.make_writable("runs_dir")
+        """A writer of one target's samples; they replace those of an earlier invocation when it is closed.
+
+        It raises NotWritten, as this does, where they cannot be written.
+        """
+        with self.samples.writing():
+            self.samples.filesystem.create_dir(self.samples.root, recursive=True)
         return SampleWriter(self.samples, target, spec)
 
     def write_calls(
@@ -156,15 +165,16 @@ class RunDirectory:
             invocation: the present one, as `results.calls.invocation` makes it.
         """
         invocations = [*self._earlier_invocations, invocation]
-        self.folder.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
+        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
 
     def write_errors(self) -> None:
         """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""
         draft = "errors.jsonl.draft"
-        with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
-            for line in error_lines(self.samples):
-                stream.write(line)
-        self.folder.publish(draft, "errors.jsonl")
+        with self.folder.writing():
+            with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
+                for line in error_lines(self.samples):
+                    stream.write(line)
+            self.folder.publish(draft, "errors.jsonl")
 
     def score(self) -> dict[str, Any]:
         """What metrics.json holds, from samples/ alone. Raises UserError when there are none."""
@@ -176,7 +186,7 @@ class RunDirectory:
     def write_metrics(self) -> dict[str, Any]:
         """Score the samples and write metrics.json; returns what is in it."""
         scores = self.score()
-        self.folder.write("metrics.json", to_json(scores))
+        self.write("metrics.json", to_json(scores))
         return scores
 
     def read_config(self) -> dict[str, Any] | None:

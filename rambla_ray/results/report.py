@@ -229,7 +229,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
 
 
 def write_summary(directory: RunDirectory) -> None:
-    """Write summary.md and report.html from the run directory alone."""
+    """Write summary.md and report.html from the run directory alone. Raises NotWritten."""
     scores, calls = directory.read_json("metrics.json"), directory.read_calls()
     lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
     lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
@@ -239,10 +239,10 @@ def write_summary(directory: RunDirectory) -> None:
     lines += ["", *(f"- Note: {_markdown(line)}" for line in directory.read_notes())]
     lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
     lines += ["", f"{_markdown(calls_line(calls))}.", ""]
-    directory.folder.write("summary.md", "\n".join(lines).encode())
+    directory.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)
     print_run(directory, console, details=True)
-    directory.folder.write("report.html", console.export_html().encode())
+    directory.write("report.html", console.export_html().encode())
 
 
 def _markdown(line: str) -> str:

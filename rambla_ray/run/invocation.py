@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.display import one_line
-from rambla_ray.errors import RunStopped
+from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
@@ -115,6 +115,7 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
     verbose, again = plan.config.options.verbose, command.again
     run: Run | None = None
     scores: dict[str, Any] | None = None
+    is_written = True
     try:
         connect(plan.config.options.address, verbose=verbose)
         if command.job is not None:
@@ -134,13 +135,18 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
             return ExitStatus.REFUSED
         status = ExitStatus.STOPPED
         ending = f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+        is_written = not isinstance(stopped, NotWritten)
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
         ending = "interrupted; what was answered is kept."
-    if run is not None:
+    if run is not None and is_written:
         from rambla_ray.results import report
 
-        report.write_summary(directory)
+        try:
+            report.write_summary(directory)
+        except NotWritten as error:
+            status, scores = ExitStatus.STOPPED, None
+            ending = f"stopped: {error}\nThe summary is missing; what was answered is kept."
         report.print_run(directory, report.console_on(sys.stdout))
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)
