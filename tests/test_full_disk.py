@@ -1,4 +1,4 @@
-"""A disk that is full: the run stops in one line that names the folder, nothing that was stored is lost, it goes on."""
+"""A disk that is full: the run stops in one line that names the folder, keeps what was stored, and can go on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ DEMO_YES_NO = 57
 
 @contextlib.contextmanager
 def no_file_larger_than(size: int, pid: int = 0) -> Iterator[None]:
-    """While inside, the kernel refuses a process every byte of a file beyond a size, as a quota or a full disk does."""
+    """While inside, the kernel refuses a process every byte of a file beyond a size, as it does on a full disk."""
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -66,7 +65,7 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> No
 
 
 def test_a_folder_that_takes_empty_files_alone_is_refused(tmp_path: Path) -> None:
-    with no_file_larger_than(0), pytest.raises(UserError, match="ledger '.*' cannot be written: File too large"):
+    with no_file_larger_than(0), pytest.raises(UserError, match=r"ledger '.*' cannot be written: File too large"):
         Folder(str(tmp_path)).make_writable("ledger")
     assert list(tmp_path.iterdir()) == []
 

@@ -73,15 +73,30 @@ def parse_yaml(text: bytes | str) -> Any:
         yaml.YAMLError, OmegaConfBaseException: it is not valid YAML, or the grammar of an interpolation is not.
     """
     text = text if isinstance(text, str) else decoded(text)
+    _refuse_deep(text)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except OSError:  # OmegaConf's own, for a value that stands alone.
+        raise ValueError("expected keys and values") from None
+
+
+def parse_resolved(data: bytes) -> Any:
+    """YAML that was written by a program, and holds no interpolations but texts that may look so.
+
+    Raises:
+        ValueError, yaml.YAMLError: as `parse_yaml`.
+    """
+    text = decoded(data)
+    _refuse_deep(text)
+    return yaml.load(text, Loader=_PARSER)  # noqa: S506 - it is a safe one
+
+
+def _refuse_deep(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_PARSER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} deep")
-    try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except OSError:  # OmegaConf's own, for a value that stands alone.
-        raise ValueError("expected keys and values") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
-from rambla_ray.config.folder import parse_yaml
+from rambla_ray.config.folder import parse_resolved
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
@@ -45,6 +44,20 @@ def versions() -> dict[str, str | None]:
 def to_json(value: object) -> bytes:
     """Strict JSON with sorted keys. Raises ValueError on NaN."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that every version reads alike: a text like 1e3, which some parsers take for a number, is in quotes."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _to_yaml(value: object) -> bytes:
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    return text.encode()
 
 
 def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> dict[str, Any]:
@@ -122,7 +135,7 @@ class RunDirectory:
                 for name, model in config.targets.items()
             },
         }
-        self.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(document)).encode())
+        self.write("config.yaml", _to_yaml(document))
         self.write("plan.json", to_json(plan))
         self.write_env({})
         calls = self.read_calls()
@@ -191,7 +204,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        config = self._parsed("config.yaml", parse_yaml)
+        config = self._parsed("config.yaml", parse_resolved)
         if not isinstance(config, dict):
             return None
         document = {str(key): value for key, value in config.items()}
@@ -228,7 +241,7 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or one_line(str(error))
             raise UserError(f"{self.folder.location}/{name} cannot be read: {reason}") from None
-        except (ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
             reason = one_line(str(error).partition("\n")[0])
             raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
 
