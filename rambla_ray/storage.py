@@ -49,7 +49,9 @@ class Folder:
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
-            self.filesystem, self.root = fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+            absolute = os.fspath(Path(location).expanduser().absolute())
+            self.filesystem = fs.LocalFileSystem()
+            self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
         else:
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
@@ -59,6 +61,10 @@ class Folder:
     def path(self, name: str) -> str:
         """The path of a file in this folder, as the filesystem takes it."""
         return f"{self.root}/{name}"
+
+    def local_path(self, name: str) -> bytes:
+        """The path of a file in this folder on a local disk, as Python takes it; no locale changes it."""
+        return self.path(name).encode("utf-8", "surrogateescape")
 
     def make_writable(self, what: str) -> None:
         """Create the folder and try to write to it.
@@ -98,17 +104,18 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; on a local disk a reader sees the old one or the new one, never a part."""
-        target = self.path(name)
         if not self.is_local:
-            with self.filesystem.open_output_stream(target) as stream:
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
             return
-        draft = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
+        draft = self.local_path(f"{name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            draft.write_bytes(data)
-            os.replace(draft, target)
+            with open(draft, "wb") as file:
+                file.write(data)
+            os.replace(draft, self.local_path(name))
         except OSError:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
             raise
 
     def publish(self, draft: str, name: str) -> None:

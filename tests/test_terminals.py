@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_a_command_does_its_work_whoever_reads_it(command: str, redirection: str
     if command == RUN:
         (metrics,) = tmp_path.glob("runs/*/metrics.json")
         assert (metrics.parent / "report.html").is_file()
+
+
+@pytest.mark.processes
+def test_a_run_has_the_name_that_was_typed_in_every_locale(tmp_path: Path) -> None:
+    words = f"model=mock runs_dir={tmp_path}/é ledger={tmp_path}/µ"
+    code = (
+        "import sys; from rambla_ray.config.load import load; from rambla_ray.storage import Folder;"
+        "config = load(sys.argv[1:]); folder = Folder(config.ledger); folder.make_writable('ledger');"
+        "name = '\\u7b54'; folder.write(name, b'x'); print(ascii(config.options.runs_dir), folder.names('') == [name])"
+    )
+    done = shell(f"python -c {shlex.quote(code)} {words}", **PLAIN_C)
+    assert (done.stdout, done.stderr) == (f"'{tmp_path}/\\xe9' True\n", "")
+    assert [path.name for path in tmp_path.glob("µ/*")] == ["答"]
 
 
 @pytest.mark.processes

@@ -25,7 +25,7 @@ from rambla_ray.config.folder import ConfigFolder, package_dir
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
-from rambla_ray.config.words import read_value, type_at
+from rambla_ray.config.words import as_typed, read_value, type_at
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
@@ -108,7 +108,7 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
-    for word in words:
+    for word in map(as_typed, words):
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(f"'{word}' is not key=value; see --help")

@@ -7,8 +7,10 @@ whole value are left out, so that `"null"` is a text too.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
@@ -24,6 +26,13 @@ BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": F
 BRACKETS = ("{}", "[]")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def as_typed(word: str) -> str:
+    """A word in UTF-8, as terminals send it, where Python has read it in the encoding of another locale."""
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(word).decode()
+    return word
 
 
 def read_value(word: str, kind: Any) -> Any:

@@ -134,7 +134,7 @@ class Ledger:
         """The segments as local files; those of a bucket are copied here first, without a name."""
         names = self._folder.names(SUFFIX)
         if self._folder.is_local:
-            yield from (open(self._folder.path(name), "rb") for name in names)  # noqa: SIM115
+            yield from (open(self._folder.local_path(name), "rb") for name in names)  # noqa: SIM115
             return
 
         def fetch(name: str) -> BinaryIO:
@@ -207,7 +207,7 @@ class Ledger:
     def _own_segment(self) -> _OwnSegment:
         if self._own is None:
             if self._folder.is_local:
-                file: Any = open(self._folder.path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
+                file: Any = open(self._folder.local_path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
             else:
                 file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._own = _OwnSegment(file)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
+from rambla_ray.config.words import as_typed
 from rambla_ray.display import one_line
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.results.directory import RunDirectory
@@ -73,6 +74,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     Raises:
         UserError: nothing has been asked.
     """
+    words = [as_typed(word) for word in words]
     command = CommandLine(words, program, SubmittedJob.current())
     config = load(words)
     own_cluster = command.job is None and cluster_address(config.options.address) == "local"
