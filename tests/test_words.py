@@ -11,6 +11,7 @@ from config_files import loaded
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.load import load_served
 from rambla_ray.config.words import read_value, type_at
+from rambla_ray.results.directory import RunDirectory
 
 no_endpoint = config_files.no_endpoint  # It runs by itself before each test of this file.
 
@@ -206,3 +207,17 @@ def value_at(place: str, *words: str) -> object:
     for part in place.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "${x", "costs ${5", "-1E5", "\x00\x85\u2028"])
+def test_a_run_directory_holds_what_was_typed(text: str, tmp_path: Path) -> None:
+    escaped = text.replace("${", "\\${")
+    words = [f"model.params.answer={escaped}", f"runs_dir={tmp_path}", "limit=1"]
+    config = loaded(*words)
+    directory = RunDirectory.create(config)
+    directory.begin(config, {}, words)
+    document = RunDirectory.create(config).read_config()  # which compares it with what it holds
+    assert document is not None
+    assert document["command"] == words
+    assert document["question"] == config.question()
+    assert document["question"]["targets"]["mock"]["params"]["answer"] == text
