@@ -148,6 +148,16 @@ def test_an_integer_beside_a_gap_stays_one_in_every_kind_of_file(name: str, cont
     assert [item.fields["n"] for item in items][:2] == ["1", ""]
 
 
+def test_a_folder_in_the_hub_s_layout_is_read_as_its_file_is(tmp_path: Path) -> None:
+    cells = {"b": [b"\xc2\xb5", None], "f": pa.array([0.1, None], pa.float32()), "m": [Decimal("1.50"), None]}
+    pq.write_table(pa.table({"id": [1, 2], **cells}), tmp_path / "train.parquet")
+    for path in (tmp_path, tmp_path / "train.parquet"):
+        read = load_items(
+            DatasetConfig(format="table", path=str(path), demo="x", fields=("b", "f", "m")), "t", demo=False
+        )
+        assert [list(item.fields.values()) for item in read] == [["µ", "0.1", "1.50"], ["", "", ""]]
+
+
 # `keep`
 
 

@@ -111,7 +111,7 @@ def _split(words: Sequence[str]) -> list[tuple[str, str]]:
     for word in map(as_typed, words):
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"'{word}' is not key=value; see --help")
+            raise UserError(f"'{one_line(word)}' is not key=value; see --help")
         if well_formed(word) != word:
             raise UserError(f"{COMMAND_LINE}: {key}={value[:60]!a}: its bytes are no text in this locale; use UTF-8")
         pairs.append((key, value.removesuffix("\r")))  # A script that was written on Windows ends its lines so.
@@ -200,6 +200,8 @@ def _override(config: dict[str, Any], overrides: Overrides, where: str, model: t
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{one_line(reason, 300)}") from None
     except RecursionError:
         raise UserError(f"{where}: an interpolation is nested too deeply") from None
+    except TypeError as error:  # OmegaConf raises one for a key, where a list takes a number.
+        raise UserError(f"{where}: {error}") from None
 
 
 def _declared_type(key: str, model: type[BaseModel], config: DictConfig) -> Any:
@@ -219,7 +221,7 @@ def _value(key: str, word: str, kind: Any) -> Any:
         return read_value(word, kind)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {key}={word[:60]}: cannot be read as a value: {reason}") from None
+        raise UserError(f"{COMMAND_LINE}: {key}={one_line(word, 60)}: cannot be read as a value: {reason}") from None
 
 
 def _checked(model: type[T], value: Any, where: str) -> T:

@@ -9,10 +9,11 @@ import os
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rambla_ray.config.dataset import DatasetConfig, Selection
@@ -92,7 +93,8 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
             opaque = [field.name for field in table.schema if _holds_objects(field.type)]
             if opaque:
                 raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {OTHER_FILE}")
-            yield from _as_written(table).to_pylist()
+            single = [field.name for field in table.schema if pa.types.is_float32(field.type)]
+            yield from _as_written(table.to_pylist(), single)
             return
         text = decoded(stream.read())
     if suffix == ".jsonl":
@@ -112,13 +114,11 @@ def _holds_objects(kind: pa.DataType) -> bool:
     return any(map(_holds_objects, inner))
 
 
-def _as_written(table: pa.Table) -> pa.Table:
-    """A table whose numbers of single precision are those of the fewest digits: 0.1, and not 0.10000000149011612."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_float32(field.type):
-            column = table.column(place).cast(pa.string()).cast(pa.float64())
-            table = table.set_column(place, field.name, column)
-    return table
+def _as_written(rows: Iterable[dict[str, Any]], single: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows with the fewest digits in their columns of single precision: 0.1, and not 0.10000000149011612."""
+    for row in rows:
+        numbers = {name: row[name] for name in single if row[name] is not None}
+        yield row | {name: float(str(np.float32(number))) for name, number in numbers.items()}
 
 
 def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:
@@ -178,7 +178,9 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
 
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(path, config.subset, split=config.split)
+        rows = datasets.load_dataset(path, config.subset, split=config.split)
+        single = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "float32"]
+        yield from _as_written(rows, single)
     except Exception as error:  # noqa: BLE001 - The library raises a dozen kinds: offline, not found, gated, ...
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

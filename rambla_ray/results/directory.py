@@ -46,7 +46,7 @@ def to_json(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """YAML that every version reads alike: a text like 1e3, which some parsers take for a number, is in quotes."""
 
 

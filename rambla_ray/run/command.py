@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rambla_ray.display import unfailing_output
+from rambla_ray.display import one_line, unfailing_output
 from rambla_ray.run.status import ExitStatus
 
+LONGEST_ERROR = 4000  # A message is cut to so many characters.
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
 
 BENCH_HELP = """\
@@ -70,7 +71,7 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
 
         return invocation.invoke(words, program)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED
 
 
@@ -106,5 +107,5 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
             holds = holds and all(check.holds for check in checks)
         return ExitStatus.DONE if holds else DIFFERS
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED

@@ -107,7 +107,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
-        yield "  | " + task["example_prompt"].replace("\n", "\n  | ")
+        yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
     for target, pools in described["streams"].items():
         yield f"{target}: one stream of {described['samples_per_target']} samples"
         for pool in pools:

@@ -84,7 +84,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         return _diagnose(config)
     plan = Plan(config)
     if config.options.dry_run:
-        print(*plan_lines(plan.describe()), sep="\n")
+        print(*(one_line(line, len(line)) for line in plan_lines(plan.describe())), sep="\n")
         return ExitStatus.DONE
     if command.job is not None:
         command.job.refuse_secrets(config.key_variables)
