@@ -249,18 +249,20 @@ class _TaskFile:
             self._stream.close()
             if self._rows >= min(self._expected, self._rows_in_earlier_file()):
                 self._folder.publish(self._draft, self._name)
-                self._parquet = None
+                self._stream = None
 
     def discard(self) -> None:
         """Drop what was written and not published."""
-        if self._parquet is not None:
-            with contextlib.suppress(OSError):
+        if self._stream is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._parquet is not None:
                 self._parquet.close()
-            with contextlib.suppress(OSError):
-                self._stream.close()
-            with contextlib.suppress(OSError):
-                self._folder.filesystem.delete_file(self._folder.path(self._draft))
-            self._parquet = None
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            self._folder.filesystem.delete_file(self._folder.path(self._draft))
+        self._stream = None
 
     def _rows_in_earlier_file(self) -> int:
         """How many samples of the same run the file that would be replaced holds."""
