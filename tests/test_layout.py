@@ -150,7 +150,7 @@ def test_the_check_of_encodings_finds_what_it_looks_for(code, expected):
 
 
 def test_every_text_has_an_encoding_that_no_locale_changes():
-    files = [*modules().values(), *(REPO / "jobs").glob("*.py")]
+    files = [*modules().values(), *(REPO / "jobs").glob("*.py"), *(REPO / "benchmarks").glob("*.py")]
     found = [
         f"{path.relative_to(REPO)}:{node.lineno}"
         for path in files
