@@ -19,8 +19,9 @@ from typing import Any
 
 from rambla_ray.schema import NO_CALL, TRACE_FIELDS, CallTrace, Response, Try
 
-DEEP = 200  # A body with fewer brackets can be parsed, whatever is in it.
 FORMAT = 1  # The number of the format that is written, and the highest that is read.
+
+DEEP, DEEP_BYTES = 200, 1000  # A line of fewer brackets, or bytes, can be parsed, however they are nested.
 
 _KIND = len(b"cccccccc ")
 _REQUEST_ID = slice(_KIND + len(b"k "), _KIND + len(b"k ") + 64)
@@ -136,7 +137,7 @@ def check(line: bytes) -> tuple[str, str, bytes]:
         number = body_of(line)[_FORMAT_KEY]
         if not isinstance(number, int) or number > FORMAT:
             raise NewerFormat(str(number))
-    elif line.count(b"[") + line.count(b"{") > DEEP:
+    elif len(line) > DEEP_BYTES and line.count(b"[") + line.count(b"{") > DEEP:
         body_of(line)
     return peek(line)
 
