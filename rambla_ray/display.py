@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,13 +71,25 @@ class _Output(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         try:
-            self._buffer.write(data)
-            self._buffer.flush()
+            self._write_all(memoryview(data))
         except OSError:  # The reader is gone, the disk is full, the terminal was closed.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._buffer.fileno())  # So that what is buffered can be flushed when the process ends.
             os.close(null)
         return len(data)
+
+    def _write_all(self, data: memoryview) -> None:
+        """Write, and wait where another program has set the terminal or pipe not to block. Raises OSError."""
+        while True:
+            try:
+                if data:
+                    self._buffer.write(data)
+                    data = data[len(data) :]
+                self._buffer.flush()
+                return
+            except BlockingIOError as error:
+                data = data[error.characters_written :]
+                select.select([], [self._buffer], [])
 
 
 @contextlib.contextmanager

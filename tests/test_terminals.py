@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_what_nobody_can_take_is_dropped(name: str, end: str, monkeypatch: pytes
                 print("x" * 100_000, file=getattr(sys, name), flush=True)
             assert getattr(sys, name).fileno() == file
         assert getattr(sys, name) is stream
+
+
+def test_a_pipe_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, file = os.pipe()
+    os.set_blocking(file, False)
+    with ThreadPoolExecutor() as pool, open(reader, "rb") as source:
+        read = pool.submit(source.read)
+        with open(file, "w", encoding="utf-8") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            with unfailing_output():
+                for number in range(20):
+                    print(str(number % 10) * 50_000)
+        assert read.result() == b"".join(b"%d" % (number % 10) * 50_000 + b"\n" for number in range(20))
 
 
 def test_output_that_is_no_stream_of_bytes_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
