@@ -117,7 +117,7 @@ def lm_eval(job: Job) -> Finished:
             {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}
         ],
     }
-    (job.folder / "made_up.yaml").write_text(json.dumps(task))  # JSON is YAML.
+    (job.folder / "made_up.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML.
     model = {
         "model": ENGINE,
         "base_url": f"{job.endpoint.url}/v1/chat/completions",

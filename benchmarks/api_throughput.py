@@ -87,7 +87,7 @@ def measure_all(given: argparse.Namespace, folder: Path) -> Results:
     """All runs, runner after runner and then again, so that what else the machine does strikes all alike."""
     items = made_up_items(given.prompts)
     prompts = folder / "prompts.jsonl"
-    with prompts.open("w") as file:
+    with prompts.open("w", encoding="utf-8") as file:
         for item in items:
             row = {"prompt": TEMPLATE.format_map(item), "answer": item["final_decision"]}
             file.write(json.dumps(row) + "\n")

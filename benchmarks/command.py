@@ -36,7 +36,11 @@ class Finished:
         """What went wrong, in a line with the last that it wrote; empty if nothing did."""
         if self.status == 0:
             return ""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in self.log.read_text(errors="replace", encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         how = f"not over after {self.seconds:.0f} s" if self.status is None else f"exit status {self.status}"
         return f"{how}: {lines[-1][:160] if lines else 'it said nothing'}"
 
@@ -50,7 +54,7 @@ def run(command: Sequence[str | Path], log: Path, timeout_s: float, environment:
     strayed = ("RAY_", "OPENAI_", "HF_", "AZURE_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(strayed)}
     began, began_at = time.monotonic(), time.time()
-    with log.open("w") as words:
+    with log.open("w", encoding="utf-8") as words:
         process = subprocess.Popen(  # noqa: S603 - the benchmark's own commands
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,

@@ -242,7 +242,7 @@ class Endpoint:
         self._command = [sys.executable, __file__, "--with-parent", *given]
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this file
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, encoding="utf-8")  # noqa: S603 - this file
         assert self._process.stdout  # noqa: S101
         line = self._process.stdout.readline()
         if not line.startswith("listening on "):

@@ -254,7 +254,7 @@ def reader(card: str) -> Callable[[], tuple[float, float]]:
     query = f"nvidia-smi --id={card} --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits".split()
 
     def read() -> tuple[float, float]:
-        words = subprocess.check_output(query, text=True)  # noqa: S603
+        words = subprocess.check_output(query, encoding="utf-8")  # noqa: S603
         share, mebibytes = map(float, words.split(","))
         return share / 100, mebibytes * 1024**2
 
@@ -287,11 +287,11 @@ def run(row: Row, log: Path, card: str) -> Outcome:
     more = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = run_command(command, log, TIMEOUT_S, more)
     over.set()
-    said = log.read_text(errors="replace")
+    said = log.read_text(errors="replace", encoding="utf-8")
     if not result.exists():
         print("\n".join(said.splitlines()[-20:]), file=sys.stderr)
         return Outcome(note="out of memory" if OUT_OF_MEMORY.search(said) else done.fault)
-    outcome = Outcome(**json.loads(result.read_text()))
+    outcome = Outcome(**json.loads(result.read_text(encoding="utf-8")))
     busy = [share for at, share, _ in samples if outcome.began <= at <= outcome.ended]
     peak = max((used for *_, used in samples), default=None)
     smaller = re.findall(".*did not fit into memory.*", said)  # Ours says so and goes on.
@@ -306,7 +306,7 @@ def run(row: Row, log: Path, card: str) -> Outcome:
 def gpu_name() -> str:
     """What the GPU is called, asked in another process, so that this one holds none of it; empty without a GPU."""
     code = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
-    return subprocess.check_output([sys.executable, "-c", code], text=True).strip()  # noqa: S603
+    return subprocess.check_output([sys.executable, "-c", code], encoding="utf-8").strip()  # noqa: S603
 
 
 def version(package: str) -> str:
@@ -370,7 +370,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.row:
         row = Row(**json.loads(given.row[0]))
         outcome = build(row) if row.runner == "build" else measure(row)
-        Path(given.row[1]).write_text(json.dumps(asdict(outcome)))
+        Path(given.row[1]).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
         return 0
     if min(given.prompt, given.new, *given.batches) < 1 or given.prompt + given.new > POSITIONS:
         parser.error(f"prompt, new and batches are 1 at least, prompt and new together {POSITIONS} at most")

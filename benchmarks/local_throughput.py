@@ -114,7 +114,7 @@ def ours(work: Work) -> Measured:
         stages = [{"generate": {"role": "target", "template": TEMPLATE + question}}]
         answer = {"choices": ["yes", "no"], "target": "final_decision"}
         (conf / "task" / f"{name}.yaml").write_text(  # JSON is YAML.
-            json.dumps({"dataset": "pubmedqa_yesno", "stages": stages, "answer": answer})
+            json.dumps({"dataset": "pubmedqa_yesno", "stages": stages, "answer": answer}), encoding="utf-8"
         )
     runs = work.folder / "runs"
     config = "model.params.generation_config"
@@ -128,13 +128,13 @@ def ours(work: Work) -> Measured:
     if done.status not in (0, 2):  # Status 2: no answer could be read, which is not what is measured.
         raise Failed(f"ours: {done.fault}")
     (folder,) = (path.parent for path in runs.glob("*/calls.json"))
-    local = json.loads((folder / "calls.json").read_text())["invocations"][0]["local"]["smollm2"]
+    local = json.loads((folder / "calls.json").read_text(encoding="utf-8"))["invocations"][0]["local"]["smollm2"]
     work.prompts.mkdir()
     for name in work.tasks:
         (file,) = (folder / "samples").glob(f"*{name}*.parquet")
         steps = pq.read_table(file, columns=["steps"])["steps"].to_pylist()
         lines = [json.dumps({"prompt": step[0]["prompt"], "answer": "yes"}) + "\n" for step in steps]
-        (work.prompts / f"{name}.jsonl").write_text("".join(lines))
+        (work.prompts / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return Measured(local["busy_s"], done.seconds)
 
 
@@ -146,7 +146,7 @@ def loop(work: Work) -> Measured:
         words = [work.prompts / f"{name}.jsonl", _model_folder(), GGUF, work.dtype, work.new, BATCH, answers]
         done = run([sys.executable, "-c", LOOP, *map(str, words)], work.folder / "loop.log", TIMEOUT_S, {})
         _check("loop", done)
-        took += json.loads(answers.read_text())["seconds"]
+        took += json.loads(answers.read_text(encoding="utf-8"))["seconds"]
         whole += done.seconds
     return Measured(took, whole)
 
@@ -155,7 +155,7 @@ def lm_eval(work: Work) -> Measured:
     """lm-evaluation-harness on the same prompts, all tasks in one process."""
     python = peers_python(work.peers)
     (borrowed,) = work.peers.glob("lib/python*/site-packages")
-    (borrowed / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (borrowed / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     tasks = work.folder / "lm_eval"
     tasks.mkdir()
     for name in work.tasks:
@@ -175,7 +175,7 @@ def lm_eval(work: Work) -> Measured:
             },
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         }
-        (tasks / f"{name}.yaml").write_text(json.dumps(task))
+        (tasks / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")
     options = {
         "--model": "hf",
         "--model_args": f"pretrained={_model_folder()},gguf_file={GGUF},dtype={work.dtype}",
@@ -189,7 +189,7 @@ def lm_eval(work: Work) -> Measured:
     home = {"HF_HOME": str(work.folder / "hf")}
     done = run([python, "-m", "lm_eval", "run", "--apply_chat_template", *words], log, TIMEOUT_S, OFFLINE | home)
     _check("lm_eval", done)
-    bars = re.findall(r"generate_until requests: 100%[^\[]*\[([\d:]+)<", log.read_text())
+    bars = re.findall(r"generate_until requests: 100%[^\[]*\[([\d:]+)<", log.read_text(encoding="utf-8"))
     if not bars:
         raise Failed(f"lm_eval: its log {log} says nothing of the time it took")
     return Measured(float(_seconds(bars[-1])), done.seconds)
@@ -245,7 +245,9 @@ def main(words: Sequence[str] | None = None) -> int:
                         status = 1
                         continue
                     print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
-                count = sum(len(file.read_text().splitlines()) for file in work.prompts.glob("*.jsonl"))
+                count = sum(
+                    len(file.read_text(encoding="utf-8").splitlines()) for file in work.prompts.glob("*.jsonl")
+                )
             for name, measured in found.items():
                 ratios = ["", ""]
                 if name != "ours" and "ours" in found:

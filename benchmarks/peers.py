@@ -21,7 +21,7 @@ class Failed(Exception):
 def peers_python(folder: Path) -> Path:
     """The interpreter of the peers' virtual environment, which is made on first use. Raises Failed."""
     constraints = REPOSITORY / "constraints.txt"
-    wanted = hashlib.sha256(f"{PEERS} {constraints.read_text()}".encode()).hexdigest()[:16]
+    wanted = hashlib.sha256(f"{PEERS} {constraints.read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
     python, installed = folder / "bin" / "python", folder / f"installed-{wanted}"
     if installed.exists():
         return python
@@ -30,7 +30,8 @@ def peers_python(folder: Path) -> Path:
         [sys.executable, "-m", "venv", folder],
         [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, *PEERS],
     ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)  # noqa: S603
+        words = [str(word) for word in command]
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)  # noqa: S603
         if done.returncode:
             raise Failed(f"the peers cannot be installed: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
     installed.touch()

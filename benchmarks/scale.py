@@ -85,7 +85,9 @@ def prepare(folder: Path, samples: int) -> tuple[Bench, list[str]]:
     }
     bench = Bench(folder, made_up_items(min(ITEMS, samples)), tasks[names[0]], {"scale_mock": MOCK})
     for name, task in tasks.items():
-        (folder / "conf" / "task" / f"{name}.yaml").write_text(json.dumps({"dataset": "made_up", **task}))
+        (folder / "conf" / "task" / f"{name}.yaml").write_text(
+            json.dumps({"dataset": "made_up", **task}), encoding="utf-8"
+        )
     return bench, ["model=scale_mock", f"task={','.join(names)}"]
 
 
@@ -95,7 +97,7 @@ def measured(bench: Bench, words: Sequence[str]) -> Measured:
         finished = bench.run(*words, timeout_s=TIMEOUT_S)
     if finished.status != 0:
         raise RuntimeError(finished.fault)
-    now = json.loads((bench.folder / "runs/benchmark/calls.json").read_text())["invocations"][-1]
+    now = json.loads((bench.folder / "runs/benchmark/calls.json").read_text(encoding="utf-8"))["invocations"][-1]
     return Measured(finished, watch.peak_mb, now["calls"], now["wall_s"])
 
 

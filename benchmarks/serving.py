@@ -59,8 +59,8 @@ def running(command: Sequence[str | Path]) -> Iterator[str]:
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
         env={**kept, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
+        encoding="utf-8",
     )
     try:
         assert process.stdout  # noqa: S101

@@ -62,8 +62,8 @@ class Bench:
         for name, config in configs.items():
             path = folder / "conf" / f"{name}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(config, indent=1))  # JSON is YAML.
-        data.write_text("".join(json.dumps(item) + "\n" for item in items))
+            path.write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML.
+        data.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
 
     def run(self, *words: str, timeout_s: float) -> Finished:
         """Run it; `words` choose the models."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import rambla_ray
+from rambla_ray.display import unfailing_output
 from rambla_ray.errors import choose_from
 from rambla_ray.run.command import bench, report
 from rambla_ray.run.status import ExitStatus
@@ -26,6 +27,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], int]] = {
 }
 
 
+@unfailing_output()
 def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-ray",)) -> int:
     """Run the command line; returns the exit status.
 

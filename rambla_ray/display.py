@@ -1,9 +1,16 @@
-"""Text of unknown origin (answers, errors, names) made harmless for whoever looks at it."""
+"""Text of unknown origin (answers, errors, names) made harmless, and its way to whoever looks at it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import select
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, BinaryIO, TextIO, cast
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -45,3 +52,74 @@ class Check:
 
     def __str__(self) -> str:
         return f"{'✓' if self.holds else '✗'} {self.line}"
+
+
+class _Output(io.RawIOBase):
+    """What a stream writes, which goes nowhere from the moment on at which nobody can take it any more."""
+
+    def __init__(self, buffer: BinaryIO) -> None:
+        self._buffer = buffer
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._buffer.isatty()
+
+    def fileno(self) -> int:
+        return self._buffer.fileno()
+
+    def write(self, data: Any) -> int:
+        try:
+            self._write_all(memoryview(data))
+        except OSError:  # The reader is gone, the disk is full, the terminal was closed.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._buffer.fileno())  # So that what is buffered can be flushed when the process ends.
+            os.close(null)
+        return len(data)
+
+    def _write_all(self, data: memoryview) -> None:
+        """Write, and wait where another program has set the terminal or pipe not to block. Raises OSError."""
+        while True:
+            try:
+                if data:
+                    self._buffer.write(data)
+                    data = data[len(data) :]
+                self._buffer.flush()
+                return
+            except BlockingIOError as error:
+                data = data[error.characters_written :]
+                select.select([], [self._buffer], [])
+
+
+@contextlib.contextmanager
+def unfailing_output() -> Iterator[None]:
+    """While inside, nothing that is printed can end the process, which may be in the middle of a paid run.
+
+    A character that the terminal's encoding lacks is shown as an escape; what nobody reads any more is dropped.
+    """
+    _open_standard_streams()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _unfailing(sys.stdout, 1), _unfailing(sys.stderr, 2)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _open_standard_streams() -> None:
+    """Open those of the streams 0, 1 and 2 that are closed, or the next file to be opened would take their place."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+
+
+def _unfailing(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:  # It was closed when Python started.
+        return open(number, "w", encoding="utf-8", closefd=False)
+    if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _Output):
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    raw = cast(BinaryIO, _Output(stream.buffer))
+    return io.TextIOWrapper(raw, stream.encoding, errors="backslashreplace", write_through=True)

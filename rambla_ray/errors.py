@@ -21,6 +21,14 @@ class RunStopped(RamblaError):
     """A run that cannot go on (a rejected key, an unknown engine) but can be resumed. Exit code 4."""
 
 
+class NotWritten(RunStopped):
+    """Results that could not be written, as a disk is full. What was answered is in the ledger."""
+
+
+class NotStored(RamblaError):
+    """A record that could not be written to the ledger, and is lost."""
+
+
 class Draining(RamblaError):
     """The run is being stopped: nothing new is asked. The sample stays as it is."""
 

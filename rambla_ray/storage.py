@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyarrow import fs
 
-from rambla_ray.errors import UserError
+from rambla_ray.errors import NotWritten, UserError
+
+PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
+MAKE_ROOM = "make room there, and run the same command again"
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be read or written, in a few words."""
+    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0][:200]
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file in UTF-8, whatever the locale, without its byte-order mark if it has one.
+
+    Raises:
+        ValueError: it is not UTF-8; the message names the first byte that is not, and its line.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
 
 
 class Folder:
@@ -26,7 +49,9 @@ class Folder:
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
-            self.filesystem, self.root = fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+            absolute = os.fspath(Path(location).expanduser().absolute())
+            self.filesystem = fs.LocalFileSystem()
+            self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
         else:
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
@@ -36,6 +61,10 @@ class Folder:
     def path(self, name: str) -> str:
         """The path of a file in this folder, as the filesystem takes it."""
         return f"{self.root}/{name}"
+
+    def local_path(self, name: str) -> bytes:
+        """The path of a file in this folder on a local disk, as Python takes it; no locale changes it."""
+        return self.path(name).encode("utf-8", "surrogateescape")
 
     def make_writable(self, what: str) -> None:
         """Create the folder and try to write to it.
@@ -49,11 +78,18 @@ class Folder:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.filesystem.create_dir(self.root, recursive=True)
-            self.write(probe, b"")
+            self.write(probe, bytes(PROBE_BYTES))
             self.filesystem.delete_file(self.path(probe))
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise UserError(f"{what} '{self.location}' cannot be written: {reason}") from None
+            raise UserError(f"{what} '{self.location}' cannot be written: {reason_of(error)}") from None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While inside, an OSError means that this folder cannot be written any more. Raises NotWritten."""
+        try:
+            yield
+        except OSError as error:
+            raise NotWritten(f"'{self.location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}") from None
 
     def names(self, suffix: str) -> list[str]:
         """Files directly in the folder that end in `suffix`, sorted; none when the folder does not exist."""
@@ -75,14 +111,19 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; on a local disk a reader sees the old one or the new one, never a part."""
-        target = self.path(name)
         if not self.is_local:
-            with self.filesystem.open_output_stream(target) as stream:
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
             return
-        draft = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
-        draft.write_bytes(data)
-        os.replace(draft, target)
+        draft = self.local_path(f"{name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(draft, "wb") as file:
+                file.write(data)
+            os.replace(draft, self.local_path(name))
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
+            raise
 
     def publish(self, draft: str, name: str) -> None:
         """Rename a file that is complete from the name of its draft to its own, replacing an older one."""

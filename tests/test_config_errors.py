@@ -65,8 +65,16 @@ no_endpoint = config_files.no_endpoint  # It runs by itself before each test of 
         ("task.dataset.format=pubmed", "format: Input should be 'pubmedqa'"),
         ("task.dataset.seed=-1", "seed"),
         ("limit=[", "limit"),
-        ("model.params.answer=@x", "params.answer"),
-        ("model.params.answer='x", "params.answer"),
+        ("task.stages.a.b=x", "Index 'a' (str) is not an int"),
+        ("task.stages.9.b=x", "stages[9]: list index out of range"),
+        ("limit\nx", r"'limit\nx' is not key=value"),
+        ("limit=true", "limit: Input should be a valid integer"),
+        ("limit=" + "[" * 100_000 + "]" * 100_000, "it is nested more than 50 deep"),
+        ("task.stages=" + "[" * 100_000 + "]" * 100_000, "it is nested more than 50 deep"),
+        ("ledger=" + "${" * 400 + "x" + "}" * 400, "nested too deeply"),
+        ("model.params.answer=null", "params.answer: Input should be a valid string"),
+        ("runs_dir=", "runs_dir: Input should be a valid string"),
+        ("model.params.answer=\udce9", "its bytes are no text in this locale"),
         ("model.params.flip=${oc.env:NO_SUCH_VARIABLE}", "needs the environment variable NO_SUCH_VARIABLE"),
         ("model.params.flip=${nope}", "params.flip"),
         ("model=llama_ft", "needs the environment variable LLAMA_FT_PATH, which is not set"),
@@ -74,6 +82,24 @@ no_endpoint = config_files.no_endpoint  # It runs by itself before each test of 
 )
 def test_what_is_wrong_is_said_in_one_line_with_the_nearest_match(words: str | list[str], fragment: str) -> None:
     assert fragment in refusal(*([words] if isinstance(words, str) else words))
+
+
+@pytest.mark.parametrize("group", ["model", "task"])
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"name: caf\xe9\n", "byte 0xe9 in line 1 is not UTF-8"),
+        (b"# one\n# \x80\n", "byte 0x80 in line 2 is not UTF-8"),
+        ("name: mock".encode("utf-16"), "byte 0xff in line 1 is not UTF-8"),
+        (b"name: " + b"[" * 100_000 + b"]" * 100_000, "it is nested more than 50 deep"),
+    ],
+    ids=["latin-1", "a later line", "utf-16", "deep"],
+)
+def test_a_file_that_is_no_text_or_no_config_is_named(group: str, content: bytes, fragment: str, conf: Path) -> None:
+    (conf / group / "broken.yaml").write_bytes(content)
+    message = refusal(f"conf_dir={conf}", f"{group}=broken")
+    assert f"{conf}/{group}/broken.yaml: " in message
+    assert fragment in message
 
 
 @pytest.mark.parametrize(

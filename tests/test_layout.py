@@ -110,6 +110,56 @@ def test_no_module_imports_what_another_keeps_to_itself():
     assert private == []
 
 
+def reads_by_the_locale(node: ast.AST) -> bool:
+    """Whether a call reads or writes text in the encoding of whatever locale it runs in."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+    if "encoding" in keywords:
+        return False
+    if name == "open":
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)] + [keywords.get("mode")]
+        is_method = isinstance(node.func, ast.Attribute)  # Models are opened too, but without a mode.
+        return not any("b" in str(mode) for mode in modes if mode) and (not is_method or modes != [None])
+    return name in ("read_text", "write_text") or bool(
+        keywords.get("text") and name in ("run", "Popen", "check_output")
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("open(p)", True),
+        ("open(p, 'w')", True),
+        ("open(p, mode='a')", True),
+        ("p.open('r')", True),
+        ("p.read_text()", True),
+        ("p.write_text(x)", True),
+        ("subprocess.run(x, text=True)", True),
+        ("open(p, 'rb')", False),
+        ("open(p, 'w', encoding='utf-8')", False),
+        ("p.open(mode='wb')", False),
+        ("model.open()", False),
+        ("p.read_text(encoding='utf-8-sig')", False),
+        ("subprocess.run(x)", False),
+    ],
+)
+def test_the_check_of_encodings_finds_what_it_looks_for(code, expected):
+    assert any(map(reads_by_the_locale, ast.walk(ast.parse(code)))) is expected
+
+
+def test_every_text_has_an_encoding_that_no_locale_changes():
+    files = [*modules().values(), *(REPO / "jobs").glob("*.py"), *(REPO / "benchmarks").glob("*.py")]
+    found = [
+        f"{path.relative_to(REPO)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if reads_by_the_locale(node)
+    ]
+    assert found == []
+
+
 def test_what_is_imported_by_its_name_exists():
     named = {
         text

@@ -120,6 +120,16 @@ def test_a_line_is_what_it_has_always_been_and_names_no_format(record: Record) -
 
 
 @pytest.mark.parametrize("run_id", ["run", "another"])
+@pytest.mark.parametrize("member", ["mood", "v"])
+def test_a_line_that_is_nested_too_deeply_is_skipped_and_counted(member: str, run_id: str, tmp_path: Path) -> None:
+    line = with_members(answer("a").to_line(), **{member: 1}).rstrip(b"\n")
+    rest = line[9:].replace(f'"{member}":1'.encode(), f'"{member}":'.encode() + b"[" * 100_000 + b"]" * 100_000, 1)
+    (tmp_path / f"deep{SUFFIX}").write_bytes(b"%08x %s\n" % (zlib.crc32(rest), rest) + answer("b").to_line())
+    ledger = opened(tmp_path, run_id)
+    assert (text_of(ledger, "a"), text_of(ledger, "b"), ledger.damaged) == (None, "yes", 1)
+
+
+@pytest.mark.parametrize("run_id", ["run", "another"])
 def test_a_member_that_is_not_known_changes_nothing(run_id: str, tmp_path: Path) -> None:
     lines = [answer("a", "yes", run_id).to_line(), failure("b", run_id).to_line()]
     stored(tmp_path, answer("c"))

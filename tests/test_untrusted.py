@@ -79,7 +79,9 @@ def test_the_resolvers_are_those_that_were_looked_at():
 def test_yaml_makes_no_objects(conf: Path, sprung: Path, tag: str):
     (conf / "model/trap.yaml").write_text(f"name: mock\nparams:\n  answer: {tag} [{sprung}]\n")
     assert "not valid YAML" in refusal(f"conf_dir={conf}", "model=trap")
-    assert "cannot be read as a value" in refusal(f"model.params.answer={tag} [{sprung}]")
+    assert "cannot be read as a value" in refusal(f"task.dataset.fields=[{tag} [{sprung}]]")
+    word = f"{tag} [{sprung}]"
+    assert load(["model=mock", f"model.params.answer={word}"]).targets["mock"].params.model_dump()["answer"] == word
     assert not sprung.exists()
 
 

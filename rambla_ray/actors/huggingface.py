@@ -223,7 +223,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 def _fast_cpu_dtype() -> str:
     """bfloat16 where the CPU computes in it, else float32."""
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return "float32"
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"

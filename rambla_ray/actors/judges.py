@@ -21,6 +21,7 @@ from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response
 from rambla_ray.scoring import similarity
+from rambla_ray.storage import decoded
 
 UNLIMITED = 10**9  # A tokenizer without a limit names a larger number.
 
@@ -242,7 +243,7 @@ class HuggingFaceEmbeddings(HuggingFaceJudge):
                     raise  # The hub cannot be asked, so it is not known whether there is such a file.
                 except EntryNotFoundError:
                     return None
-            return json.loads(path.read_text()) if path.is_file() else None
+            return json.loads(decoded(path.read_bytes())) if path.is_file() else None
 
     def encode(self, text: str, pair: str | None) -> Iterable[Any]:
         return (self.tokenize(text),) if pair is None else (self.tokenize(text), self.tokenize(pair))

@@ -8,22 +8,25 @@ they are stored as, so that the service costs little per request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
-from rambla_ray.errors import ErrorKind
+from rambla_ray.errors import ErrorKind, NotStored
 from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
 from rambla_ray.ledger.commit import GroupCommit
-from rambla_ray.ledger.record import FORMAT, Kind, Record, peek
+from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.storage import Folder
+from rambla_ray.storage import MAKE_ROOM, Folder, reason_of
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
 LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.
@@ -47,6 +50,7 @@ class LedgerService:
         self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
     ) -> None:
         folder = Folder(location)
+        self._location = location
         self._run_id = run_id
         self._ledger = Ledger(folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
@@ -57,7 +61,9 @@ class LedgerService:
         self._late_s = LATE_S if folder.is_local else PART_LATE_S
         self._failures: dict[str, bytes] = {}  # of this invocation, in which identical requests share their failure
         self._stopped: tuple[str, str] | None = None
-        for note in _load_notes(self._ledger, location):
+        self._lost: list[Record] = []  # what was answered, or failed, and could not be stored
+        self._uncounted_calls = 0  # that were made for these, and are not in the ledger's counts
+        for note in load_notes(self._ledger, location):
             self._board.notify(note)
         self._check_budget()
         gc.freeze()  # what is loaded stays
@@ -81,8 +87,13 @@ class LedgerService:
         """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim."""
         self._claims.heartbeat(owner, time.monotonic())
         claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
-        granted = [(*request, claim) for request, claim in zip(wanted, claims, strict=True) if claim in GRANTS]
-        self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role, _ in granted))
+        granted = [request for request, claim in zip(wanted, claims, strict=True) if claim in GRANTS]
+        try:
+            with self._storing():
+                self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role in granted))
+        except NotStored:
+            self._claims.release(owner, [request_id for request_id, _ in granted])
+            return [Claim.DRAINING if claim in GRANTS else claim for claim in claims]
         return claims
 
     def _claim(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
@@ -96,7 +107,8 @@ class LedgerService:
         error = f"the process that asked it died, {DEATHS} times"
         record = Record(request_id, self._run_id, model, role, error_kind=ErrorKind.DIED, error=error, at=time.time())
         line = self._failures[request_id] = record.to_line()
-        self._ledger.add([line])
+        with contextlib.suppress(NotStored), self._storing():
+            self._ledger.add([line])
         return line
 
     async def wait(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
@@ -123,15 +135,23 @@ class LedgerService:
         """What was granted was not asked after all, and is free again."""
         self._claims.heartbeat(owner, time.monotonic())
         released = self._claims.release(owner, request_ids)
-        self._ledger.mark(Kind.RELEASE, released)
+        with contextlib.suppress(NotStored), self._storing():
+            self._ledger.mark(Kind.RELEASE, released)
         self._waiters.wake(released)
 
     async def store(self, owner: str, lines: list[bytes]) -> bool:
-        """Take records in and return when they are durable: whether the run is being stopped."""
+        """Take records in and return when they are durable: whether the run is being stopped. Raises NotStored."""
         self._claims.heartbeat(owner, time.monotonic())
-        self._ledger.add(lines)
-        self._check_budget()
-        await self._commits.wait()
+        is_counted = False
+        try:
+            with self._storing():
+                self._ledger.add(lines)
+                is_counted = True
+                self._check_budget()
+                await self._commits.wait()
+        except NotStored:
+            self._lose(lines, is_counted=is_counted)
+            raise
         for line in lines:
             kind, request_id, _ = peek(line)
             if kind == Kind.FAILURE:
@@ -140,10 +160,37 @@ class LedgerService:
             self._waiters.end(request_id, line)
         return self._stopped is not None
 
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """While inside, an OSError means that the ledger cannot be written, which stops the run. Raises NotStored."""
+        try:
+            yield
+        except OSError as error:
+            message = f"the ledger '{self._location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}"
+            self._stop("ledger", message)
+            raise NotStored(message) from None
+
+    def _lose(self, lines: Sequence[bytes], *, is_counted: bool) -> None:
+        """Requests whose records could not be stored have ended, and are asked again when the run is continued."""
+        for record in map(Record.from_line, lines):
+            self._lost.append(record)
+            self._uncounted_calls += 0 if is_counted else record.trace.attempts
+            self._claims.end(record.request_id)
+            self._waiters.end(record.request_id)
+
+    def _why_stopped(self) -> tuple[str, str] | None:
+        if self._stopped is None or not self._lost:
+            return self._stopped
+        kind, message = self._stopped
+        counts = Counter((record.model, record.role) for record in self._lost)
+        lost = ", ".join(f"{counted(count, 'request')} to {model} ({role})" for (model, role), count in counts.items())
+        return kind, f"{message}; what came of {lost} is lost, and asked again"
+
     def _declare_dead(self, owner: str) -> None:
         """Each request that an owner was asking counts one death, and is free again."""
         lost = self._claims.declare_dead(owner)
-        self._ledger.mark(Kind.DEATH, lost)
+        with contextlib.suppress(NotStored), self._storing():
+            self._ledger.mark(Kind.DEATH, lost)
         for name in {model for _, model, _ in lost}:
             self._board.notify(f"model {name}: an actor died; what it was asking is asked again")
         self._waiters.wake(lost)
@@ -187,7 +234,7 @@ class LedgerService:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         spent = self._ledger.spent
         return {
-            "calls": sum(entry.calls for entry in spent.values()),
+            "calls": sum(entry.calls for entry in spent.values()) + self._uncounted_calls,
             "in_flight": self._claims.in_flight,
             "stored": len(self._ledger),
             "spent": [{"model": model, "role": role, **asdict(spent[model, role])} for model, role in sorted(spent)],
@@ -195,51 +242,12 @@ class LedgerService:
             "work": self._board.usage(),
             "notes": self._board.notes(),
             "budget": self._meter.describe(),
-            "stopped": self._stopped,
+            "stopped": self._why_stopped(),
+            "lost": [
+                {"model": record.model, "role": record.role, "request_id": record.request_id} for record in self._lost
+            ],
             "pid": os.getpid(),
         }
-
-
-def _load_notes(ledger: Ledger, location: str) -> list[str]:
-    """Lines for the user about records that could not be read."""
-    notes = []
-    if ledger.damaged:
-        notes.append(f"{ledger.damaged} damaged records in the ledger {location} were skipped")
-    for number, count in ledger.newer.items():
-        notes.append(
-            f"skipped in the ledger {location}: {counted(count, 'record')} of format {number}; this version of "
-            f"rambla_ray reads formats up to {FORMAT}, a newer one may serve them instead of asking again"
-        )
-    return notes
-
-
-class RunBoard:
-    """What the actors of a run report beside their records."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, dict[str, Any]] = {}  # model → its identity, and its actors' places
-        self._usage: dict[str, dict[str, dict[str, float]]] = {}  # model → owner → what that actor has done
-        self._notes: dict[str, None] = {}  # in the order in which they came first
-
-    def notify(self, line: str) -> None:
-        """Add a line for the user, unless it is there already."""
-        self._notes.setdefault(line)
-
-    def notes(self) -> list[str]:
-        """The lines for the user."""
-        return list(self._notes)
-
-    def describe(self, model: str, identity: dict[str, Any], actor: dict[str, Any]) -> None:
-        """Add an actor of a model."""
-        self.models.setdefault(model, {"identity": identity, "actors": []})["actors"].append(actor)
-
-    def report_usage(self, owner: str, model: str, usage: dict[str, float]) -> None:
-        """Replace what an actor has done so far."""
-        self._usage.setdefault(model, {})[owner] = usage
-
-    def usage(self) -> dict[str, list[dict[str, float]]]:
-        """By model, what each of its actors has done."""
-        return {model: list(actors.values()) for model, actors in self._usage.items()}
 
 
 class Waiters:

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from rambla_ray.config.labels import ModelNames
-from rambla_ray.errors import FATAL, CallError, Draining
+from rambla_ray.errors import FATAL, CallError, Draining, NotStored
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
 from rambla_ray.schema import Response
@@ -96,11 +96,11 @@ class LedgerClient:
         await self._service.release.remote(self._owner, [request_id])
 
     async def store_answer(self, request_id: str, role: str, response: Response) -> Record:
-        """Store an answer; returns its record once it is durable."""
+        """Store an answer; returns its record once it is durable. Raises Draining: the ledger cannot be written."""
         return await self._store(Record(request_id, self._run_id, self._model, role, response, at=time.time()))
 
     async def store_failure(self, request_id: str, role: str, error: CallError) -> Record:
-        """Store that a request ended without an answer; returns its record once it is durable."""
+        """Store that a request ended without an answer; returns its record, or raises, as `store_answer` does."""
         record = Record(
             *(request_id, self._run_id, self._model, role),
             error_kind=error.kind,
@@ -163,6 +163,9 @@ class LedgerClient:
         group, self._lines = self._lines, []
         try:
             is_stopped = await self._service.store.remote(self._owner, [line for line, _ in group])
+        except NotStored:
+            self._fail([future for _, future in group], Draining())
+            return
         except RayError as error:
             self._fail([future for _, future in group], error)
             return
@@ -173,11 +176,12 @@ class LedgerClient:
             del self._unstored[future]
         self._on_durable()
 
-    def _fail(self, futures: list[asyncio.Future[Any]], error: RayError) -> None:
+    def _fail(self, futures: list[asyncio.Future[Any]], error: RayError | Draining) -> None:
         """The service is gone, as it is when the driver died, or it cannot write: every row that waits gets the error,
         and no answer that comes from now on can be kept."""
         self._drain()
         for future in futures:
+            self._unstored.pop(future, None)
             future.set_exception(error)
 
     def _start_heartbeats(self) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rambla_ray.display import counted, one_line
 from rambla_ray.errors import choose_from
 from rambla_ray.schema import Item
+
+MOST_LISTED = 5  # A message lists no more values of a field than this.
 
 
 class DatasetConfig(BaseModel):
@@ -25,7 +29,7 @@ class DatasetConfig(BaseModel):
     id_column: str | None = Field(None, description="of a table: the column with each row's id; `id` when not given")
     fields: tuple[str, ...] = Field((), description="of a table: the columns that a task may read")
     keep: dict[str, list[str]] = Field(
-        default_factory=dict, description="keep only items whose field has one of these values"
+        default_factory=dict, description="keep only items whose field has one of these values, in any case"
     )
     balance: str | None = Field(
         None,
@@ -59,38 +63,81 @@ class DatasetConfig(BaseModel):
 
     @property
     def _balanced_values(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.keep[self.balance])) if self.balance else ()
+        return tuple(dict.fromkeys(map(normalised, self.keep[self.balance]))) if self.balance else ()
 
-    def select(self, items: Sequence[Item]) -> list[Item]:
+    def select(self, items: Sequence[Item]) -> Selection:
         """The items that this config chooses: `keep`, then `balance`, then `seed`, then `limit`.
 
         Raises:
             ValueError: nothing is left, or a value to balance has no items.
         """
-        total = len(items)
-        for column, values in self.keep.items():
-            items = [item for item in items if item.fields.get(column) in values]
-            if not items and total:
-                known = fields_of(self)
-                hint = "" if column in known else f"; no field '{column}', {choose_from(column, known)}"
-                raise ValueError(f"has no items to ask ({total} before `keep`){hint}")
-        if not items:
+        kept, left_out = self._keep(items)
+        if not kept:
             raise ValueError("has no items to ask: it is empty")
         if self.balance is not None:
-            items = _balanced(items, self.balance, self._balanced_values)
+            kept = _balanced(kept, self.balance, self._balanced_values)
         if self.seed is not None:
-            by_id = sorted(items, key=lambda item: item.root_id)
-            items = [by_id[row] for row in np.random.RandomState(self.seed).permutation(len(by_id))]
-        if self.limit is None:
-            return list(items)
-        if self.balance is None:
-            return list(items[: self.limit])
-        return list(_shares(items, self.balance, self.limit // len(self._balanced_values)))
+            by_id = sorted(kept, key=lambda item: item.root_id)
+            kept = [by_id[row] for row in np.random.RandomState(self.seed).permutation(len(by_id))]
+        if self.limit is not None and self.balance is not None:
+            kept = list(_shares(kept, self.balance, self.limit // len(self._balanced_values)))
+        return Selection(list(kept[: self.limit]), len(items), left_out)
+
+    def _keep(self, items: Sequence[Item]) -> tuple[Sequence[Item], dict[str, Counter[str]]]:
+        """The items that `keep` names, and the others: by field, how many had which value."""
+        total, left_out = len(items), {}
+        for column, values in self.keep.items():
+            wanted = set(map(normalised, values))
+            found = Counter(item.fields.get(column, "") for item in items)
+            items = [item for item in items if normalised(item.fields.get(column, "")) in wanted]
+            if not items and total:
+                known = fields_of(self)
+                hint = (
+                    f"; {column} is {_most_common(found)}"
+                    if column in known
+                    else f"; no field '{column}', {choose_from(column, known)}"
+                )
+                raise ValueError(f"has no items to ask ({total} before `keep`){hint}")
+            left_out[column] = Counter({value: n for value, n in found.items() if normalised(value) not in wanted})
+        return items, left_out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The items of a dataset that are asked.
+
+    Args:
+        items: in order.
+        read: how many there were.
+        left_out: by field of `keep`, how many had which other value.
+    """
+
+    items: list[Item]
+    read: int
+    left_out: Mapping[str, Mapping[str, int]]
+
+    def describe(self) -> str:
+        """What `keep` left out, in words; empty when it is nothing."""
+        parts = [f"{column} is {_most_common(values)}" for column, values in self.left_out.items() if values]
+        count = sum(sum(values.values()) for values in self.left_out.values())
+        return f"`keep` leaves out {count} of {counted(self.read, 'item')}: {'; '.join(parts)}" if parts else ""
+
+
+def normalised(label: str) -> str:
+    """A label as it is compared with others, without regard to case and blanks."""
+    return " ".join(label.split()).lower()
+
+
+def _most_common(values: Mapping[str, int]) -> str:
+    """The values that occur most often, and how often."""
+    listed = [f"'{one_line(value, 40)}' in {count}" for value, count in Counter(values).most_common(MOST_LISTED)]
+    more = len(values) - MOST_LISTED
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
 
 
 def _balanced(items: Sequence[Item], column: str, values: Sequence[str]) -> list[Item]:
     """Blocks of equal size, one per value in their order: the first items that have it."""
-    blocks = {value: [item for item in items if item.fields[column] == value] for value in values}
+    blocks = {value: [item for item in items if normalised(item.fields[column]) == value] for value in values}
     empty = [value for value, block in blocks.items() if not block]
     if empty:
         raise ValueError(f"has no item whose {column} is '{empty[0]}', so that `balance` would leave none")
@@ -102,8 +149,9 @@ def _shares(items: Sequence[Item], column: str, share: int) -> Iterator[Item]:
     """The first `share` items of each value, in the order in which they stand."""
     taken: Counter[str] = Counter()
     for item in items:
-        taken[item.fields[column]] += 1
-        if taken[item.fields[column]] <= share:
+        value = normalised(item.fields[column])
+        taken[value] += 1
+        if taken[value] <= share:
             yield item
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,19 +12,24 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rambla_ray.errors import UserError, choose_from
+from rambla_ray.storage import decoded
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.
 SHIPPED_CONF = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else _PACKAGE.parent / "conf"
+
+DEEPEST = 50  # So many mappings and lists of a config may stand inside each other.
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Where PyYAML was built without libyaml, it has no fast one.
 
 
 class ConfigFolder:
     """`conf/`: the user's folder first, if there is one, then the shipped one."""
 
     def __init__(self, conf_dir: str | None) -> None:
-        if conf_dir is not None and not Path(conf_dir).is_dir():
+        own = [Path(conf_dir).expanduser()] if conf_dir else []
+        if not all(folder.is_dir() for folder in own):
             raise UserError(f"conf_dir={conf_dir}: there is no such folder")
-        self._folders = [*([Path(conf_dir)] if conf_dir else []), SHIPPED_CONF]
+        self._folders = [*own, SHIPPED_CONF]
 
     def names(self, group: str) -> list[str]:
         """The configs of a group (model, task, dataset), sorted."""
@@ -58,14 +64,50 @@ def package_dir(package: str) -> str:
     return str(spec.submodule_search_locations[0])
 
 
+def parse_yaml(text: bytes | str) -> Any:
+    """YAML as plain values, its interpolations as they are written.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, a value that stands alone, or one that nests deeper than any config
+            does, at which YAML's own parser would crash the process.
+        yaml.YAMLError, OmegaConfBaseException: it is not valid YAML, or the grammar of an interpolation is not.
+    """
+    text = text if isinstance(text, str) else decoded(text)
+    _refuse_deep(text)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except OSError:  # OmegaConf's own, for a value that stands alone.
+        raise ValueError("expected keys and values") from None
+
+
+def parse_resolved(data: bytes) -> Any:
+    """YAML that was written by a program, and holds no interpolations but texts that may look so.
+
+    Raises:
+        ValueError, yaml.YAMLError: as `parse_yaml`.
+    """
+    text = decoded(data)
+    _refuse_deep(text)
+    return yaml.load(text, Loader=_PARSER)  # noqa: S506 - it is a safe one
+
+
+def _refuse_deep(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_PARSER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except OSError as error:  # OmegaConf raises one without a number for a file that holds a bare value.
-        reason = f"cannot be read: {error.strerror}" if error.errno else "expected keys and values"
-        raise UserError(f"{path}: {reason}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        value = parse_yaml(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values")
     return cast(dict[str, Any], value)

@@ -5,6 +5,7 @@ Everything a user can get wrong is a `UserError` of one line that names the file
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
@@ -25,9 +26,12 @@ from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.config.words import as_typed, read_value, type_at
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.schema import Role
-from rambla_ray.storage import Folder
+from rambla_ray.registry import model_class
+from rambla_ray.schema import Role, well_formed
+from rambla_ray.storage import Folder, decoded
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -119,18 +123,20 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     defaults = folder.root()
     if kind is ServeOptions:  # The other defaults of config.yaml are those of runs.
         defaults = {"model": defaults["model"]}
-    options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE), COMMAND_LINE)
+    options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE, kind), COMMAND_LINE)
     targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
     return _CommandLine(folder, options, targets, overrides)
 
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
-    for word in words:
+    for word in map(as_typed, words):
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"'{word}' is not key=value; see --help")
-        pairs.append((key, value))
+            raise UserError(f"'{one_line(word)}' is not key=value; see --help")
+        if well_formed(word) != word:
+            raise UserError(f"{COMMAND_LINE}: {key}={value[:60]!a}: its bytes are no text in this locale; use UTF-8")
+        pairs.append((key, value.removesuffix("\r")))  # A script that was written on Windows ends its lines so.
     return pairs
 
 
@@ -149,7 +155,7 @@ def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
 def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:
     value, path = folder.read_config("model", name)
     where = f"model {name} ({path.name})"
-    return _checked(ModelConfig, _override(value, overrides, where), where)
+    return _checked(ModelConfig, _override(value, overrides, where, ModelConfig), where)
 
 
 def _as_in_its_file(folder: ConfigFolder, name: str) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
 def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
     value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
-    merged = _override(value, line.overrides["task"], where)
+    merged = _override(value, line.overrides["task"], where, TaskConfig)
     stages = merged.get("stages")
     for stage in stages if isinstance(stages, list) else []:
         body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
@@ -193,8 +199,8 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
     if not file.is_relative_to(conf):
         raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return io.StringIO(decoded(file.read_bytes()), newline=None).read()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where}: template_file {file}: {reason}") from None
 
@@ -208,13 +214,17 @@ def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -
     """
     read = {name: line.folder.read_config("dataset", name) for name in dict.fromkeys(by_task.values())}
     overrides = [(key, value) for key, value in line.overrides["dataset"] if key != "path"]
-    whole = {key: _value(key, word) for key, word in overrides}
-    words = [(word, str(_value(key, word))) for key, word in line.overrides["dataset"] if key == "path"]
+    whole = _override({}, overrides, COMMAND_LINE, DatasetConfig)
+    words = [(word, _path_of(word)) for key, word in line.overrides["dataset"] if key == "path"]
     paths = choose_paths({name: {**value, **whole} for name, (value, _) in read.items()}, words, by_task)
     return {
         name: _load_dataset(name, path, value, [*overrides, *_path_override(paths, name)], line.options.limit)
         for name, (value, path) in read.items()
     }
+
+
+def _path_of(word: str) -> str:
+    return str(_override({}, [("path", word)], COMMAND_LINE, DatasetConfig)["path"])
 
 
 def _path_override(paths: Mapping[str, str], name: str) -> Overrides:
@@ -225,18 +235,19 @@ def _load_dataset(
     name: str, path: Path, value: dict[str, Any], overrides: Overrides, limit: int | None
 ) -> DatasetConfig:
     where = f"dataset {name} ({path.name})"
-    merged = _override(value, overrides, where)
+    merged = _override(value, overrides, where, DatasetConfig)
     if limit is not None:
         merged["limit"] = limit
     return _checked(DatasetConfig, merged, where)
 
 
-def _override(config: dict[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
+def _override(config: dict[str, Any], overrides: Overrides, where: str, model: type[BaseModel]) -> dict[str, Any]:
     """`config` with values of the command line in the place of its own, and interpolations resolved."""
     try:
         merged = OmegaConf.create(config)
-        for key, value in overrides:
-            OmegaConf.update(merged, key, _value(key, value), merge=False, force_add=True)
+        for key, word in overrides:
+            value = _value(key, word, _declared_type(key, model, merged))
+            OmegaConf.update(merged, key, value, merge=False, force_add=True)
         return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
@@ -244,17 +255,31 @@ def _override(config: dict[str, Any], overrides: Overrides, where: str) -> dict[
         if missing:
             reason = f"needs the environment variable {missing[1]}, which is not set"
         place = getattr(error, "full_key", None)
-        raise UserError(f"{where}: {f'{place}: ' if place else ''}{reason}") from None
+        raise UserError(f"{where}: {f'{place}: ' if place else ''}{one_line(reason, 300)}") from None
+    except RecursionError:
+        raise UserError(f"{where}: an interpolation is nested too deeply") from None
+    except TypeError as error:  # OmegaConf raises one for a key, where a list takes a number.
+        raise UserError(f"{where}: {error}") from None
 
 
-def _value(key: str, word: str) -> Any:
-    """The right side of a `key=value` word, read as YAML."""
+def _declared_type(key: str, model: type[BaseModel], config: DictConfig) -> Any:
+    """The type of the values at a key; inside a model's `params` its own class says it."""
+    keys = key.split(".")
+    if model is ModelConfig and keys[0] == "params":
+        try:
+            model, keys = model_class(str(config.get("name"))).Params, keys[1:]
+        except UserError:  # It is raised again where the whole config is checked.
+            return None
+    return type_at(model, keys)
+
+
+def _value(key: str, word: str, kind: Any) -> Any:
+    """The right side of a `key=value` word. Raises UserError."""
     try:
-        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {word}"), resolve=False)
-        return parsed["value"]
+        return read_value(word, kind)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {key}={word[:60]}: cannot be read as a value: {reason}") from None
+        raise UserError(f"{COMMAND_LINE}: {key}={one_line(word, 60)}: cannot be read as a value: {reason}") from None
 
 
 def _checked(model: type[T], value: Any, where: str) -> T:

@@ -19,7 +19,7 @@ from rambla_ray.tasks.reader import Read
 
 
 def _words(value: Any) -> Any:
-    return [word for word in value.split(",") if word] if isinstance(value, str) else value
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]

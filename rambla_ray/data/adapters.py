@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.data import cells
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Item, well_formed
 
@@ -19,9 +18,7 @@ OTHER_FILE = "give another file with task.dataset.path=<file>"
 
 def adapt(records: Sequence[Any], config: DatasetConfig, where: str) -> list[Item]:
     """One item per record. Raises UserError, naming the row (counted from 1), for one that is not of the layout."""
-    adapter = _ADAPTERS.get(config.format) or partial(
-        _table, id_column=config.id_column or "id", fields=config.fields, columns=_columns(records)
-    )
+    adapter = _ADAPTERS.get(config.format) or _table_adapter(records, config)
     items = []
     for row, record in enumerate(records):
         try:
@@ -34,56 +31,21 @@ def adapt(records: Sequence[Any], config: DatasetConfig, where: str) -> list[Ite
                 f"{where} lacks '{key}' in row {row + 1}, which format {config.format} needs; "
                 f"{choose_from(key, map(str, record))}"
             ) from None
+        except RecursionError:
+            raise UserError(f"{where} row {row + 1}: its values are nested too deeply; {OTHER_FILE}") from None
         except (TypeError, AttributeError) as error:
             raise UserError(
                 f"{where} is not in the layout that format {config.format} reads: row {row + 1}: {error}"
             ) from None
+        except cells.NotText as error:
+            columns = (name for name in (*config.fields, *record) if name in record)
+            column = next(name for name in columns if not cells.is_text(record[name]))
+            raise UserError(
+                f"{where} row {row + 1}: column '{column}' {error}; correct the file, or leave it out"
+            ) from None
         except ValueError as error:
             raise UserError(f"{where} row {row + 1}: {error}; correct the file, or leave the row out") from None
     return items
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _text(value: Any) -> str:
-    """A cell as text: empty for a missing one (None, NaN), JSON for what is neither text nor number."""
-    if isinstance(value, str):
-        return value
-    if _missing(value):
-        return ""
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
-
-
-def _texts(value: Any) -> list[str]:
-    """A list of texts. Raises TypeError for anything else: a lone text would be read as a list of its characters."""
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"expected a list of texts, not {str(value)[:60]!r}")
-    return value
-
-
-def _whole(value: Any) -> str:
-    """A value as text. A whole number has no decimals, even where pandas made it a float as other rows lack it."""
-    return _text(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _id(value: Any, column: str) -> str:
-    text = well_formed(_whole(value))
-    if not text.strip():
-        raise ValueError(f"its id ('{column}') is missing")
-    return text
-
-
-def _one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
-    """The word that stands for a label, which may be its number, its name or the word."""
-    try:
-        return words[_whole(value).strip().lower()]
-    except KeyError:
-        known = ", ".join(words)
-        raise ValueError(f"its {column} is {_whole(value)[:60]!r}, and not one of {known}") from None
 
 
 def _first(record: Record, columns: Sequence[str]) -> tuple[str, Any]:
@@ -105,16 +67,16 @@ def _pubmedqa(record: Record, row: int) -> Item:
     else:
         question, answer, nested = record["question"], record["long_answer"], record["context"]
         contexts, labels, meshes = nested["contexts"], nested["labels"], nested["meshes"]
-    pmid = _id(record["pubid"], "pubid")
+    pmid = cells.identifier(record["pubid"], "pubid")
     return Item(
         root_id=pmid,
         fields={
-            "question": _text(question),
-            "long_answer": _text(answer),
-            "final_decision": _text(record["final_decision"]),
-            "context": "\n\n".join(_texts(contexts)),
-            "labels": ", ".join(_texts(labels)),
-            "meshes": ", ".join(_texts(meshes)),
+            "question": cells.text(question),
+            "long_answer": cells.text(answer),
+            "final_decision": cells.text(record["final_decision"]),
+            "context": "\n\n".join(cells.texts(contexts)),
+            "labels": ", ".join(cells.texts(labels)),
+            "meshes": ", ".join(cells.texts(meshes)),
             "pmid": pmid,
         },
     )
@@ -129,17 +91,23 @@ def _bioasq(record: Record, row: int) -> Item:
 
     Source: Tsatsaronis et al. 2015, http://participants-area.bioasq.org/general_information/Task11b/.
     """
-    question, ideal, snippets = _text(record["body"]), record.get("ideal_answer"), record.get("snippets")
-    answers = [] if _missing(ideal) else [ideal] if isinstance(ideal, str) else _texts(ideal)
+    question, ideal, snippets = cells.text(record["body"]), record.get("ideal_answer"), record.get("snippets")
+    answers = (
+        []
+        if cells.is_missing(ideal)
+        else [cells.text(ideal)]
+        if isinstance(ideal, str | bytes)
+        else cells.texts(ideal)
+    )
     if snippets is None:
         texts = []
     elif isinstance(snippets, Mapping):  # Some versions of the hub's library turn a list of objects into this.
-        texts = _texts(snippets["text"])
+        texts = cells.texts(snippets["text"])
     else:
-        texts = [_text(snippet["text"]) for snippet in snippets]
+        texts = [cells.text(snippet["text"]) for snippet in snippets]
     own_id = record.get("id")
-    if not _missing(own_id):
-        root_id = _id(own_id, "id")
+    if not cells.is_missing(own_id):
+        root_id = cells.identifier(own_id, "id")
     elif question.strip():
         root_id = hashlib.sha256(well_formed(question).encode()).hexdigest()[:24]
     else:
@@ -171,18 +139,18 @@ def _sick(record: Record, row: int) -> Item:
     Source: Marelli et al. 2014, https://aclanthology.org/L14-1314/.
     """
     column, judged = _first(record, ("entailment_judgment", "entailment_label", "label"))
-    entailment = _one_of(judged, column, _ENTAILMENT)
-    score = _text(record["relatedness_score"])
+    entailment = cells.one_of(judged, column, _ENTAILMENT)
+    score = cells.text(record["relatedness_score"])
     try:
         score = f"{float(score):.6g}" if score.strip() else ""
     except ValueError:
         raise ValueError(f"its relatedness_score is {score[:60]!r}, and not a number") from None
     column, pair_id = _first(record, ("pair_ID", "id"))
     return Item(
-        root_id=_id(pair_id, column),
+        root_id=cells.identifier(pair_id, column),
         fields={
-            "text_1": _text(record["sentence_A"]),
-            "text_2": _text(record["sentence_B"]),
+            "text_1": cells.text(record["sentence_A"]),
+            "text_2": cells.text(record["sentence_B"]),
             "label": "1" if entailment == "entailment" else "0",
             "relatedness_score": score,
             "entailment": entailment,
@@ -200,18 +168,35 @@ def _mrpc(record: Record, row: int) -> Item:
     """
     if "#1 String" in record:
         idx, text_1, text_2 = str(row), record["#1 String"], record["#2 String"]
-        label = _one_of(record["Quality"], "Quality", _PARAPHRASE)
+        label = cells.one_of(record["Quality"], "Quality", _PARAPHRASE)
     else:
-        idx, text_1, text_2 = _id(record["idx"], "idx"), record["sentence1"], record["sentence2"]
-        label = _one_of(record["label"], "label", _PARAPHRASE)
-    return Item(root_id=idx, fields={"text_1": _text(text_1), "text_2": _text(text_2), "label": label, "idx": idx})
+        idx, text_1, text_2 = cells.identifier(record["idx"], "idx"), record["sentence1"], record["sentence2"]
+        label = cells.one_of(record["label"], "label", _PARAPHRASE)
+    return Item(
+        root_id=idx, fields={"text_1": cells.text(text_1), "text_2": cells.text(text_2), "label": label, "idx": idx}
+    )
 
 
-def _columns(records: Sequence[Any]) -> frozenset[str]:
-    return frozenset(column for record in records if isinstance(record, Mapping) for column in record)
+def _table_adapter(records: Sequence[Any], config: DatasetConfig) -> Callable[[Record, int], Item]:
+    rows = [record for record in records if isinstance(record, Mapping)]
+    return partial(
+        _table,
+        id_column=config.id_column or "id",
+        fields=config.fields,
+        columns=frozenset(column for row in rows for column in row),
+        integers=frozenset(name for name in config.fields if cells.lost_integers([row.get(name) for row in rows])),
+    )
 
 
-def _table(record: Record, row: int, *, id_column: str, fields: Sequence[str], columns: frozenset[str]) -> Item:
+def _table(
+    record: Record,
+    row: int,
+    *,
+    id_column: str,
+    fields: Sequence[str],
+    columns: frozenset[str],
+    integers: frozenset[str],
+) -> Item:
     """Any table: the declared columns as they are; a cell that its row lacks is empty.
 
     Raises:
@@ -221,7 +206,8 @@ def _table(record: Record, row: int, *, id_column: str, fields: Sequence[str], c
         if column not in columns:
             raise KeyError(column)
     return Item(
-        root_id=_id(record.get(id_column), id_column), fields={name: _text(record.get(name)) for name in fields}
+        root_id=cells.identifier(record.get(id_column), id_column),
+        fields={name: (cells.whole if name in integers else cells.text)(record.get(name)) for name in fields},
     )
 
 

@@ -9,16 +9,18 @@ import os
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.dataset import DatasetConfig, Selection
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
+from rambla_ray.storage import decoded
 
 DEMO_DIR = Path(__file__).parent / "demo"
 FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
@@ -26,7 +28,12 @@ TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that en
 
 
 def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
-    """The items of a dataset, in order.
+    """The items of a dataset that are chosen, as `load` reads them."""
+    return load(config, name, demo=demo).items
+
+
+def load(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
+    """The items of a dataset, in order, and how many of them `keep` left out.
 
     Args:
         config: what to read.
@@ -44,6 +51,8 @@ def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"{where} cannot be read: {reason}; {OTHER_FILE}") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
     items = adapt(records, config, where)
@@ -84,9 +93,10 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
             opaque = [field.name for field in table.schema if _holds_objects(field.type)]
             if opaque:
                 raise ValueError(f"column '{opaque[0]}' holds Python objects, which are not read; {OTHER_FILE}")
-            yield from table.to_pylist()
+            single = [field.name for field in table.schema if pa.types.is_float32(field.type)]
+            yield from _as_written(table.to_pylist(), single)
             return
-        text = stream.read().decode("utf-8-sig")
+        text = decoded(stream.read())
     if suffix == ".jsonl":
         yield from _json_lines(text)
     elif suffix == ".json":
@@ -102,6 +112,13 @@ def _holds_objects(kind: pa.DataType) -> bool:
         return True
     inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(n).type for n in range(kind.num_fields)]
     return any(map(_holds_objects, inner))
+
+
+def _as_written(rows: Iterable[dict[str, Any]], single: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows with the fewest digits in their columns of single precision: 0.1, and not 0.10000000149011612."""
+    for row in rows:
+        numbers = {name: row[name] for name in single if row[name] is not None}
+        yield row | {name: float(str(np.float32(number))) for name, number in numbers.items()}
 
 
 def _separated(text: str, *, tabs: bool) -> Iterator[dict[str, str]]:
@@ -161,7 +178,9 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
 
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(path, config.subset, split=config.split)
+        rows = datasets.load_dataset(path, config.subset, split=config.split)
+        single = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "float32"]
+        yield from _as_written(rows, single)
     except Exception as error:  # noqa: BLE001 - The library raises a dozen kinds: offline, not found, gated, ...
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

@@ -21,6 +21,8 @@ from rambla_ray.schema import NO_CALL, TRACE_FIELDS, CallTrace, Response, Try
 
 FORMAT = 1  # The number of the format that is written, and the highest that is read.
 
+DEEP, DEEP_BYTES = 200, 1000  # A line of fewer brackets, or bytes, can be parsed, however they are nested.
+
 _KIND = len(b"cccccccc ")
 _REQUEST_ID = slice(_KIND + len(b"k "), _KIND + len(b"k ") + 64)
 _RUN_TAG = slice(_REQUEST_ID.stop + 1, _REQUEST_ID.stop + 1 + 8)
@@ -122,10 +124,11 @@ def peek(line: bytes) -> tuple[str, str, bytes]:
 
 
 def check(line: bytes) -> tuple[str, str, bytes]:
-    """What `peek` returns, of a line that may be anything; the body is parsed only when it has a format's number.
+    """What `peek` returns, of a line that may be anything; the body is parsed only when it has a format's number, or
+    so many brackets that it could be nested too deeply to be parsed when its turn comes.
 
     Raises:
-        ValueError: it is torn or damaged.
+        ValueError: it is torn or damaged, or nested too deeply.
         NewerFormat: it is whole, and of a newer format.
     """
     if len(line) <= _BODY or int(line[: _KIND - 1], 16) != zlib.crc32(line[_KIND:].rstrip(b"\n")):
@@ -134,10 +137,15 @@ def check(line: bytes) -> tuple[str, str, bytes]:
         number = body_of(line)[_FORMAT_KEY]
         if not isinstance(number, int) or number > FORMAT:
             raise NewerFormat(str(number))
+    elif len(line) > DEEP_BYTES and line.count(b"[") + line.count(b"{") > DEEP:
+        body_of(line)
     return peek(line)
 
 
 def body_of(line: bytes) -> dict[str, Any]:
-    """The JSON body of a line that was checked before."""
-    body: dict[str, Any] = json.loads(line[_BODY:])
+    """The JSON body of a line that was checked before. Raises ValueError when it is none."""
+    try:
+        body: dict[str, Any] = json.loads(line[_BODY:])
+    except RecursionError:
+        raise ValueError("a body that is nested too deeply") from None
     return body

@@ -65,10 +65,14 @@ class _OwnSegment:
     unsent: list[bytes] = field(default_factory=list)  # Lines of the next part in a bucket
 
     def append(self, data: bytes) -> int:
-        """Write at the end; returns the offset."""
+        """Write at the end, all or nothing; returns the offset. Raises OSError."""
         offset, view = self.size, memoryview(data)
-        while view:
-            view = view[os.write(self.file.fileno(), view) :]
+        try:
+            while view:
+                view = view[os.write(self.file.fileno(), view) :]
+        except OSError:
+            os.ftruncate(self.file.fileno(), offset)  # The next line must not be joined to a part of this one.
+            raise
         self.size += len(data)
         return offset
 
@@ -130,7 +134,7 @@ class Ledger:
         """The segments as local files; those of a bucket are copied here first, without a name."""
         names = self._folder.names(SUFFIX)
         if self._folder.is_local:
-            yield from (open(self._folder.path(name), "rb") for name in names)  # noqa: SIM115
+            yield from (open(self._folder.local_path(name), "rb") for name in names)  # noqa: SIM115
             return
 
         def fetch(name: str) -> BinaryIO:
@@ -144,10 +148,10 @@ class Ledger:
 
     def _take(self, kind: str, request_id: str, tag: bytes, line: bytes, segment: int, offset: int) -> None:
         """Remember where an answer stands, and count what is this run's."""
-        if kind == Kind.ANSWER:
-            self._where.setdefault(bytes.fromhex(request_id), _packed(segment, offset, len(line)))
         if tag == self._tally.tag:
             self._tally.add(kind, request_id, line)
+        if kind == Kind.ANSWER:
+            self._where.setdefault(bytes.fromhex(request_id), _packed(segment, offset, len(line)))
 
     def __len__(self) -> int:
         return len(self._where)
@@ -170,6 +174,7 @@ class Ledger:
 
         Raises:
             ValueError: a damaged line, or one of a newer format.
+            OSError: they cannot be written; none of them is taken in.
         """
         new = []
         for line in lines:
@@ -182,7 +187,7 @@ class Ledger:
     def mark(self, kind: Kind, requests: Iterable[tuple[str, str, str]]) -> None:
         """Note a claim, a release or a death of requests, as (request_id, model, role).
 
-        Not made durable by itself: it survives the death of every process, not that of the machine.
+        Not made durable by itself: it survives the death of every process, not that of the machine. Raises OSError.
         """
         self._append([mark_line(kind, request_id, self._run_id, model, role) for request_id, model, role in requests])
 
@@ -202,7 +207,7 @@ class Ledger:
     def _own_segment(self) -> _OwnSegment:
         if self._own is None:
             if self._folder.is_local:
-                file: Any = open(self._folder.path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
+                file: Any = open(self._folder.local_path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
             else:
                 file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._own = _OwnSegment(file)
@@ -213,6 +218,9 @@ class Ledger:
         """Make everything added so far durable: fsync on a local disk, a new immutable part in a bucket.
 
         It may run in a thread of its own, while records are added.
+
+        Raises:
+            OSError: it cannot be done. What goes to a bucket is tried again with the next commit.
         """
         if self._own is None:
             return
@@ -223,7 +231,12 @@ class Ledger:
             unsent, self._own.unsent = self._own.unsent, []
         if unsent:
             self._parts += 1
-            self._folder.write(f"{self._name}-{self._parts:06}{SUFFIX}", b"".join(unsent))
+            try:
+                self._folder.write(f"{self._name}-{self._parts:06}{SUFFIX}", b"".join(unsent))
+            except OSError:
+                with self._lock:
+                    self._own.unsent[:0] = unsent
+                raise
 
 
 def _packed(segment: int, offset: int, length: int) -> int:

@@ -52,7 +52,12 @@ def _config_of(config: RunConfig, name: str, role: str) -> ModelConfig:
 
 
 def invocation(
-    started: float, calls: int, local_usage: Mapping[str, Sequence[Mapping[str, float]]], *, finished: bool
+    started: float,
+    calls: int,
+    local_usage: Mapping[str, Sequence[Mapping[str, float]]],
+    lost: Sequence[Mapping[str, str]] = (),
+    *,
+    finished: bool,
 ) -> dict[str, Any]:
     """The entry of one invocation among calls.json's `invocations`; its wall time ends now.
 
@@ -60,11 +65,13 @@ def invocation(
         started: Unix time in seconds.
         calls: how many were sent.
         local_usage: by local model, what each of its actors has done, as `throughput` takes it.
+        lost: model, role and request_id of what was asked while the ledger could not be written.
         finished: whether the run is complete.
     """
     local = {model: throughput(actors) for model, actors in sorted(local_usage.items())}
     return {
         **({"local": local} if local else {}),
+        **({"lost": list(lost)} if lost else {}),
         "started": started,
         "wall_s": round(time.time() - started, 3),
         "calls": calls,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
+from rambla_ray.config.folder import parse_resolved
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
@@ -44,6 +44,20 @@ def versions() -> dict[str, str | None]:
 def to_json(value: object) -> bytes:
     """Strict JSON with sorted keys. Raises ValueError on NaN."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """YAML that every version reads alike: a text like 1e3, which some parsers take for a number, is in quotes."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _to_yaml(value: object) -> bytes:
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    return text.encode()
 
 
 def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> dict[str, Any]:
@@ -125,8 +139,8 @@ class RunDirectory:
                 for name, model in config.targets.items()
             },
         }
-        self.folder.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(document)).encode())
-        self.folder.write("plan.json", to_json(plan))
+        self.write("config.yaml", _to_yaml(document))
+        self.write("plan.json", to_json(plan))
         self.write_env({})
         calls = self.read_calls()
         self._earlier_invocations = calls["invocations"] if calls else []
@@ -136,11 +150,20 @@ class RunDirectory:
         packages = versions()
         python = packages.pop("python")
         env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
-        self.folder.write("env.json", to_json(env))
+        self.write("env.json", to_json(env))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the run. Raises NotWritten."""
+        with self.folder.writing():
+            self.folder.write(name, data)
 
     def sample_writer(self, target: str, spec: Mapping[str, Any]) -> SampleWriter:
-        """A writer of one target's samples; they replace those of an earlier invocation when it is closed."""
-        self.samples.make_writable("runs_dir")
+        """A writer of one target's samples; they replace those of an earlier invocation when it is closed.
+
+        It raises NotWritten, as this does, where they cannot be written.
+        """
+        with self.samples.writing():
+            self.samples.filesystem.create_dir(self.samples.root, recursive=True)
         return SampleWriter(self.samples, target, spec)
 
     def write_calls(
@@ -159,15 +182,16 @@ class RunDirectory:
             invocation: the present one, as `results.calls.invocation` makes it.
         """
         invocations = [*self._earlier_invocations, invocation]
-        self.folder.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
+        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
 
     def write_errors(self) -> None:
         """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""
         draft = "errors.jsonl.draft"
-        with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
-            for line in error_lines(self.samples):
-                stream.write(line)
-        self.folder.publish(draft, "errors.jsonl")
+        with self.folder.writing():
+            with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
+                for line in error_lines(self.samples):
+                    stream.write(line)
+            self.folder.publish(draft, "errors.jsonl")
 
     def score(self) -> dict[str, Any]:
         """What metrics.json holds, from samples/ alone. Raises UserError when there are none."""
@@ -179,12 +203,12 @@ class RunDirectory:
     def write_metrics(self) -> dict[str, Any]:
         """Score the samples and write metrics.json; returns what is in it."""
         scores = self.score()
-        self.folder.write("metrics.json", to_json(scores))
+        self.write("metrics.json", to_json(scores))
         return scores
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        config = self._parsed("config.yaml", lambda data: OmegaConf.to_container(OmegaConf.create(data.decode())))
+        config = self._parsed("config.yaml", parse_resolved)
         if not isinstance(config, dict):
             return None
         document = {str(key): value for key, value in config.items()}
@@ -205,6 +229,12 @@ class RunDirectory:
             raise UserError(f"{self.folder.location} has no {name}; is it a run directory that was finished?")
         return value
 
+    def read_notes(self) -> list[str]:
+        """What plan.json says about the datasets, as lines; none where an older version wrote it."""
+        self._check_format()
+        plan = self._parsed("plan.json", json.loads)
+        return [str(note) for note in (plan or {}).get("notes", ())]
+
     def read_calls(self) -> dict[str, Any] | None:
         """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
         self._check_format()
@@ -217,7 +247,10 @@ class RunDirectory:
             return parse(self.folder.read(name))
         except FileNotFoundError:
             return None
-        except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        except OSError as error:
+            reason = error.strerror or one_line(str(error))
+            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason}") from None
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
             reason = one_line(str(error).partition("\n")[0])
             raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
 

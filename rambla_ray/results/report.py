@@ -237,6 +237,8 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
             print_line(console, line)
         if calls:
             console.print(calls_table(calls))
+    for line in directory.read_notes():
+        print_line(console, f"note: {line}")
     for line in warnings(scores):
         print_line(console, f"warning: {line}")
     print_line(console, calls_line(calls))
@@ -244,19 +246,20 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
 
 
 def write_summary(directory: RunDirectory) -> None:
-    """Write summary.md and report.html from the run directory alone."""
+    """Write summary.md and report.html from the run directory alone. Raises NotWritten."""
     scores, calls = read_labelled(directory)
     lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
     lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
     lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
+    lines += ["", *(f"- Note: {_markdown(line)}" for line in directory.read_notes())]
     lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
     lines += ["", f"{_markdown(calls_line(calls))}.", ""]
-    directory.folder.write("summary.md", "\n".join(lines).encode())
+    directory.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)
     print_run(directory, console, details=True)
-    directory.folder.write("report.html", console.export_html().encode())
+    directory.write("report.html", console.export_html().encode())
 
 
 def _markdown(line: str) -> str:

@@ -6,6 +6,7 @@ samples take no more memory than ten thousand, and microseconds each.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rambla_ray.display import one_line
-from rambla_ray.errors import UserError
+from rambla_ray.errors import NotWritten, UserError
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Role
 from rambla_ray.storage import Folder
 
@@ -71,6 +72,7 @@ class SampleWriter:
     def __init__(self, folder: Folder, target: str, spec: Mapping[str, Any]) -> None:
         self.outcomes: Counter[str] = Counter()
         self.answered: Counter[tuple[str, str]] = Counter()
+        self._unwritten: NotWritten | None = None
         schema = SAMPLE_SCHEMA.with_metadata(
             {SPEC_KEY: json.dumps(spec, sort_keys=True).encode(), FORMAT_KEY: str(SAMPLES_FORMAT).encode()}
         )
@@ -84,9 +86,19 @@ class SampleWriter:
 
         Args:
             table: `SAMPLE_SCHEMA`, shape (samples, columns), in any order, of any of the target's tasks.
+
+        Raises:
+            NotWritten: no more can be added.
         """
         if not table.num_rows:
             return
+        try:
+            self._add(table)
+        except NotWritten as error:
+            self._unwritten = error
+            raise
+
+    def _add(self, table: pa.Table) -> None:
         self.outcomes.update(_value_counts(table["outcome"].combine_chunks()))
         self.answered.update(_answered_steps(table))
         tasks = table["task"].unique().to_pylist()
@@ -96,9 +108,15 @@ class SampleWriter:
             max(self._files.values(), key=lambda file: file.pending_bytes).flush()
 
     def close(self) -> None:
-        """Finish the files and give them their names."""
-        for file in self._files.values():
-            file.publish()
+        """Finish the files and give them their names. Raises NotWritten, also where `add` did: they are dropped."""
+        try:
+            if self._unwritten is not None:
+                raise self._unwritten
+            for file in self._files.values():
+                file.publish()
+        finally:
+            for file in self._files.values():
+                file.discard()
 
 
 def read_spec(folder: Folder) -> dict[str, Any]:
@@ -223,22 +241,37 @@ class _TaskFile:
             self.flush()
 
     def flush(self) -> None:
-        self._open()
-        if self._pending:
-            whole = pa.concat_tables(self._pending).combine_chunks()
-            self._parquet.write_table(whole, row_group_size=ROWS_PER_GROUP)
-            self._rows += whole.num_rows
+        with self._folder.writing():
+            self._open()
+            if self._pending:
+                whole = pa.concat_tables(self._pending).combine_chunks()
+                self._parquet.write_table(whole, row_group_size=ROWS_PER_GROUP)
+                self._rows += whole.num_rows
         self._pending = []
         self._pending_rows = self.pending_bytes = 0
 
     def publish(self) -> None:
+        """Finish the file and give it its name; one of an earlier invocation that holds more stays."""
         self.flush()
-        self._parquet.close()
-        self._stream.close()
-        if self._rows >= min(self._expected, self._rows_in_earlier_file()):
-            self._folder.publish(self._draft, self._name)
-        else:
+        with self._folder.writing():
+            self._parquet.close()
+            self._stream.close()
+            if self._rows >= min(self._expected, self._rows_in_earlier_file()):
+                self._folder.publish(self._draft, self._name)
+                self._stream = None
+
+    def discard(self) -> None:
+        """Drop what was written and not published."""
+        if self._stream is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._parquet is not None:
+                self._parquet.close()
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
             self._folder.filesystem.delete_file(self._folder.path(self._draft))
+        self._stream = None
 
     def _rows_in_earlier_file(self) -> int:
         """How many samples of the same run the file that would be replaced holds."""

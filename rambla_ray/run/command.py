@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rambla_ray.display import one_line, unfailing_output
 from rambla_ray.run.status import ExitStatus
 
+LONGEST_ERROR = 4000  # A message is cut to so many characters.
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
 
 BENCH_HELP = """\
@@ -49,6 +51,7 @@ Show a run again, from its directory alone: {program} RUN_DIRECTORY [--recompute
 """
 
 
+@unfailing_output()
 def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")) -> int:
     """Run the command line of a benchmark; returns the exit status, which `BENCH_HELP` explains.
 
@@ -70,10 +73,11 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
 
         return invocation.invoke(words, program)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED
 
 
+@unfailing_output()
 def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
     """Run the command line of a report; returns the exit status: 0 done, 1 not a run, 2 the numbers differ.
 
@@ -105,5 +109,5 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
             holds = holds and all(check.holds for check in checks)
         return ExitStatus.DONE if holds else DIFFERS
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED

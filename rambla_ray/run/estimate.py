@@ -96,6 +96,7 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A plan as lines for a reader, from what `Plan.describe` returns."""
+    yield from described["notes"]
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         yield f"{name}: {task['samples']} samples{variants}"
@@ -107,7 +108,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
-        yield "  | " + task["example_prompt"].replace("\n", "\n  | ")
+        yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
     for pools in described["streams"].values():
         label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
         yield f"{label}: one stream of {described['samples_per_target']} samples"

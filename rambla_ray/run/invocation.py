@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
+from rambla_ray.config.words import as_typed
 from rambla_ray.display import one_line
-from rambla_ray.errors import RunStopped
+from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
@@ -73,6 +74,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     Raises:
         UserError: nothing has been asked.
     """
+    words = [as_typed(word) for word in words]
     command = CommandLine(words, program, SubmittedJob.current())
     config = load(words)
     own_cluster = command.job is None and cluster_address(config.options.address) == "local"
@@ -82,7 +84,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         return _diagnose(config)
     plan = Plan(config)
     if config.options.dry_run:
-        print(*plan_lines(plan.describe()), sep="\n")
+        print(*(one_line(line, len(line)) for line in plan_lines(plan.describe())), sep="\n")
         return ExitStatus.DONE
     if command.job is not None:
         command.job.refuse_secrets(config.key_variables)
@@ -115,6 +117,7 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
     verbose, again = plan.config.options.verbose, command.again
     run: Run | None = None
     scores: dict[str, Any] | None = None
+    is_written = True
     try:
         connect(plan.config.options.address, verbose=verbose)
         if command.job is not None:
@@ -134,13 +137,18 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
             return ExitStatus.REFUSED
         status = ExitStatus.STOPPED
         ending = f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+        is_written = not isinstance(stopped, NotWritten)
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
         ending = "interrupted; what was answered is kept."
-    if run is not None:
+    if run is not None and is_written:
         from rambla_ray.results import report
 
-        report.write_summary(directory)
+        try:
+            report.write_summary(directory)
+        except NotWritten as error:
+            status, scores = ExitStatus.STOPPED, None
+            ending = f"stopped: {error}\nThe summary is missing; what was answered is kept."
         report.print_run(directory, report.console_on(sys.stdout))
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)

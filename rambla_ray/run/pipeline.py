@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config.run import RunConfig
-from rambla_ray.errors import RunStopped
+from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
@@ -99,8 +99,10 @@ class Run:
         SIGINT and SIGTERM stop it in order: nothing new is asked, what is in flight is waited for.
 
         Raises:
-            RunStopped: a model cannot go on (a rejected key, an unknown engine), the budget is spent, or the cluster
-                gave up. What was answered is kept, and the run directory holds what was scored until then.
+            RunStopped: a model cannot go on (a rejected key, an unknown engine), the budget is spent, the ledger
+                cannot be written, or the cluster gave up. What was answered is kept, and the run directory holds what
+                was scored until then.
+            NotWritten: the run directory cannot be written. What was answered is kept.
             KeyboardInterrupt: the same, for a run that was interrupted.
         """
         total = self.plan.samples_per_target * len(self.placements)
@@ -108,7 +110,7 @@ class Run:
         models = sorted({level.names.key for level in levels})
         labels = {target: self.plan.config.label(target) for target in self.placements}
         growing = levels if self.cluster.grows else []
-        gave_up = ""
+        gave_up = unwritten = ""
         with (
             OrderlyStop(self.ledger, self.progress, growing, self.drain_s) as stop,
             Progress(total, models, self.progress, labels) as shown,
@@ -120,9 +122,18 @@ class Run:
                         break
             except KeyboardInterrupt:
                 gave_up = "what was in flight did not come back in time"
+            except NotWritten as error:
+                gave_up = unwritten = str(error)
             except (RayError, SystemException, ExecutionTimeoutError) as error:  # No ledger, no nodes, no progress.
                 gave_up = f"the cluster gave up: {_reason(error)}"
-        scores, why = self._write(gave_up)
+        counts, why = self._end(gave_up)
+        try:
+            self._write_calls(counts, finished=not why)
+            if unwritten:
+                raise NotWritten(unwritten)
+            scores = self.directory.write_metrics()
+        except NotWritten as error:
+            raise NotWritten("; ".join(dict.fromkeys(filter(None, (why, str(error)))))) from None
         if stop.interrupted:
             raise KeyboardInterrupt
         if why:
@@ -132,15 +143,21 @@ class Run:
     def _collect(self, target: str, shown: Progress) -> None:
         """Stream a target's samples into their files."""
         writer = self.directory.sample_writer(target, scoring_spec(self.plan.config, self.plan.expected))
+        is_full = False
         try:
             for table in self._stream(target):
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # Others are not asked: the run is stopping.
-                writer.add(ended)
+                try:
+                    if not is_full:
+                        writer.add(ended)
+                except NotWritten as error:  # What is in flight still gets into the ledger.
+                    is_full = True
+                    self.ledger.stop.remote("results", str(error))
                 for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
                     shown.add(outcome.as_py(), count.as_py())
         finally:
-            writer.close()
             self.answered += writer.answered
+            writer.close()
 
     def _stream(self, target: str) -> Iterator[pa.Table]:
         """All samples of a target, as they come out of the last pool, block by block."""
@@ -206,19 +223,22 @@ class Run:
         of_this_invocation: dict[str, Any] = counts
         return of_this_invocation
 
-    def _write(self, gave_up: str) -> tuple[dict[str, Any], str]:
-        """Write what the run has come to; returns metrics.json, and why the run stopped, if it did."""
-        self.directory.write_errors()
+    def _end(self, gave_up: str) -> tuple[dict[str, Any] | None, str]:
+        """The last counts, None when the ledger service cannot be reached any more; and why the run stopped, if so."""
         try:
             counts = self.progress()
-        except RayError:  # The ledger service cannot be reached any more; the samples can.
-            return self.directory.write_metrics(), gave_up
-        why = counts["stopped"][1] if counts["stopped"] else gave_up
-        now = invocation(self.started, counts["calls"], counts["work"], finished=not why)
+        except RayError:
+            return None, gave_up
         self.calls = counts["calls"]
-        self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now)
-        self.directory.write_env(counts["models"])
-        return self.directory.write_metrics(), why
+        return counts, counts["stopped"][1] if counts["stopped"] else gave_up
+
+    def _write_calls(self, counts: Mapping[str, Any] | None, *, finished: bool) -> None:
+        """Write what the run took, and what it took in vain. Raises NotWritten."""
+        self.directory.write_errors()
+        if counts is not None:
+            now = invocation(self.started, counts["calls"], counts["work"], counts["lost"], finished=finished)
+            self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now)
+            self.directory.write_env(counts["models"])
 
 
 def _reason(error: BaseException) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
+from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load
 from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, distinct, pool_load
 from rambla_ray.run.placement import Level, levels_of
@@ -37,17 +39,24 @@ class Plan:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        loaded = _loaded(config)
-        for name, task in config.tasks.items():
-            _check_labels(name, task, loaded[task.dataset])
+        self._selections = _selections(config)
+        loaded = {
+            name: _labelled(name, task, self._selections[task.dataset].items) for name, task in config.tasks.items()
+        }
         self._items = {
-            (name, variant): _transformed(name, task, loaded[task.dataset], config.options.seed, variant)
+            (name, variant): _transformed(name, task, loaded[name], config.options.seed, variant)
             for name, task in config.tasks.items()
             for variant in task.variants
         }
         for target in config.targets:
             for level in self.levels(target):
                 _check_produces(level, config.tasks)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the datasets: one line for each that `keep` took items from."""
+        said = {name: selection.describe() for name, selection in self._selections.items()}
+        return [f"dataset {name}: {line}" for name, line in said.items() if line]
 
     @property
     def samples_per_target(self) -> int:
@@ -140,6 +149,15 @@ class Plan:
         return {
             "synthetic": self.config.synthetic,
             "samples_per_target": self.samples_per_target,
+            "datasets": {
+                name: {
+                    "read": selection.read,
+                    "items": len(selection.items),
+                    "left_out": {field: dict(sorted(values.items())) for field, values in selection.left_out.items()},
+                }
+                for name, selection in self._selections.items()
+            },
+            "notes": self.notes,
             "tasks": tasks,
             "streams": {
                 target: [
@@ -189,13 +207,13 @@ class Plan:
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
 
 
-def _loaded(config: RunConfig) -> dict[str, list[Item]]:
+def _selections(config: RunConfig) -> dict[str, Selection]:
     """The items of each dataset. Raises UserError, which names the tasks whose data could be read, if any."""
-    loaded: dict[str, list[Item]] = {}
+    loaded: dict[str, Selection] = {}
     failed: list[UserError] = []
     for name, dataset in config.datasets.items():
         try:
-            loaded[name] = load_items(dataset, name, demo=config.synthetic)
+            loaded[name] = load(dataset, name, demo=config.synthetic)
         except UserError as error:
             failed.append(error)
     if failed:
@@ -214,15 +232,22 @@ def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, vari
     return items
 
 
-def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
-    labels = Counter(item.fields[task.answer.target] for item in items)
-    unknown = [label for label in labels if label not in task.answer.label_names]
+def _labelled(name: str, task: TaskConfig, items: list[Item]) -> list[Item]:
+    """The items, each with its right answer as the task's labels write it. Raises UserError where one is no label."""
+    field, names = task.answer.target, task.answer.label_names
+    written = {normalised(label): label for label in reversed(names)}
+    labels = Counter(item.fields[field] for item in items)
+    unknown = [label for label in labels if normalised(label) not in written]
     if unknown:
         raise UserError(
             f"task {name}: {sum(labels[label] for label in unknown)} of {len(items)} items have "
-            f"a {task.answer.target} that is not among the labels {', '.join(task.answer.label_names)}: "
+            f"a {field} that is not among the labels {', '.join(names)}: "
             f"'{unknown[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
         )
+    label_of = {label: label if label in names else written[normalised(label)] for label in labels}
+    if all(label == known for label, known in label_of.items()):
+        return items  # Tasks that change nothing share their items.
+    return [replace(item, fields={**item.fields, field: label_of[item.fields[field]]}) for item in items]
 
 
 def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rambla_ray.display import unfailing_output
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ Ctrl-C, or SIGTERM, ends it once what is being answered is answered. Exit status
 """
 
 
+@unfailing_output()
 def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")) -> int:
     """Run the command line of serving; returns the exit status, which `SERVE_HELP` explains.
 

@@ -6,6 +6,8 @@ import string
 from collections.abc import Mapping
 from functools import cache
 
+from rambla_ray.display import one_line
+
 
 @cache
 def placeholders(template: str) -> frozenset[str]:
@@ -19,9 +21,9 @@ def placeholders(template: str) -> frozenset[str]:
         if name is None:
             continue
         if not name.isidentifier():
-            raise ValueError(f"placeholder {{{name}}} is not a field name")
+            raise ValueError(f"placeholder {{{one_line(name)}}} is not a field name")
         if spec and "{" in spec:
-            raise ValueError(f"placeholder {{{name}:{spec}}} nests another")
+            raise ValueError(f"placeholder {{{one_line(name)}:{one_line(spec)}}} nests another")
         names.add(name)
     if not names:
         raise ValueError("a template needs at least one {placeholder}")

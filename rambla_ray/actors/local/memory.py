@@ -20,7 +20,7 @@ def free_bytes(chip: str, share: float) -> int:
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
         free = int(psutil.virtual_memory().available)
         with contextlib.suppress(OSError, ValueError):  # There is no such file, or no limit: then it holds "max".
-            free = min(free, int(limit.read_text()) - int(used.read_text()))
+            free = min(free, int(limit.read_bytes()) - int(used.read_bytes()))
         return free
     import torch
 

@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rambla_ray.storage import decoded
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 FLOATS = {
@@ -173,7 +175,7 @@ def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, An
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(decoded(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
