@@ -180,7 +180,8 @@ def test_every_prompt_is_answered_through_chaos() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind", "attempts"),
-    [(status, ErrorKind.BAD_REQUEST, 1) for status in (400, 402, 418, 422)]
+    [(status, ErrorKind.BAD_REQUEST, 1) for status in (400, 418, 422)]
+    + [(402, ErrorKind.QUOTA, 1)]
     + [(401, ErrorKind.AUTH, 1), (403, ErrorKind.AUTH, 1), (404, ErrorKind.NOT_FOUND, 1), (413, ErrorKind.TOO_LONG, 1)]
     + [(status, ErrorKind.SERVER, 5) for status in (408, 409, 500, 502, 503, 504, 529)],
 )
