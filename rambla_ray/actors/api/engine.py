@@ -104,7 +104,7 @@ class BaseAPIModel(Model):
         trace = RequestTrace()
         self._doubt.asking += 1
         try:
-            answer = await self._answer(request, trace)
+            answer = await self._last_answer(request, trace)
             self._doubt.answer_came()
         finally:
             self._doubt.asking -= 1
@@ -123,8 +123,8 @@ class BaseAPIModel(Model):
             trace=trace.snapshot(),
         )
 
-    async def _answer(self, request: Request, trace: RequestTrace) -> Response:
-        """The answer of the first attempt that gives one."""
+    async def _last_answer(self, request: Request, trace: RequestTrace) -> Response:
+        """The answer of the last attempt, which is the first that gives one."""
         try:
             try:
                 return await self._attempt(request, trace, again=False)
