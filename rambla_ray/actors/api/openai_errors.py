@@ -171,12 +171,17 @@ def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> Cal
     elif isinstance(body, list):
         error = next((item for item in body[:1] if isinstance(item, dict) and item.get("error")), None)
     else:
-        is_error = isinstance(body, dict) and any(body.get(key) for key in ("error", "errors", *_MESSAGES))
-        error = body if is_error else None
+        error = body if isinstance(body, dict) and _is_error(body) else None
     if error is None:
         return None
     words = ErrorWords.of(error)
     return charge(_error(reply, words.status, words, redacted), body)
+
+
+def _is_error(body: dict[str, Any]) -> bool:
+    """Whether a body without an answer says that something went wrong, or what."""
+    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors"))
+    return named or any(body.get(key) and isinstance(body[key], str) for key in _MESSAGES)
 
 
 def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -192,7 +197,7 @@ def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[[str], str]) -> CallError:
-    name = f" {words.name}" if words.name else ""
+    name = f" {words.name}" if words.name not in ("", str(reply.status)) else ""
     message = redacted(f"HTTP {reply.status}{name}{f': {words.text}' if words.text else ''}")
     retry_after_s = requested_wait_s(reply.headers)
     if retry_after_s is None:
