@@ -54,7 +54,7 @@ class LedgerService:
         self._ledger = Ledger(folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable)
-        self._answers = ModelAnswers(self._ledger.spent)
+        self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._board = RunBoard()
         self._commits = GroupCommit(self._ledger.commit, 0.0 if folder.is_local else PART_S)
@@ -128,19 +128,13 @@ class LedgerService:
         return claim
 
     async def answered(self, owner: str, model: str) -> Answered | None:
-        """Whether a model has answered this run, as an owner asks of whose requests none has been answered.
-
-        Returns:
-            None, after a while, as long as others that ask the model may still get an answer.
-        """
+        """What `ModelAnswers.known_to` says; None after a while, or once any request has ended: ask again."""
         self._claims.heartbeat(owner, time.monotonic())
-        self._answers.unanswered.add(owner)
-        others = self._claims.asked_by_others(model, self._answers.unanswered)
-        if others and not self._answers.came(model):
+        known = self._answers.known_to(owner, model)
+        if known is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._waiters.turn()), WAIT_S)
-            return Answered.NOW if self._answers.came(model) else None
-        return self._answers.of(model)
+        return known
 
     async def release(self, owner: str, request_ids: list[str]) -> None:
         """What was granted was not asked after all, and is free again."""

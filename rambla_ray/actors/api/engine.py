@@ -224,7 +224,7 @@ class BaseAPIModel(Model):
         except CallError as error:
             kind, reason, requested_wait_s = error.kind, str(error), error.retry_after_s
             charged = trace.charge(error)
-            if error.kind in FATAL and not isinstance(error, Forbidden):
+            if error.kind in FATAL and self.context.stops and not isinstance(error, Forbidden):
                 self._close(error)
             raise
         except Exception as error:
