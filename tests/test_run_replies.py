@@ -96,16 +96,20 @@ def test_calls_json_has_the_tokens_of_attempts_that_gave_no_answer(bench: Run, i
     assert took["cost_usd"] == took["prompt_tokens"] > 7 * 100
 
 
-@pytest.mark.parametrize("body", [REASONS, PAGE, PLAIN], ids=["reasons", "page", "plain"])
+@pytest.mark.parametrize(
+    ("body", "pool"),
+    [(REASONS, "pool.max_concurrency=64"), (PAGE, "pool.min_size=2"), (PLAIN, "pool.max_concurrency=1")],
+    ids=["reasons", "page, two actors", "plain, one call at a time"],
+)
 def test_one_moderated_prompt_is_refused_and_the_run_ends_also_when_only_that_is_left(
-    bench: Run, items: str, body: bytes
+    bench: Run, items: str, body: bytes, pool: str
 ) -> None:
     with OpenAIServer(answer=lambda prompt: "Yes") as server:
         server.faults = [Fault("reply", match="bad", status=403, body=body, times=-1)]
-        first = bench(words(server, items))
+        first = bench(words(server, items, pool))
         assert (first.status, outcomes(first)) == (0, {"scored": COUNT - 1, "refused": 1}), first.err
         server.reset()
-        again = bench(words(server, items))
+        again = bench(words(server, items, pool))
         assert (again.status, outcomes(again)) == (0, {"scored": COUNT - 1, "refused": 1}), again.err
         assert len(server.requests) == 1
 
