@@ -28,6 +28,7 @@ _INNER = ("errors", "detail", "details", "innererror", "metadata", "violations")
 _ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
 
 _RATE_LIMIT = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl")
+_STATUS_IN_TEXT = re.compile(r"(?:http |error:? |error code:? |status:? )?([45]\d\d)\b")  # "429 Too Many Requests"
 _STATUS_OF_CODE = (
     (429, _RATE_LIMIT),
     (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
@@ -40,6 +41,7 @@ _QUOTA = re.compile(
     r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
     r"|credit balance|(out of|not enough|used all|exhausted your) (available |your )?credits?\b"
     r"|(exceeded|reached) (your|its) .{0,40}(credits?|spend(ing)?)\b|exceeded your current quota"
+    r"|reached your (specified )?(api )?usage limits?"
     r"|check your (plan and )?billing|key limit exceeded|payment required"
 )
 _PER_DAY = re.compile(r"per.?day")  # In the name of a limit: no pause of a run outlasts it.
@@ -115,6 +117,8 @@ class ErrorWords:
             for status, pattern in _STATUS_OF_CODE:
                 if pattern.search(code):
                     return status
+        if match := _STATUS_IN_TEXT.match(self.text.lower()):
+            return int(match[1])
         return 429 if _RATE_LIMIT.search(self.text.lower()) else 500
 
 
@@ -229,12 +233,12 @@ def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> Err
         return ErrorKind.REFUSED
     if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
         return ErrorKind.REFUSED
+    if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
+        return ErrorKind.RATE_LIMITED
     if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
         return ErrorKind.AUTH
     if status == 404 or 300 <= status < 400:
         return ErrorKind.NOT_FOUND
-    if status == 429:
-        return ErrorKind.RATE_LIMITED
     return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
 
 
