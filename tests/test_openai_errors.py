@@ -254,6 +254,13 @@ def test_a_200_with_an_error_that_is_none_is_garbage(body: bytes) -> None:
         assert error(build(server, openai_models.TriesOnce)).kind == ErrorKind.GARBAGE
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_error_of_megabytes_is_read_and_cut(status: int) -> None:
+    error = {"code": "too large: 1 " * 50_000, "message": "Bad. " * 50_000, "loc": [[[[]]]], "details": [{}] * 10_000}
+    end, _ = failed(status, {"error": error})
+    assert (end.kind, len(end.message)) == (SERVER if status == 200 else BAD_REQUEST, 500)
+
+
 def test_an_error_that_nobody_reaches_the_bottom_of_is_one_of_the_server() -> None:
     body = b'{"error": ' * 50 + b"7" + b"}" * 50
     with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:

@@ -20,6 +20,7 @@ from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.errors import CallError, ErrorKind
 
+LONGEST_CODE = 80  # A code is cut to so many characters.
 DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
 
 _CODES = ("code", "status", "type", "reason", "error_code", "quotaId")  # Members that say in a word what happened.
@@ -98,10 +99,10 @@ class ErrorWords:
         levels = list(_levels(body, DEEPEST))
         objects = [level for level in levels if isinstance(level, dict)]
         sentences = [text for level in levels for text in _sentences(level)]
-        names = [str(level[key]) for level in objects for key in ("code", "type") if _is_code(level.get(key))]
+        codes = [(key, code) for level in objects for key in _CODES if (code := _code(level.get(key)))]
         return cls(
-            tuple(str(level[key]).lower() for level in objects for key in _CODES if _is_code(level.get(key))),
-            names[0] if names else "",
+            tuple(code.lower() for _, code in codes),
+            next((code for key, code in codes if key in ("code", "type")), ""),
             " ".join(dict.fromkeys(filter(None, sentences))),
             any(level.get(key) for level in objects for key in _ABOUT_PROMPT),
             next((wait_s for level in objects if (wait_s := _delay_s(level)) is not None), None),
@@ -142,11 +143,15 @@ def _sentences(level: dict[str, Any] | str) -> list[str]:
         return [level]
     sentences = [level[key] for key in _MESSAGES if isinstance(level.get(key), str)]
     place = level.get("loc")  # The parameter that is wrong, as servers with pydantic name it.
-    return [".".join(map(str, place[:DEEPEST])), *sentences] if sentences and isinstance(place, list) else sentences
+    if not isinstance(place, list):
+        return sentences
+    return [".".join(part for part in place[:DEEPEST] if isinstance(part, str)), *sentences]
 
 
-def _is_code(value: Any) -> bool:
-    return bool(value) and isinstance(value, str | int) and not isinstance(value, bool)
+def _code(value: Any) -> str:
+    """A code as text; empty for what is none."""
+    is_code = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value)[:LONGEST_CODE] if value and is_code else ""
 
 
 def _delay_s(error: Mapping[str, Any]) -> float | None:
