@@ -45,9 +45,9 @@ class ErrorKind(StrEnum):
     TOO_LONG = "too_long"  # the prompt does not fit the model
     REFUSED = "refused"  # a content filter, on the way in or out
     BAD_REQUEST = "bad_request"  # any other 4xx
-    AUTH = "auth"  # 401, 403
+    AUTH = "auth"  # 401; 403 for every prompt
     NOT_FOUND = "not_found"  # 404: no such engine or path
-    QUOTA = "quota"  # 429 that waiting will not cure
+    QUOTA = "quota"  # 402; 429 that waiting will not cure: the credit is used up
     LOAD = "load"  # the model itself cannot be loaded
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
     DIED = "died"  # the process that asked it died, three times
@@ -77,6 +77,7 @@ class CallError(RamblaError):
         self.message = " ".join(message.split())[:500]
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
+        self.prompt_tokens = self.completion_tokens = 0  # What the reply says that it cost all the same.
         self.trace = ONE_CALL
 
     def __str__(self) -> str:

@@ -124,7 +124,9 @@ class PoolActor:
         config = self._config
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(RunContext(self._ledger.notify, self._chaos, self._ledger.is_late))
+            self._model.attach(
+                RunContext(self._ledger.notify, self._chaos, self._ledger.is_late, answered=self._ledger.answered)
+            )
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
