@@ -40,6 +40,7 @@ class ErrorKind(StrEnum):
     AUTH = "auth"  # 401, 403
     NOT_FOUND = "not_found"  # 404: no such engine or path
     QUOTA = "quota"  # 429 that waiting will not cure
+    UNAVAILABLE = "unavailable"  # the endpoint has let nobody through for too long
     LOAD = "load"  # the model itself cannot be loaded
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
     DIED = "died"  # the process that asked it died, three times
@@ -52,7 +53,7 @@ LONGEST_LIST = 30  # A message that offers a nearest match lists no more names t
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
 )
-FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA})
+FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA, ErrorKind.UNAVAILABLE})
 
 
 class CallError(RamblaError):
@@ -62,13 +63,18 @@ class CallError(RamblaError):
         kind: what happened.
         message: one line for a reader; never holds a key or a prompt.
         retry_after_s: how long the endpoint asked us to wait, in seconds.
+        unsent: there was no connection to send the request on.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None, unsent: bool = False
+    ) -> None:
         self.kind = kind
         self.message = " ".join(message.split())[:500]
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
+        self.unsent = unsent
+        self.in_outage = False  # Nobody's call gets through: this one does not count against its request.
         self.trace = ONE_CALL
 
     def __str__(self) -> str:

@@ -30,8 +30,8 @@ from openai_models import (
 )
 from openai_server import OpenAIServer
 
-from rambla_ray.actors.api.http import requested_wait_s
 from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import OpenAIModel
 from rambla_ray.config.sections import Chaos, Rate
@@ -114,11 +114,14 @@ def test_a_fault_that_stays_ends_after_the_allowed_attempts() -> None:
         assert (failed.kind, failed.trace.attempts, len(server.requests)) == (ErrorKind.SERVER, 5, 5)
 
 
-def test_an_endpoint_that_is_not_there_is_a_connection_error() -> None:
+def test_an_endpoint_that_is_not_there_is_tried_until_it_is_given_up() -> None:
     with OpenAIServer() as server:
         url = server.base_url
-    failed = error(build(url))
-    assert (failed.kind, failed.trace.attempts) == (ErrorKind.CONNECTION, 5)
+    failed = error(build(url, rate=IMPATIENT))
+    assert failed.kind == ErrorKind.UNAVAILABLE
+    assert failed.message.startswith(f"{url} has let nobody through for 1 s (rate.give_up_after_s): connection failed")
+    assert failed.trace.attempts == len(failed.trace.tries) >= 1
+    assert {attempt.reason.partition(":")[0] for attempt in failed.trace.tries} == {"connection"}
 
 
 def test_no_reply_before_the_deadline_is_a_timeout_that_names_the_endpoint_and_the_deadline() -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
-from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, limit_reset_s, redact, visible
+from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact, visible
 from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
 from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
 from rambla_ray.actors.api.openai_replies import status_error, token_count, vectors
+from rambla_ray.actors.api.waits import limit_reset_s
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind

@@ -8,7 +8,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from rambla_ray.actors.api.http import HttpReply, requested_wait_s
+from rambla_ray.actors.api.http import HttpReply
+from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
 
 LONGEST_VECTOR = 100_000  # A vector with more numbers is no embedding.
