@@ -104,6 +104,9 @@ class Price(Closed):
 
 
 class FailIf(Closed):
-    """Gates: conditions on the result that make the run exit with 3."""
+    """Gates: conditions on the result, of which `coverage_below` makes the run exit with 3, `failed_above` with 2."""
 
     coverage_below: float | None = Field(None, ge=0, le=1, description="any cell's share of scored samples")
+    failed_above: float = Field(
+        0.05, ge=0, le=1, description="share of the run's samples that failed, other than by their item; 1 never fails"
+    )

@@ -37,7 +37,7 @@ _FEW_VALUES = [
 ]
 
 _TEXT_COLUMNS = ["steps.list.element.text"]
-_ERROR_STEP = ("stage", "role", "error_kind", "error", "text")
+_ERROR_STEP = ("stage", "role", "model", "error_kind", "error", "text")
 _ERROR_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _ERROR_STEP)]
 
 
@@ -173,13 +173,18 @@ def error_lines(folder: Folder) -> Iterator[bytes]:
     They come by target and task, and of one task in the order in which they ended. A line is ASCII and bounded in
     length, whatever the sample holds.
     """
+    for table in batches_of_errors(folder):
+        yield from map(_error_line, table.to_pylist())
+
+
+def batches_of_errors(folder: Folder) -> Iterator[pa.Table]:
+    """The samples that were not scored: their id, outcome and steps without what was sent, some rows at a time."""
     for name in folder.names(".parquet"):
         with _open(folder, name) as file:
             for group in range(file.num_row_groups):
                 lost = pc.not_equal(file.read_row_group(group, columns=["outcome"])["outcome"], Outcome.SCORED.value)
                 if pc.any(lost).as_py():
-                    rows = file.read_row_group(group, columns=_ERROR_COLUMNS).filter(lost)
-                    yield from map(_error_line, rows.to_pylist())
+                    yield file.read_row_group(group, columns=_ERROR_COLUMNS).filter(lost)
 
 
 def _error_line(row: Mapping[str, Any]) -> bytes:

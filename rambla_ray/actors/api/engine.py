@@ -128,9 +128,9 @@ class BaseAPIModel(Model):
             except CallError as error:
                 answer = await self._try_again(request, trace, error)
         except CallError as failed:
-            error = self._watch.refusal() if failed.in_outage and self._watch.gave_up else failed
-            error.trace = trace.snapshot()
-            raise error from None
+            end = self._watch.refusal() if failed.in_outage and self._watch.gave_up else failed
+            end.trace = trace.snapshot()
+            raise end from None
         for _ in range(TURNS):
             await asyncio.sleep(0)
         text, reason = answer.text, answer.finish_reason
