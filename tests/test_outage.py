@@ -250,6 +250,13 @@ def test_a_wait_is_told_once_when_it_is_long_and_ends_after_five_minutes(
     assert model.notes == ([note] if note else [])
 
 
+def test_many_short_waits_without_an_answer_are_told_once_too() -> None:
+    model = build(Limited, at_once=1, wait_s=1.0, times=60)
+    responses = virtual_time.run(ask(model, 10))
+    assert {response.text for response in responses} == {"yes"}
+    assert model.notes == ["mock has let nobody through for 30 s: it asks for a wait of 1 s"]
+
+
 @pytest.mark.parametrize("kind", [Limited, UsedUp])
 def test_those_that_wait_for_their_first_call_are_given_up_in_time(kind: type[Limited]) -> None:
     model = build(kind, at_once=4, wait_s=90000.0, times=4, rate=Rate(give_up_after_s=100))

@@ -52,6 +52,11 @@ class Patience:
         self._until = max(self._began, until)
         self._set_timer()
 
+    @property
+    def held_s(self) -> float:
+        """How long nobody has been let through so far."""
+        return self._before_s + min(self._until, asyncio.get_running_loop().time()) - self._began
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -86,7 +91,7 @@ class EndpointWatch:
         self._began = 0.0  # When the present outage began.
         self._failed_probes = 0
         self._outages = 0  # Those that the user was told of.
-        self._told_until = 0.0  # The user knows of a pause until then.
+        self._told_until = 0.0  # The user knows until then why nothing goes on.
         admission.on_pause = self._on_pause
 
     def answered(self) -> None:
@@ -142,6 +147,10 @@ class EndpointWatch:
     def _on_pause(self, until: float) -> None:
         self._is_calm = False
         self._patience.hold(until)
+        held_s = self._patience.held_s
+        if held_s >= LONG_PAUSE_S and asyncio.get_running_loop().time() >= self._told_until:
+            self._told_until = math.inf
+            self.notify(f"{self._endpoint} has let nobody through for {held_s:.0f} s: {self._reason}")
 
     def _begin(self) -> None:
         self._began, self._failed_probes = asyncio.get_running_loop().time(), 0
@@ -167,6 +176,8 @@ class EndpointWatch:
             if self._failed_probes:
                 self.notify(f"{self._endpoint} answers again, after {now - self._began:.0f} s")
         self._in_a_row, self._first_in_row, self._are_several, self.gave_up = 0, None, False, False
+        if self._told_until == math.inf:
+            self._told_until = now
         self._patience.reset(self._admission.paused_until)
         self._is_calm = self._admission.paused_until <= now
 
