@@ -92,14 +92,17 @@ class EndpointParams(KeyedParams):
 
 
 def _fault_of(base_url: str) -> str:
-    """What is wrong with the URL of an endpoint; empty where nothing is. A password in it is not repeated."""
+    """What is wrong with the URL of an endpoint; empty where nothing is.
+
+    One with a password is refused with the rest of the config, by `config.secrets`.
+    """
     try:
         url = URL(base_url)
         is_url = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError:
         url, is_url = URL(), False
-    if url.user is not None or url.password is not None:
-        return f"base_url of {url.host} holds a user name or password; the key's place is in the environment"
+    if url.user is not None and url.password is None:
+        return f"base_url of {url.host} holds a user name, or a key, whose place is in the environment"
     if not is_url or len(base_url.split()) != 1 or not base_url.isprintable():
         return f"base_url {base_url!r} is no URL; it begins with https://"
     if "#" in base_url:
