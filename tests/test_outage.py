@@ -99,6 +99,24 @@ def test_an_endpoint_that_is_down_from_the_start_is_asked_once_at_a_time_until_i
     assert sum(response.trace.attempts for response in responses) <= 200 + 64 + 5
 
 
+def test_a_second_outage_is_told_as_that() -> None:
+    model = build(at_once=4)
+
+    async def scenario() -> list[Any]:
+        responses = await ask(model, 200)
+        model.down_at, model.up_at = now() - model.began[0], now() - model.began[0] + 10
+        return responses + await ask(model, 20)
+
+    responses = virtual_time.run(scenario())
+    assert {response.text for response in responses} == {"yes"}
+    assert [note.partition(" (")[0].partition(", after")[0] for note in model.notes] == [
+        "mock lets nobody through",
+        "mock answers again",
+        "mock lets nobody through again, outage 2",
+        "mock answers again",
+    ]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_outage_that_lasts_ends_in_one_error_for_all_and_no_further_call(fault: str) -> None:
     model = build(fault=fault, up_at=1e9, rate=Rate(give_up_after_s=60))
@@ -254,7 +272,7 @@ def test_many_short_waits_without_an_answer_are_told_once_too() -> None:
     model = build(Limited, at_once=1, wait_s=1.0, times=60)
     responses = virtual_time.run(ask(model, 10))
     assert {response.text for response in responses} == {"yes"}
-    assert model.notes == ["mock has let nobody through for 30 s: it asks for a wait of 1 s"]
+    assert model.notes == ["mock has let nobody through for 30 s: not now"]
 
 
 @pytest.mark.parametrize("kind", [Limited, UsedUp])
@@ -268,7 +286,8 @@ def test_those_that_wait_for_their_first_call_are_given_up_in_time(kind: type[Li
     responses, took_s = virtual_time.run(scenario())
     refused = [response for response in responses if getattr(response, "kind", "") == ErrorKind.UNAVAILABLE]
     assert len(refused) == 36
-    assert "for 100 s (rate.give_up_after_s)" in refused[0].message
+    reason = "not now" if kind is Limited else "it asks for a wait of 90000 s"
+    assert refused[0].message == f"mock has let nobody through for 100 s (rate.give_up_after_s): {reason}"
     assert 100 <= took_s <= 102
 
 

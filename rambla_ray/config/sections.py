@@ -50,7 +50,12 @@ class Rate(Closed):
     requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
     tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
     timeout_s: float = Field(180.0, gt=0, le=3600, description="how long one call may take")
-    give_up_after_s: float = Field(900.0, gt=0, le=86400, description="how long a request may take, waits included")
+    give_up_after_s: float = Field(
+        900.0,
+        gt=0,
+        le=86400,
+        description="how long a request may take, waits included, and the endpoint may let nobody through",
+    )
     hedge: bool = Field(False, description="ask again what takes longer than 95 % of the calls; first answer wins")
 
     @property

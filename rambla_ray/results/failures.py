@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-
 from rambla_ray.display import one_line
 from rambla_ray.errors import ErrorKind
-from rambla_ray.results.samples import batches_of_errors
+from rambla_ray.results.samples import unscored
 from rambla_ray.schema import Outcome
 from rambla_ray.storage import Folder
 
 MOST_REASONS = 3  # So many reasons are named, the commonest first.
 REASON_CHARS = 160  # Each is cut to so many characters.
+_STEP = ("model", "error_kind", "error")
+_COLUMNS = [f"steps.list.element.{name}" for name in _STEP]
 _OWN = re.compile(r"\b(?=[\w-]*\d)[\w-]{5,}")  # Long numbers and ids, in which messages of one reason differ.
 
 
@@ -71,9 +71,9 @@ def count_failures(folder: Folder, scores: Mapping[str, Any]) -> Failures:
 
 def _reasons(folder: Folder) -> Iterator[str]:
     """The reason of each failed sample, in words."""
-    for table in batches_of_errors(folder):
-        for row in table.filter(pc.equal(table["outcome"], Outcome.FAILED.value)).to_pylist():
-            last = row["steps"][-1] if row["steps"] else {}
-            if last.get("error_kind") != ErrorKind.BAD_ITEM:
-                error = one_line(last.get("error", ""), REASON_CHARS) or "it has no answer"
-                yield f"{last.get('model', '')} {last.get('error_kind', '')} ({error})"
+    for table in unscored(folder, _COLUMNS, Outcome.FAILED):
+        for row in table.to_pylist():
+            last = row["steps"][-1] if row["steps"] else dict.fromkeys(_STEP, "")
+            if last["error_kind"] != ErrorKind.BAD_ITEM:
+                error = one_line(last["error"], REASON_CHARS) or "it has no answer"
+                yield f"{last['model']} {last['error_kind']} ({error})"

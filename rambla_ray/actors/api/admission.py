@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from rambla_ray.errors import RamblaError
 
+EARLY_S = 0.001  # A timer may go off so much before its time, since uvloop rounds.
 SAME_PAUSE_S = 0.05  # A pause that is reported a second time may seem longer by what the message took.
 
 
@@ -142,7 +143,7 @@ class Admission:
             return
         self.paused_until = until
         self._take_back_promises(until)
-        loop.call_at(until, self.resume)
+        loop.call_at(until + EARLY_S, self.resume)
         self.on_pause(until)
 
     def probe_after(self, seconds: float) -> None:
@@ -150,7 +151,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         self._probe_at = loop.time() + seconds
         self._take_back_promises(math.inf)
-        loop.call_at(self._probe_at, self.resume)
+        loop.call_at(self._probe_at + EARLY_S, self.resume)
 
     def end_probing(self) -> None:
         """Let everybody in again."""

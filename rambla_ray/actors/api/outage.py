@@ -87,7 +87,8 @@ class EndpointWatch:
         self._in_a_row = 0
         self._first_in_row: object = None
         self._are_several = False  # The calls in the row are of more than one request.
-        self._reason = ""  # Why the last call that failed did.
+        self._error = ""  # The message of the last call that failed, since the last answer.
+        self._asked_s = 0.0  # The last wait that the endpoint asked for.
         self._began = 0.0  # When the present outage began.
         self._failed_probes = 0
         self._outages = 0  # Those that the user was told of.
@@ -115,7 +116,7 @@ class EndpointWatch:
             return
         self._is_calm = False
         if error is not None:
-            self._reason = error.message
+            self._error = error.message
         if kind in TROUBLE:
             self._in_a_row += 1
             self._first_in_row = self._first_in_row or request
@@ -132,11 +133,16 @@ class EndpointWatch:
     def asked_to_wait(self, seconds: float) -> None:
         """The endpoint asks everybody to wait; the user is told once of each long pause."""
         now, wait_s = asyncio.get_running_loop().time(), min(seconds, LONGEST_WAIT_S)
-        self._reason = f"it asks for a wait of {seconds:.0f} s"
+        self._asked_s = seconds
         if wait_s >= LONG_PAUSE_S and now >= self._told_until:
             self._told_until = now + wait_s
             until = f"is asked again after {wait_s:.0f} s" if wait_s < seconds else "is not asked until then"
             self.notify(f"{self._endpoint} asks for a wait of {seconds:.0f} s, and {until}")
+
+    @property
+    def _reason(self) -> str:
+        """Why nobody is let through."""
+        return self._error or f"it asks for a wait of {self._asked_s:.0f} s"
 
     def refusal(self) -> CallError:
         """What those get who have waited too long."""
@@ -161,9 +167,9 @@ class EndpointWatch:
         self._failed_probes += 1
         if self._failed_probes == 1:
             self._outages += 1
-            times = f", for the {self._outages}. time" if self._outages > 1 else ""
+            again = f" again, outage {self._outages}" if self._outages > 1 else ""
             self.notify(
-                f"{self._endpoint} lets nobody through{times} ({self._reason}); its calls wait, and one at a time "
+                f"{self._endpoint} lets nobody through{again} ({self._reason}); its calls wait, and one at a time "
                 f"tries again, for {self._patience.limit_s:g} s at most (rate.give_up_after_s)"
             )
         self._patience.hold(math.inf)
@@ -176,6 +182,7 @@ class EndpointWatch:
             if self._failed_probes:
                 self.notify(f"{self._endpoint} answers again, after {now - self._began:.0f} s")
         self._in_a_row, self._first_in_row, self._are_several, self.gave_up = 0, None, False, False
+        self._error = ""
         if self._told_until == math.inf:
             self._told_until = now
         self._patience.reset(self._admission.paused_until)
