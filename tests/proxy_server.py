@@ -32,9 +32,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.lines.append(f"{self.command} {self.path}")
         self.server.credentials.append(self.headers["Proxy-Authorization"])
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
         self._note()
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
         body = json.dumps(ANSWER).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import openai_models
 import pytest
@@ -34,6 +36,13 @@ def test_a_plain_request_is_sent_to_the_proxy_whole(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(variable, form.format(f"127.0.0.1:{server.server_port}"))
         assert answer(build(PLAIN), "hello").text == "Yes"
         assert server.lines == [f"POST {PLAIN}/chat/completions"]
+
+
+def test_a_sign_of_life_is_asked_for_on_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxy() as server:
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.server_port}")
+        assert params(base_url=f"{PLAIN}?a=1").ping().startswith("answers")
+        assert server.lines == [f"GET {PLAIN}/models?a=1"]
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
@@ -153,3 +162,12 @@ def test_a_proxy_that_cannot_be_used_is_one_line_before_any_call(
     assert (failed.kind, failed.message.startswith(variable)) == (ErrorKind.LOAD, True)
     monkeypatch.setenv("no_proxy", "models.example")
     given.preflight(same_machine=True)
+
+
+def test_a_run_is_refused_in_one_line(bench: Callable[[Sequence[str]], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.example:1080")
+    done = bench(["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={SECURE}"])
+    assert done.status == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: ")
+    assert "https_proxy names a SOCKS proxy" in line
