@@ -37,9 +37,9 @@ class ErrorKind(StrEnum):
     TOO_LONG = "too_long"  # the prompt does not fit the model
     REFUSED = "refused"  # a content filter, on the way in or out
     BAD_REQUEST = "bad_request"  # any other 4xx
-    AUTH = "auth"  # 401, 403
+    AUTH = "auth"  # 401; 403 for every prompt
     NOT_FOUND = "not_found"  # 404: no such engine or path
-    QUOTA = "quota"  # 429 that waiting will not cure
+    QUOTA = "quota"  # 402; 429 that waiting will not cure: the credit is used up
     UNAVAILABLE = "unavailable"  # the endpoint has let nobody through for too long
     LOAD = "load"  # the model itself cannot be loaded
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
@@ -75,6 +75,7 @@ class CallError(RamblaError):
         self.retry_after_s = retry_after_s
         self.unsent = unsent
         self.in_outage = False  # Nobody's call gets through: this one does not count against its request.
+        self.prompt_tokens = self.completion_tokens = 0  # What the reply says that it cost all the same.
         self.trace = ONE_CALL
 
     def __str__(self) -> str:

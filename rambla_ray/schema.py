@@ -106,6 +106,8 @@ class CallTrace:
     attempts: int = 0
     hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
     tries: tuple[Try, ...] = ()
+    failed_prompt_tokens: int = 0  # charged, as their replies say, for attempts that gave no answer
+    failed_completion_tokens: int = 0
 
 
 TRACE_FIELDS = tuple(CallTrace.__annotations__)

@@ -18,4 +18,5 @@ SECONDS = st.floats(0, 1e9)
 def traces(reason: st.SearchStrategy[str], hedged: st.SearchStrategy[int] = COUNT) -> st.SearchStrategy[CallTrace]:
     """How the calls of a request went, with the attempts' reasons drawn from `reason`."""
     tries = st.lists(st.builds(Try, at=SECONDS, took_s=SECONDS, reason=reason), max_size=3).map(tuple)
-    return st.builds(CallTrace, waited_s=SECONDS, attempts=COUNT, hedged=hedged, tries=tries)
+    charged = {"failed_prompt_tokens": COUNT, "failed_completion_tokens": COUNT}
+    return st.builds(CallTrace, waited_s=SECONDS, attempts=COUNT, hedged=hedged, tries=tries, **charged)

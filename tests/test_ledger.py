@@ -321,6 +321,24 @@ def test_a_hedged_call_is_charged_twice(tmp_path: Path) -> None:
     assert (spent.calls, spent.hedged, spent.retried, spent.prompt_tokens, spent.completion_tokens) == (2, 1, 0, 20, 4)
 
 
+def test_what_attempts_without_an_answer_cost_is_counted(tmp_path: Path) -> None:
+    trace = CallTrace(attempts=2, failed_prompt_tokens=100, failed_completion_tokens=800)
+    answered = replace(answer("a"), response=Response("yes", "stop", 10, 2, trace=trace))
+    stored(tmp_path, answered, replace(failure("b"), call_trace=trace))
+    spent = opened(tmp_path).spent["m", "target"]
+    assert (spent.answered, spent.failed, spent.prompt_tokens, spent.completion_tokens) == (1, 1, 210, 1602)
+
+
+def test_a_line_says_what_attempts_without_an_answer_cost_only_where_they_cost_something() -> None:
+    charged = CallTrace(attempts=2, failed_prompt_tokens=100)
+    for record in (answer("a"), failure("b")):
+        assert b"failed_" not in record.to_line()
+    line = replace(failure("b"), call_trace=charged).to_line()
+    assert b'"failed_prompt_tokens":100' in line
+    assert b"failed_completion_tokens" not in line
+    assert Record.from_line(line).trace == charged
+
+
 def test_texts_that_no_file_holds_as_they_are_come_back(tmp_path: Path) -> None:
     text = "\ud800\x00\x1b[31m\u2028\n" + "x" * 2_000_000
     stored(tmp_path, answer("a", text), answer("b"))

@@ -284,6 +284,21 @@ def test_a_budget_bears_as_many_calls_as_fit_at_the_cost_of_those_before(
     assert meter.affordable(in_flight_at_most + 1) != budget.is_set
 
 
+@pytest.mark.parametrize(
+    ("spent", "in_flight_at_most"),
+    [
+        (Spent(), 7),
+        (Spent(failed=5), 7),  # They cost nothing.
+        (Spent(failed=5, prompt_tokens=50), 4),  # Ten each.
+        (Spent(failed=50, answered=5, prompt_tokens=50), 4),  # At most ten each.
+    ],
+)
+def test_a_budget_counts_what_was_charged_for_failures(spent: Spent, in_flight_at_most: int) -> None:
+    meter = BudgetMeter(Budget(tokens=100), {}, {("m", "target"): spent})
+    assert meter.affordable(in_flight_at_most)
+    assert not meter.affordable(in_flight_at_most + 1)
+
+
 class Asker:
     """A model actor of this test: it asks what it is told to, and dies of poison."""
 

@@ -102,6 +102,15 @@ def test_requests_that_wait_for_a_slot_are_not_sent_after_a_fatal_error(
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(("script", "kind"), FATAL_FAULTS)
+def test_what_is_served_goes_on_after_a_fatal_error(script: dict[str, Any], kind: ErrorKind) -> None:
+    with OpenAIServer(**script) as server:
+        model = build(server)
+        model.attach(RunContext(stops=False))
+        errors = ask_in_turn(model, "one", "two")
+        assert [(error.kind, error.trace.attempts) for error in errors] == [(kind, 1)] * 2
+
+
 def test_a_request_that_was_not_sent_counts_no_attempt() -> None:
     with OpenAIServer(key="another key") as server:
         sent, unsent = ask_in_turn(build(server), "one", "two")
@@ -183,7 +192,8 @@ def test_every_prompt_is_answered_through_chaos() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind", "attempts"),
-    [(status, ErrorKind.BAD_REQUEST, 1) for status in (400, 402, 418, 422)]
+    [(status, ErrorKind.BAD_REQUEST, 1) for status in (400, 418, 422)]
+    + [(402, ErrorKind.QUOTA, 1)]
     + [(401, ErrorKind.AUTH, 1), (403, ErrorKind.AUTH, 1), (404, ErrorKind.NOT_FOUND, 1), (413, ErrorKind.TOO_LONG, 1)]
     + [(status, ErrorKind.SERVER, 5) for status in (408, 409, 500, 502, 503, 504, 529)],
 )

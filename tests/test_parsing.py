@@ -86,7 +86,7 @@ ENDS = {
     "nothing": ([step("target", "")], ONE_STAGE, "empty", ""),
     "blank": ([step("target", " \n")], ONE_STAGE, "empty", ""),
     "cut off": ([step("target", "The study", "length")], ONE_STAGE, "truncated", ""),
-    "cut off before a word": ([step("target", "", "length")], ONE_STAGE, "empty", ""),
+    "cut off before a word": ([step("target", "", "length")], ONE_STAGE, "truncated", ""),
     "filtered": ([step("target", "I can", "content_filter")], ONE_STAGE, "refused", ""),
     "filtered to nothing": ([step("target", "", "content_filter")], ONE_STAGE, "refused", ""),
     "three steps": ([REPHRASED, ANSWERED, step("judge", "No")], TASK, "scored", "no"),

@@ -183,15 +183,25 @@ def test_errors_have_the_shape_of_the_api(endpoint, ask, error, code, param):
         (Fault("429", match="fault", times=-1, retry_after=1), 429, "rate_limit_exceeded"),
         (Fault("500", match="fault", times=-1), 502, "bad_gateway"),
         (Fault("content_filter", match="fault"), 400, "content_filter"),
+        (Fault("quota", match="fault"), 429, "insufficient_quota"),
+        (Fault("reply", match="fault", status=403), 400, "content_filter"),
+        (Fault("null_content", match="fault", times=-1), 502, "bad_gateway"),
     ],
 )
-def test_what_fails_behind_a_model_is_told(endpoint, fault, status, code):
+def test_what_fails_behind_a_model_is_told_and_others_are_answered(endpoint, fault, status, code):
+    assert heard(endpoint) == "heard: one two three"
     endpoint.upstream.faults = [fault]
     with pytest.raises(openai.APIStatusError) as raised:
         endpoint.client.chat.completions.create(model="relay", messages=[{"role": "user", "content": f"fault {code}"}])
     assert (raised.value.status_code, raised.value.code) == (status, code)
     assert raised.value.response.headers.get("retry-after") == ("1" if status == 429 else None)
     assert endpoint.upstream.key not in str(raised.value.body)
+    assert heard(endpoint) == "heard: one two three"
+
+
+def heard(endpoint: Endpoint) -> str | None:
+    """What the API behind the relay answers."""
+    return endpoint.client.chat.completions.create(model="relay", messages=HELLO).choices[0].message.content
 
 
 def test_the_key_is_asked_for_everywhere(endpoint):

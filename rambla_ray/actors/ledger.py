@@ -8,6 +8,7 @@ they are stored as, so that the service costs little per request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
@@ -15,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind
@@ -51,6 +54,7 @@ class LedgerService:
         self._ledger = Ledger(folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable)
+        self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._board = RunBoard()
         self._commits = GroupCommit(self._ledger.commit, 0.0 if folder.is_local else PART_S)
@@ -80,15 +84,19 @@ class LedgerService:
     async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
         """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim."""
         self._claims.heartbeat(owner, time.monotonic())
+        self._answers.unanswered.discard(owner)
         claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
         granted = [(*request, claim) for request, claim in zip(wanted, claims, strict=True) if claim in GRANTS]
         self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role, _ in granted))
         return claims
 
     def _claim(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
-        line = self._ledger.line(request_id) or self._failures.get(request_id)
+        line = self._ledger.line(request_id)
         if line is not None:
+            self._answers.reused.add(model)
             return line
+        if request_id in self._failures:
+            return self._failures[request_id]
         claim = self._claims.claim(owner, request_id, model, role)
         return self._give_up(model, request_id, role) if claim is Claim.GIVEN_UP else claim
 
@@ -118,6 +126,15 @@ class LedgerService:
                 return line
         (claim,) = await self.claim(owner, model, [(request_id, role)])
         return claim
+
+    async def answered(self, owner: str, model: str) -> Answered | None:
+        """What `ModelAnswers.known_to` says; None after a while, or once any request has ended: ask again."""
+        self._claims.heartbeat(owner, time.monotonic())
+        known = self._answers.known_to(owner, model)
+        if known is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._waiters.turn()), WAIT_S)
+        return known
 
     async def release(self, owner: str, request_ids: list[str]) -> None:
         """What was granted was not asked after all, and is free again."""

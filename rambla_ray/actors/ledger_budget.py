@@ -55,12 +55,14 @@ class BudgetMeter:
         """
         if not self._budget.is_set or not in_flight:
             return True
-        answered = sum(spent.answered for spent in self._spent.values())
-        if not answered:
-            return in_flight < FIRST_CALLS
         tokens, usd = self.used()
+        charged = sum(spent.answered for spent in self._spent.values())
+        if not charged and tokens:  # Nothing was answered so far, and what failed was charged all the same.
+            charged = sum(spent.failed for spent in self._spent.values())
+        if not charged:
+            return in_flight < FIRST_CALLS
         shares = ((tokens, self._budget.tokens), (usd, self._budget.usd))
-        return all(used * (1 + (in_flight + 1) / answered) <= whole for used, whole in shares if whole is not None)
+        return all(used * (1 + (in_flight + 1) / charged) <= whole for used, whole in shares if whole is not None)
 
     def describe(self) -> str:
         """How much of the budget is used, in words; empty without one."""

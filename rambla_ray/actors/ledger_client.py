@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from rambla_ray.actors.model import Answered
 from rambla_ray.errors import FATAL, CallError, Draining
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
@@ -93,6 +94,16 @@ class LedgerClient:
         """What was granted will not be asked."""
         self._in_flight -= 1
         await self._service.release.remote(self._owner, [request_id])
+
+    async def answered(self) -> Answered:
+        """Whether this model has answered the run, once nobody else can still find out; see `RunContext`."""
+        known: Answered | None = None
+        while known is None:
+            try:
+                known = await self._service.answered.remote(self._owner, self._model)
+            except RayError:  # The service is gone, and with it the run.
+                known = Answered.NEVER
+        return known
 
     async def store_answer(self, request_id: str, role: str, response: Response) -> Record:
         """Store an answer; returns its record once it is durable."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar
 
 from rambla_ray.actors.local.usage import LocalUsage
@@ -22,6 +23,18 @@ def hide_gpus(pool: Pool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+class Answered(Enum):
+    """Whether a model has answered a run."""
+
+    NOW = "now"  # In this invocation.
+    BEFORE = "before"  # In an earlier one, or another run: the key may have been withdrawn since.
+    NEVER = "never"
+
+
+async def _never() -> Answered:
+    return Answered.NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """What a model takes from the run that it answers for.
@@ -30,11 +43,16 @@ class RunContext:
         notify: takes a line that the user should see, once however many actors send it.
         chaos: faults to inject.
         is_held: whether no call that is paid for should be made now; `Model.resume` follows a change of it.
+        stops: whether an error that no other call would escape ends it, so that nothing more is asked.
+        answered: whether the model has answered the run, in any actor; asked by one none of whose requests has an
+            answer, it waits for those of the others.
     """
 
     notify: Callable[[str], None] = print
     chaos: Chaos = field(default_factory=Chaos)
     is_held: Callable[[], bool] = lambda: False
+    stops: bool = True
+    answered: Callable[[], Awaitable[Answered]] = _never
 
 
 class Model(ABC):

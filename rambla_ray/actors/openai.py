@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
-from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact, visible
+from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
+from rambla_ray.actors.api.openai_errors import error_in, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
 from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
-from rambla_ray.actors.api.openai_replies import status_error, token_count, vectors
+from rambla_ray.actors.api.openai_replies import charge, chat_answer, completion_answer, token_count, vectors
 from rambla_ray.actors.api.waits import limit_reset_s
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Message, Request, Response, well_formed
+from rambla_ray.schema import Message, Request, Response
 from rambla_ray.scoring import similarity
 
 if TYPE_CHECKING:
     import openai
 
 PLACEHOLDER = "<the text of a request>"  # Stands in the request that the package writes; a call's text replaces it.
+ENCODING = "encoding_format"  # The package asks for vectors in base64, a third of the bytes of numbers in JSON.
 OWN_HEADERS = (
     "host",
     "connection",
@@ -48,12 +50,15 @@ class OpenAIModel(BaseAPIModel):
         super().__init__(params, pool, rate)
         self._key = params.read_key()
         form = written_request(params.endpoint, self._key, params.azure_version, self.write)
-        self._body: dict[str, Any] = json.loads(form.content)
-        before, after = form.content.decode().split(json.dumps(PLACEHOLDER))
-        self._before, self._after = before.encode(), after.encode()
+        self._use_form(form.content)
         self._url = URL(str(form.url), encoded=True)
         headers = {name: value for name, value in form.headers.items() if not name.startswith(OWN_HEADERS)}
         self._wire = Wire(headers, pool.max_concurrency, trusted_authorities)
+
+    def _use_form(self, form: bytes) -> None:
+        """Send bodies of this form from now on, `PLACEHOLDER` standing for the text."""
+        self._body: dict[str, Any] = json.loads(form)
+        self._before, self._after = form.split(json.dumps(PLACEHOLDER).encode())
 
     def identity(self) -> dict[str, object]:
         return {
@@ -89,17 +94,26 @@ class OpenAIModel(BaseAPIModel):
         raise NotImplementedError
 
     def _answer_in(self, request: Request, reply: HttpReply) -> Response:
+        def redacted(text: str) -> str:
+            return redact(text, self._key, "\n".join(filter(None, (request.text, request.pair))))
+
         if not 200 <= reply.status < 300:
-            raise status_error(reply, lambda text: redact(text, self._key, request.text))
+            raise status_error(reply, redacted)
         wait_s = limit_reset_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
+        body: Any = None
         try:
-            return self.read(json.loads(reply.body), request)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise CallError(
-                ErrorKind.GARBAGE, f"the reply is not what the API promises ({type(error).__name__})"
-            ) from None
+            body = json.loads(reply.body)
+            error = error_in(body, reply, redacted)
+            if error is None:
+                return self.read(body, request)
+        except CallError as no_answer:
+            error = charge(no_answer, body)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as fault:
+            message = f"the reply is not what the API promises ({type(fault).__name__})"
+            error = charge(CallError(ErrorKind.GARBAGE, message), body)
+        raise error
 
 
 class OpenAITextModel(OpenAIModel):
@@ -119,28 +133,6 @@ class OpenAITextModel(OpenAIModel):
     def max_answer_tokens(self, request: Request) -> int:
         return request.options.max_tokens or self.params.max_tokens
 
-    def read(self, body: Any, request: Request) -> Response:
-        choice = body["choices"][0]
-        text = self.text_of(choice)
-        reason = choice.get("finish_reason")
-        if not isinstance(text, str):
-            if reason != "content_filter":
-                raise CallError(ErrorKind.GARBAGE, "the reply has a choice without text")
-            text = ""
-        if reason == "content_filter" and not text:
-            raise CallError(ErrorKind.REFUSED, "the content filter withheld the answer")
-        usage = body.get("usage")
-        return Response(
-            text=well_formed(text),
-            finish_reason=visible(reason)[:40] if reason and isinstance(reason, str) else "stop",
-            prompt_tokens=token_count(usage, "prompt_tokens"),
-            completion_tokens=token_count(usage, "completion_tokens"),
-        )
-
-    def text_of(self, choice: Any) -> Any:
-        """The text of a choice."""
-        raise NotImplementedError
-
 
 class OpenAIChat(OpenAITextModel):
     """`/chat/completions`: the prompt as one user message, no system message, as RAmBLA sends it."""
@@ -157,11 +149,8 @@ class OpenAIChat(OpenAITextModel):
         options = request.options.overrides()
         return {**options, "messages": [turn._asdict() for turn in messages]} if options or request.messages else {}
 
-    def text_of(self, choice: Any) -> Any:
-        message = choice["message"]
-        if message.get("content") is None and isinstance(message.get("refusal"), str):
-            raise CallError(ErrorKind.REFUSED, "the model declined to answer")
-        return message["content"]
+    def read(self, body: Any, request: Request) -> Response:
+        return chat_answer(body)
 
 
 class OpenAICompletion(OpenAITextModel):
@@ -178,8 +167,8 @@ class OpenAICompletion(OpenAITextModel):
         options = request.options.overrides()
         return {**options, "prompt": request.prompt} if options else {}
 
-    def text_of(self, choice: Any) -> Any:
-        return choice["text"]
+    def read(self, body: Any, request: Request) -> Response:
+        return completion_answer(body)
 
 
 class OpenAIEmbeddings(OpenAIModel):
@@ -196,6 +185,20 @@ class OpenAIEmbeddings(OpenAIModel):
 
     def write(self, client: openai.OpenAI) -> None:
         client.embeddings.create(model=self.params.engine, input=PLACEHOLDER)
+
+    async def call(self, request: Request) -> Response:
+        try:
+            return await super().call(request)
+        except CallError as error:
+            if error.kind is not ErrorKind.BAD_REQUEST or ENCODING not in error.message:
+                raise
+            self._ask_for_numbers()
+            return await super().call(request)
+
+    def _ask_for_numbers(self) -> None:
+        """Leave out how vectors are to be encoded, which the endpoint refuses: they come as lists of numbers."""
+        self.context.notify(f"{self.params.endpoint} refuses {ENCODING}: vectors are asked for as lists of numbers")
+        self._use_form(json.dumps({name: value for name, value in self._body.items() if name != ENCODING}).encode())
 
     def texts(self, request: Request) -> bytes:
         texts = [text.replace("\n", " ") for text in (request.prompt, request.pair) if text is not None]

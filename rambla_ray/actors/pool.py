@@ -113,7 +113,9 @@ class PoolActor:
         self._scores = config.params.produces == SCORE
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(RunContext(self._ledger.notify, chaos, self._ledger.is_late))
+            self._model.attach(
+                RunContext(self._ledger.notify, chaos, self._ledger.is_late, answered=self._ledger.answered)
+            )
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)

@@ -9,7 +9,7 @@ so that no other shares the blame. After `DEATHS` it is given up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from enum import Enum
 
 SUSPECT = 2  # Deaths after which a request is asked alone in its process.
@@ -58,6 +58,15 @@ class Claims:
     def owner_of(self, request_id: str) -> str | None:
         """Who asks a request, if anybody does."""
         return self._owner_of.get(request_id)
+
+    def asked_by_others(self, model: str, owners: Container[str]) -> bool:
+        """Whether an owner that is none of these asks something of a model."""
+        return any(
+            model == its_model
+            for owner, asking in self._asking.items()
+            if owner not in owners
+            for _, its_model, _ in asking.values()
+        )
 
     def register(self, owner: str, actor_id: str, now: float) -> str | None:
         """An owner has started; returns the one before it in the same actor, which is dead, if there was any.

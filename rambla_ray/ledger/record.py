@@ -28,6 +28,9 @@ _BODY = _RUN_TAG.stop + 1
 _FORMAT_KEY = "v"
 _NUMBERED = f'{{"{_FORMAT_KEY}":'.encode()  # How a body begins that has a number.
 _ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name != "trace")
+# Most lines do without these, which stand in a line only where they are not 0.
+_RARE_FIELDS = tuple(name for name in TRACE_FIELDS if name.startswith("failed_"))
+_USUAL_FIELDS = tuple(name for name in TRACE_FIELDS if name not in _RARE_FIELDS)
 
 
 class NewerFormat(ValueError):
@@ -71,12 +74,13 @@ class Record:
         """The stored form, with its checksum and a line break."""
         body: dict[str, Any] = {"run": self.run_id, "model": self.model, "role": self.role, "at": self.at}
         response, trace = self.response, self.trace
+        rare = {name: value for name in _RARE_FIELDS if (value := getattr(trace, name))}
         if response is None:
             body |= {"error_kind": self.error_kind, "error": self.error}
-            body |= {"attempts": trace.attempts, "waited_s": trace.waited_s, "tries": trace.tries}
+            body |= {"attempts": trace.attempts, "waited_s": trace.waited_s, "tries": trace.tries, **rare}
             return _line(Kind.FAILURE, self.request_id, self.run_id, body)
         body |= {name: getattr(response, name) for name in _ANSWER_FIELDS}
-        body |= {name: getattr(trace, name) for name in TRACE_FIELDS}
+        body |= {name: getattr(trace, name) for name in _USUAL_FIELDS} | rare
         return _line(Kind.ANSWER, self.request_id, self.run_id, body)
 
     @classmethod

@@ -14,7 +14,8 @@ class Spent:
 
     `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are
     claims that nothing followed: while a run goes on those in flight, after it the ones whose process died; each may
-    have been a call, and paid, whose end is not known.
+    have been a call, and paid, whose end is not known. Tokens are those of the answers, and those that replies without
+    an answer say they cost.
     """
 
     calls: int = 0
@@ -36,6 +37,8 @@ class Spent:
         self.retried += max(0, trace.attempts - trace.hedged - 1)
         self.calling_s += sum(attempt.took_s for attempt in trace.tries)
         self.waited_s += trace.waited_s
+        self.prompt_tokens += trace.failed_prompt_tokens
+        self.completion_tokens += trace.failed_completion_tokens
         if response is None:
             self.failed += trace.attempts > 0
             return

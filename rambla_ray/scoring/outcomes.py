@@ -65,6 +65,6 @@ def _outcome_without_answer(last: Step, *, refused: bool) -> Outcome:
         return _OUTCOME_OF_ERROR.get(ErrorKind(last.error_kind), Outcome.FAILED)
     if refused or last.finish_reason == "content_filter":
         return Outcome.REFUSED
-    if not last.text.strip():
-        return Outcome.EMPTY
-    return Outcome.TRUNCATED if last.finish_reason == "length" else Outcome.UNPARSED
+    if last.finish_reason == "length":  # Without any text where thinking has taken all the tokens.
+        return Outcome.TRUNCATED
+    return Outcome.UNPARSED if last.text.strip() else Outcome.EMPTY

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.schema import DeploymentStatus
 
-from rambla_ray.actors.model import Model, hide_gpus
+from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.errors import CallError, ErrorKind, UserError
@@ -43,6 +43,8 @@ class Replica:
     def __init__(self, name: str, config: ModelConfig) -> None:
         hide_gpus(config.pool)
         self._model: Model = config.kind(config.params, config.pool, config.rate)
+        if not config.params.is_local:  # Credit is topped up, and rights are given, while it is served.
+            self._model.attach(RunContext(stops=False))
         self._model.open()
 
     async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:

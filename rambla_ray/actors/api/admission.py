@@ -25,9 +25,10 @@ class Permit(NamedTuple):
 
 
 class _Waiter:
-    __slots__ = ("estimate", "future", "least", "reserved", "starts_at", "timer")
+    __slots__ = ("again", "estimate", "future", "least", "reserved", "starts_at", "timer")
 
-    def __init__(self, estimate: int, least: int) -> None:
+    def __init__(self, estimate: int, least: int, again: bool) -> None:
+        self.again = again
         self.future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self.estimate = estimate
         self.least = least
@@ -89,7 +90,7 @@ class Admission:
             if self._in_flight > self._peak:
                 self._peak = self._in_flight
             return self._shared_permit
-        waiter = _Waiter(estimate, least)
+        waiter = _Waiter(estimate, least, again)
         # In an outage requests take turns to probe.
         (self._waiting.appendleft if again and not self.is_probing else self._waiting.append)(waiter)
         self._peak_demand = max(self._peak_demand, self.demand)
@@ -174,15 +175,15 @@ class Admission:
             if not sleeping.done():
                 sleeping.set_result(None)
 
-    def refuse(self, refusal: Callable[[], RamblaError]) -> None:
+    def refuse(self, refusal: Callable[[], RamblaError], *, first_calls_only: bool = False) -> None:
         """Let calls that wait get an error that `refusal` makes; later ones may wait again."""
-        for waiter in self._promised:
-            self._void(waiter)
-        waiting = [*self._promised, *self._waiting]
-        self._promised.clear()
+        self._take_back_promises(math.inf)
+        waiting = list(self._waiting)
         self._waiting.clear()
         for waiter in waiting:
-            if not waiter.future.done():
+            if first_calls_only and waiter.again:
+                self._waiting.append(waiter)
+            elif not waiter.future.done():
                 waiter.future.set_exception(refusal())
 
     @property

@@ -12,15 +12,17 @@ from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
 from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, strikes_calls
+from rambla_ray.actors.api.forbidden import Forbidden, KeyDoubt
 from rambla_ray.actors.api.governor_client import GovernorClient
 from rambla_ray.actors.api.governor_talk import GovernorTalk
 from rambla_ray.actors.api.outage import TROUBLE, EndpointWatch
+from rambla_ray.actors.api.request_trace import RequestTrace
 from rambla_ray.actors.api.retry import RetryPolicy
 from rambla_ray.actors.model import Emit, Model, RunContext
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import FATAL, RETRYABLE, CallError, Draining, ErrorKind, RamblaError
-from rambla_ray.schema import CallTrace, Request, Response, Try
+from rambla_ray.schema import Request, Response, Try
 
 REASON_CHARACTERS = 160  # The reason of an attempt is cut to this length.
 LONGEST_TEXT = 1_000_000  # An answer is cut to so many characters.
@@ -34,23 +36,6 @@ DEFAULT_PAUSE_S = 1.0  # Those who share a rate pause so long after a 429 that d
 KEPT = frozenset(
     {ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.GARBAGE, ErrorKind.OVERSIZED, ErrorKind.RATE_LIMITED}
 )
-
-
-class RequestTrace:
-    """What has happened to one request so far. Times are seconds by time.monotonic()."""
-
-    __slots__ = ("began", "calling_s", "first_call", "hedged", "latency_s", "tries")
-
-    def __init__(self) -> None:
-        self.began = self.first_call = time.monotonic()
-        self.tries: list[Try] = []
-        self.calling_s = 0.0  # The time in which at least one call was in flight.
-        self.latency_s = 0.0  # How long the call took that answered.
-        self.hedged = 0
-
-    def snapshot(self) -> CallTrace:
-        waited_s = max(0.0, time.monotonic() - self.began - self.calling_s)
-        return CallTrace(waited_s, len(self.tries), self.hedged, tuple(self.tries))
 
 
 class BaseAPIModel(Model):
@@ -69,6 +54,7 @@ class BaseAPIModel(Model):
             client = GovernorClient(self.scope())
             self._talk = GovernorTalk(self._admission, client, pool.max_concurrency, self._rate, self._adapts)
         self._watch = EndpointWatch(self._endpoint, self._admission, self._rate.give_up_after_s)
+        self._doubt = KeyDoubt()
         self._injects_faults = False
         self._answered = 0
         self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # The seconds that recent answers took.
@@ -78,6 +64,7 @@ class BaseAPIModel(Model):
         super().attach(context)
         self._admission.is_held = context.is_held
         self._watch.notify = context.notify
+        self._doubt.context = context
         if self._talk is not None:
             self._talk.notify = context.notify
         self._injects_faults = strikes_calls(context.chaos)
@@ -110,6 +97,7 @@ class BaseAPIModel(Model):
 
     def drain(self) -> None:
         self._admission.close(Draining)
+        self._doubt.drain()
 
     def resume(self) -> None:
         self._admission.resume()
@@ -122,15 +110,13 @@ class BaseAPIModel(Model):
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         trace = RequestTrace()
+        self._doubt.asking += 1
         try:
-            try:
-                answer = await self._attempt(request, trace, again=False)
-            except CallError as error:
-                answer = await self._try_again(request, trace, error)
-        except CallError as failed:
-            end = self._watch.refusal() if failed.in_outage and self._watch.gave_up else failed
-            end.trace = trace.snapshot()
-            raise end from None
+            answer = await self._last_answer(request, trace)
+            self._doubt.answer_came()
+        finally:
+            self._doubt.asking -= 1
+            self._doubt.settle()
         for _ in range(TURNS):
             await asyncio.sleep(0)
         text, reason = answer.text, answer.finish_reason
@@ -144,6 +130,18 @@ class BaseAPIModel(Model):
             latency_s=trace.latency_s,
             trace=trace.snapshot(),
         )
+
+    async def _last_answer(self, request: Request, trace: RequestTrace) -> Response:
+        """The answer of the last attempt, which is the first that gives one."""
+        try:
+            try:
+                return await self._attempt(request, trace, again=False)
+            except CallError as error:
+                return await self._try_again(request, trace, error)
+        except CallError as error:
+            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else self._watch.verdict(error)
+            last.trace = trace.snapshot()
+            raise last from None
 
     async def _try_again(self, request: Request, trace: RequestTrace, first: CallError) -> Response:
         """Attempt it again, as the policy says. Entered only after a first failure, since it costs 20 µs."""
@@ -163,18 +161,19 @@ class BaseAPIModel(Model):
         began = time.monotonic()
         if not trace.tries:
             trace.first_call = began
+        self._doubt.calling += 1
         try:
             if self._slow_s is not None and not permit.is_probe:
                 return await self._race(request, trace, estimate, permit)
             return await self._call(request, trace, permit)
         finally:
             trace.calling_s += time.monotonic() - began
+            self._doubt.calling -= 1
 
     def _acquire(self, request: Request, estimate: int, *, again: bool = False) -> Coroutine[Any, Any, Permit]:
         if self._talk is not None:
             self._talk.start()
-        if self._watch.gave_up and self._admission.is_shut and not self._admission.is_closed:
-            raise self._watch.refusal()
+        self._watch.check(again=again)
         return self._admission.acquire(estimate, estimate - self.max_answer_tokens(request), again=again)
 
     async def _race(self, request: Request, trace: RequestTrace, estimate: int, permit: Permit) -> Response:
@@ -219,7 +218,7 @@ class BaseAPIModel(Model):
         at, began, answers = time.time(), time.monotonic(), self._watch.answers
         response: Response | None = None
         failed: CallError | None = None
-        kind, reason = "", "cancelled: the answer was not needed any more"
+        kind, reason, charged = "", "cancelled: the answer was not needed any more", 0
         try:
             async with asyncio.timeout(self._rate.timeout_s):
                 if self._injects_faults and (fault := drawn_fault(self.context.chaos)):
@@ -234,7 +233,8 @@ class BaseAPIModel(Model):
             raise failed from None
         except CallError as error:
             failed, kind, reason = error, error.kind, str(error)
-            if error.kind in FATAL:
+            charged = trace.charge(error)
+            if error.kind in FATAL and self.context.stops and not isinstance(error, Forbidden):
                 self._close(error)
             raise
         except Exception as error:
@@ -251,11 +251,18 @@ class BaseAPIModel(Model):
             else:
                 self._watch.failed(failed, trace, permit, answers)
             if self._talk is not None:
-                self._record(self._talk, permit, response, kind, failed.retry_after_s if failed else None)
+                wait_s = failed.retry_after_s if failed is not None else None
+                self._record(self._talk, permit, response, kind, wait_s, charged)
             self._admission.release(permit)
 
     def _record(
-        self, talk: GovernorTalk, permit: Permit, response: Response | None, kind: str, requested_wait_s: float | None
+        self,
+        talk: GovernorTalk,
+        permit: Permit,
+        response: Response | None,
+        kind: str,
+        requested_wait_s: float | None,
+        charged: int,
     ) -> None:
         """Pass on what a call cost and what its end says about the endpoint; `kind` is empty without an error."""
         limited = kind == ErrorKind.RATE_LIMITED
@@ -263,10 +270,10 @@ class BaseAPIModel(Model):
             requested_wait_s = DEFAULT_PAUSE_S
         if requested_wait_s:
             self.pause(requested_wait_s)
-        used: int | None = 0
+        used: int | None = charged
         if response is not None:
             used = response.prompt_tokens + response.completion_tokens or None
-        elif kind in KEPT or not kind:
+        elif not charged and (kind in KEPT or not kind):
             used = None
         talk.record(permit, used=used, answered=response is not None, troubled=kind in TROUBLE, limited=limited)
 

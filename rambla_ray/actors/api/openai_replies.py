@@ -1,55 +1,158 @@
-"""What the replies of OpenAI-compatible endpoints mean: errors, numbers of tokens, vectors."""
+"""What the answers of OpenAI-compatible endpoints hold: a text and how it ended, vectors, numbers of tokens."""
 
 from __future__ import annotations
 
 import base64
-import json
+import math
+import re
 import struct
-from collections.abc import Callable
 from typing import Any
 
-from rambla_ray.actors.api.http import HttpReply
-from rambla_ray.actors.api.waits import requested_wait_s
+from rambla_ray.actors.api.http import visible
+from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Response, well_formed
 
 LONGEST_VECTOR = 100_000  # A vector with more numbers is no embedding.
+LONGEST_REASON = 40  # A finish reason is cut to so many characters.
+
+_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+_THINKING = re.compile("thinking|reasoning")  # In the type of a part.
+_CALLS = ("tool_calls", "function_call")
 
 
-def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
-    """What a status other than 2xx means; the message is the endpoint's own, made safe by `redacted` and cut short."""
-    status, code, text = reply.status, "", ""
-    try:
-        body = json.loads(reply.body)
-        error = body.get("error", body)
-        if isinstance(error, dict):
-            code = str(error.get("code") or error.get("type") or "")
-            text = str(error.get("message") or "")
-        else:
-            text = str(error)
-    except (ValueError, AttributeError, RecursionError):
-        pass  # It is a proxy's page, mostly.
-    if 300 <= status < 400:
-        text = f"the endpoint redirects to {reply.headers.get('location')}, which is not followed; correct base_url"
-    message = redacted(f"HTTP {status}{f' {code}' if code else ''}{f': {text}' if text else ''}")
-    words = text.lower()
-    if status == 413 or "context_length" in code or "context length" in words or "context size" in words:
-        return CallError(ErrorKind.TOO_LONG, message)
-    if code in ("content_filter", "content_policy_violation"):
-        return CallError(ErrorKind.REFUSED, message)
-    if code in ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"):
-        return CallError(ErrorKind.QUOTA, message)
-    kinds = {401: ErrorKind.AUTH, 403: ErrorKind.AUTH, 404: ErrorKind.NOT_FOUND, 429: ErrorKind.RATE_LIMITED}
-    if status in kinds:
-        return CallError(kinds[status], message, retry_after_s=requested_wait_s(reply.headers))
-    if status in (408, 409) or status >= 500:
-        return CallError(ErrorKind.SERVER, message, retry_after_s=requested_wait_s(reply.headers))
-    return CallError(ErrorKind.NOT_FOUND if 300 <= status < 400 else ErrorKind.BAD_REQUEST, message)
+def chat_answer(body: Any) -> Response:
+    """The answer in a parsed body of `/chat/completions`; `_answer` says what is raised."""
+    choice = _first_choice(body)
+    message = choice.get("message") or {}
+    return _answer(body, choice, message, message.get("content"))
+
+
+def completion_answer(body: Any) -> Response:
+    """The answer in a parsed body of `/completions`; `_answer` says what is raised."""
+    choice = _first_choice(body)
+    return _answer(body, choice, choice, choice.get("text"))
+
+
+def _first_choice(body: Any) -> dict[str, Any]:
+    """The first of a body's choices. Raises CallError (`refused`) where a filter has left none."""
+    if not body.get("choices") and _is_blocked(body):
+        raise CallError(ErrorKind.REFUSED, "the content filter turned the prompt down")
+    choice: dict[str, Any] = body["choices"][0]
+    return choice
+
+
+def _answer(body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], content: Any) -> Response:
+    """The answer in a choice: a text, or none where the reply says what the tokens went into.
+
+    Args:
+        body: the reply.
+        choice: the first of its choices.
+        message: where a choice of its kind has the text, and what stands beside it.
+        content: the text, or its parts.
+
+    Raises:
+        CallError: `refused`, when a filter or the model declined; `garbage`, when there is no text without a reason.
+        AttributeError, LookupError, TypeError: it has not the shape of a reply.
+    """
+    text = content if isinstance(content, str) else _joined(content or [])
+    reason = choice.get("finish_reason")
+    ending = ending_of(reason)
+    if not text or text.isspace():
+        ending = _ending_without_text(body, choice, message, content)
+    usage = body.get("usage")
+    return Response(
+        text=well_formed(text),
+        finish_reason=_shown(reason) if ending is Ending.STOP else str(ending),
+        prompt_tokens=token_count(usage, "prompt_tokens"),
+        completion_tokens=token_count(usage, "completion_tokens"),
+    )
+
+
+def _joined(parts: list[dict[str, Any]]) -> str:
+    """The text of a content in parts. Those of thinking have another type, or are marked (Google's `thought`)."""
+    return "".join(part["text"] for part in parts if _is_text(part))
+
+
+def _is_text(part: dict[str, Any]) -> bool:
+    return part.get("type", "text") in ("text", "output_text") and not part.get("thought")
+
+
+def _ending_without_text(
+    body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], content: Any
+) -> Ending:
+    """How it came that a choice has no text.
+
+    A model that has spent its tokens on thinking is cut off (LENGTH), whatever the endpoint calls it; one that called
+    a tool, or whose tokens are not shown, has answered nothing (STOP). Asked again it would do the same, and each time
+    be charged for.
+    """
+    reason = choice.get("finish_reason")
+    endings = {ending_of(reason), ending_of(choice.get("native_finish_reason"))}
+    if Ending.FILTERED in endings or _has_declined(message, content) or _is_filtered(choice):
+        raise CallError(ErrorKind.REFUSED, f"no answer: declined, or withheld by a filter ({_shown(reason)})")
+    if Ending.LENGTH in endings:
+        return Ending.LENGTH
+    if any(message.get(name) for name in _CALLS):
+        return Ending.STOP
+    if _has_thought(message, content, body.get("usage")):
+        return Ending.LENGTH
+    was_charged = token_count(body.get("usage"), "completion_tokens") > 0
+    if isinstance(content, str) or (message and reason and was_charged):
+        return Ending.STOP
+    raise CallError(ErrorKind.GARBAGE, "the reply has a choice without text")
+
+
+def _has_declined(message: dict[str, Any], content: Any) -> bool:
+    """Whether the model said no, in a field of its own or in a part of the content."""
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(said.get("refusal"), str) and said["refusal"] for said in (message, *parts))
+
+
+def _has_thought(message: dict[str, Any], content: Any, usage: Any) -> bool:
+    details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
+    parts = content if isinstance(content, list) else []
+    return (
+        any(message.get(name) for name in _THOUGHTS)
+        or any(part.get("thought") or _THINKING.search(str(part.get("type"))) for part in parts)
+        or token_count(details, "reasoning_tokens") > 0
+    )
+
+
+def _is_blocked(body: dict[str, Any]) -> bool:
+    """Whether a filter has turned the prompt down, as Google and Azure say it beside an empty list of choices."""
+    feedback = body.get("promptFeedback") or body.get("prompt_feedback")
+    if isinstance(feedback, dict) and (feedback.get("blockReason") or feedback.get("block_reason")):
+        return True
+    results = body.get("prompt_filter_results")
+    return isinstance(results, list) and any(isinstance(result, dict) and _is_filtered(result) for result in results)
+
+
+def _is_filtered(result: dict[str, Any]) -> bool:
+    """Whether one of Azure's filters struck."""
+    filters = result.get("content_filter_results")
+    return isinstance(filters, dict) and any(
+        isinstance(verdict, dict) and verdict.get("filtered") is True for verdict in filters.values()
+    )
+
+
+def _shown(reason: Any) -> str:
+    """A finish reason as it is kept; `stop` for what is none."""
+    return visible(reason)[:LONGEST_REASON] if reason and isinstance(reason, str) else str(Ending.STOP)
 
 
 def token_count(usage: Any, name: str) -> int:
     """A number of tokens in a reply's `usage`; 0 where that is no such number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and 0 <= count < 2**31 else 0
+
+
+def charge(error: CallError, body: Any) -> CallError:
+    """The error of a parsed body, with the tokens that the body says it cost."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    error.prompt_tokens = token_count(usage, "prompt_tokens")
+    error.completion_tokens = token_count(usage, "completion_tokens")
+    return error
 
 
 def vectors(body: Any, count: int) -> list[list[float]]:
@@ -62,12 +165,16 @@ def vectors(body: Any, count: int) -> list[list[float]]:
         raise CallError(ErrorKind.GARBAGE, f"the reply has {len(embeddings)} vectors for {count} texts")
     if not all(0 < len(vector) <= LONGEST_VECTOR for vector in embeddings):
         raise CallError(ErrorKind.GARBAGE, "the reply has an empty vector, or one that is no embedding")
+    if not all(math.isfinite(number) for vector in embeddings for number in vector):
+        raise CallError(ErrorKind.GARBAGE, "the reply has a vector with what is not a number")
     return embeddings
 
 
 def _vector(value: Any) -> list[float]:
     """An embedding as a list of numbers, or as the package asks for it: base64 of little-endian float32."""
-    if isinstance(value, str):
-        packed = base64.b64decode(value, validate=True)
-        return [number for (number,) in struct.iter_unpack("<f", packed)]
-    return [float(number) for number in value]
+    if not isinstance(value, str):
+        return [float(number) for number in value]
+    packed = base64.b64decode(value, validate=True)
+    if len(packed) % 4:
+        raise CallError(ErrorKind.GARBAGE, f"the reply has a vector of {len(packed)} bytes, which are no float32")
+    return [number for (number,) in struct.iter_unpack("<f", packed)]

@@ -144,6 +144,19 @@ class EndpointWatch:
         """Why nobody is let through."""
         return self._error or f"it asks for a wait of {self._asked_s:.0f} s"
 
+    def check(self, *, again: bool) -> None:
+        """Raise CallError (`unavailable`) where a call would wait for an endpoint that was given up.
+
+        Without an outage, one that is `again` waits: its request ends as what its calls ended in, in its own time.
+        """
+        admission = self._admission
+        if self.gave_up and admission.is_shut and not admission.is_closed and (admission.is_probing or not again):
+            raise self.refusal()
+
+    def verdict(self, last: CallError) -> CallError:
+        """What a request ends in whose last attempt ended so."""
+        return self.refusal() if last.in_outage and self.gave_up else last
+
     def refusal(self) -> CallError:
         """What those get who have waited too long."""
         waited = f"{self._patience.limit_s:g} s (rate.give_up_after_s)"
@@ -190,4 +203,4 @@ class EndpointWatch:
 
     def _give_up(self) -> None:
         self.gave_up = True
-        self._admission.refuse(self.refusal)
+        self._admission.refuse(self.refusal, first_calls_only=not self._admission.is_probing)

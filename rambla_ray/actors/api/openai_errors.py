@@ -1,0 +1,261 @@
+"""What the errors of OpenAI-compatible endpoints mean: from a status, or what a 2xx says in its place, to a kind.
+
+Endpoints that call themselves compatible share the statuses and little else: an error is an object, a string or a
+list, its code a number or a word, and a prompt that is too long has as many wordings as there are servers. An error
+that comes with a 2xx is read as the status that its code names. The endpoint's words are made safe before anything is
+read from them, so that what they repeat of a prompt decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rambla_ray.actors.api.forbidden import About, Forbidden
+from rambla_ray.actors.api.http import HttpReply
+from rambla_ray.actors.api.openai_endings import Ending, ending_of
+from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.waits import requested_wait_s
+from rambla_ray.errors import CallError, ErrorKind
+
+DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
+
+_CODES = ("code", "status", "type", "reason", "error_code", "quotaId")  # Members that say in a word what happened.
+_MESSAGES = ("message", "msg", "detail", "error_msg", "error_message", "raw")  # Members that say it in a sentence.
+_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations")  # Where more of it stands.
+_ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
+
+_RATE_LIMIT = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl")
+_STATUS_OF_CODE = (
+    (429, _RATE_LIMIT),
+    (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
+    (403, re.compile(r"permission|forbidden")),
+    (404, re.compile(r"not.?found")),
+    (400, re.compile(r"invalid.?(argument|request)|failed_precondition|bad.?request|out_of_range|validation")),
+)
+
+_QUOTA = re.compile(
+    r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
+    r"|credit balance|(out of|not enough|used all|exhausted your) (available |your )?credits?\b"
+    r"|(exceeded|reached) (your|its) .{0,40}(credits?|spend(ing)?)\b|exceeded your current quota"
+    r"|check your (plan and )?billing|key limit exceeded|payment required"
+)
+_PER_DAY = re.compile(r"per.?day")  # In the name of a limit: no pause of a run outlasts it.
+_BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid")
+
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window)|model_max_prompt_tokens|string_above_max_length|max_(model|seq)_len\b"
+    r"|maximum (model|prompt|input|sequence) length|range of input length|expected maxlength"
+    r"|(prompt|inputs?|messages?|requests?|string)`? (is |are )?too (long|large)|request_too_large"
+    r"|too (long|large) for (the |this |requested )?model|longer than the (maximum|model)"
+    r"|too many (input |prompt )?tokens|inputs`? tokens \+ |inputs`? must have less than"
+    r"|(input|prompt) tokens? .{0,40}exceed|token count .{0,40}exceed|exceed\w* (the )?(model )?token limit"
+    r"|(input|prompt) .{0,20}exceeds? (the )?(max|limit)"
+)
+_REQUEST_TOO_LARGE = re.compile(r"request too large|request_too_large|tokens must be reduced")
+_ANSWER_TOO_LONG = re.compile(
+    r"(?<!\+ )(?<!\+ `)max_\w*tokens\b\W*(or \W*max_\w*tokens\W*)?"
+    r"(([\w.]+ ){0,4}too (large|high|big|long)|must be (less|at most|no more|between|<))"
+)
+_ANSWER_AND_CONTEXT = re.compile(r"too large: (\d{1,12})\b.*context length is (\d{1,12})\b")
+
+_FILTERED = re.compile(r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|^1301$")  # Codes.
+_REFUSED = re.compile(
+    r"content[ _]?(filter|management|polic|moderation)|usage polic|policy[ _]violation|moderation|\bflagged\b"
+    r"|safety (system|filter|setting|guideline|polic)|inappropriate content|guardrail|prohibited_content"
+)
+_REFUSING = (400, 403, 422, 451)  # Statuses beside which an endpoint's words may say that it refuses.
+
+_PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
+_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorWords:
+    """What a body says of an error.
+
+    Args:
+        codes: its words and numbers for what happened, in lower case.
+        name: the code that is shown.
+        text: its sentences.
+        about_prompt: it gives the reasons for which a prompt was turned down.
+        retry_after_s: when to try again, in seconds, where it says so.
+    """
+
+    codes: tuple[str, ...] = ()
+    name: str = ""
+    text: str = ""
+    about_prompt: bool = False
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, body: Any) -> ErrorWords:
+        """What a parsed body of any shape says."""
+        levels = list(_levels(body, DEEPEST))
+        objects = [level for level in levels if isinstance(level, dict)]
+        sentences = [text for level in levels for text in _sentences(level)]
+        names = [str(level[key]) for level in objects for key in ("code", "type") if _is_code(level.get(key))]
+        return cls(
+            tuple(str(level[key]).lower() for level in objects for key in _CODES if _is_code(level.get(key))),
+            names[0] if names else "",
+            " ".join(dict.fromkeys(filter(None, sentences))),
+            any(level.get(key) for level in objects for key in _ABOUT_PROMPT),
+            next((wait_s for level in objects if (wait_s := _delay_s(level)) is not None), None),
+        )
+
+    @property
+    def status(self) -> int:
+        """The status as which an error that came with a 2xx is read; 500 where its codes and sentences name none."""
+        for code in self.codes:
+            if re.fullmatch(r"[45]\d\d", code):
+                return int(code)
+        for code in self.codes:
+            for status, pattern in _STATUS_OF_CODE:
+                if pattern.search(code):
+                    return status
+        return 429 if _RATE_LIMIT.search(self.text.lower()) else 500
+
+
+def _levels(value: Any, depth: int) -> Iterator[dict[str, Any] | str]:
+    """The objects and sentences of an error: first those of the error itself, last what it is wrapped in."""
+    if isinstance(value, str):
+        yield value
+    elif depth and isinstance(value, list):
+        for item in value[:DEEPEST]:
+            yield from _levels(item, depth - 1)
+    elif depth and isinstance(value, dict):
+        yield from _levels(value.get("error"), depth - 1)
+        yield value
+        for name in _INNER:
+            if isinstance(value.get(name), dict | list):
+                yield from _levels(value[name], depth - 1)
+
+
+def _sentences(level: dict[str, Any] | str) -> list[str]:
+    if isinstance(level, str):
+        return [level]
+    sentences = [level[key] for key in _MESSAGES if isinstance(level.get(key), str)]
+    place = level.get("loc")  # The parameter that is wrong, as servers with pydantic name it.
+    return [".".join(map(str, place[:DEEPEST])), *sentences] if sentences and isinstance(place, list) else sentences
+
+
+def _is_code(value: Any) -> bool:
+    return bool(value) and isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _delay_s(error: Mapping[str, Any]) -> float | None:
+    """Google's `retryDelay`, such as `34s`."""
+    delay = error.get("retryDelay")
+    match = _SECONDS.fullmatch(delay) if isinstance(delay, str) else None
+    return float(match[1]) if match else None
+
+
+def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
+    """What a status other than 2xx means; the message is the endpoint's own, made safe by `redacted` and cut short."""
+    try:
+        body = json.loads(reply.body)
+    except (ValueError, RecursionError):  # It is a proxy's page, mostly.
+        body = None
+    if 300 <= reply.status < 400:
+        place = reply.headers.get("location")
+        body = f"the endpoint redirects to {place}, which is not followed; correct base_url"
+    return charge(_error(reply, reply.status, ErrorWords.of(body), redacted), body)
+
+
+def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> CallError | None:
+    """The error in the parsed body of a 2xx, read as the status that its code names; None where there is an answer."""
+    if isinstance(body, dict) and (body.get("choices") or body.get("data")):
+        error = _broken_off(body)
+    elif isinstance(body, list):
+        error = next((item for item in body[:1] if isinstance(item, dict) and item.get("error")), None)
+    else:
+        error = body if isinstance(body, dict) and _is_error(body) else None
+    if error is None:
+        return None
+    words = ErrorWords.of(error)
+    return charge(_error(reply, words.status, words, redacted), body)
+
+
+def _is_error(body: dict[str, Any]) -> bool:
+    """Whether a body without an answer says that something went wrong, or what."""
+    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors"))
+    return named or any(body.get(key) and isinstance(body[key], str) for key in _MESSAGES)
+
+
+def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What the body of an answer says of the error that ended it; None where it ended otherwise."""
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) else None
+    if not isinstance(choice, dict):
+        return None
+    reason, error = choice.get("finish_reason"), choice.get("error")
+    if not error and ending_of(reason) is not Ending.ERROR:
+        return None
+    return {"error": error or body.get("error"), "message": f"the answer ended with finish_reason {reason}"}
+
+
+def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[[str], str]) -> CallError:
+    name = f" {words.name}" if words.name not in ("", str(reply.status)) else ""
+    message = redacted(f"HTTP {reply.status}{name}{f': {words.text}' if words.text else ''}")
+    retry_after_s = requested_wait_s(reply.headers)
+    if retry_after_s is None:
+        retry_after_s = words.retry_after_s
+    said = " ".join([*words.codes, message]).lower()
+    kind = _kind(status, words, said, is_to_wait=retry_after_s is not None)
+    if status == 403 and kind is ErrorKind.REFUSED:
+        return Forbidden(message, About.PROMPT)
+    if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(said):
+        return Forbidden(message, About.PAGE if _PAGE.match(reply.body) else About.UNKNOWN)
+    is_passing = kind in (ErrorKind.RATE_LIMITED, ErrorKind.SERVER)
+    return CallError(kind, message, retry_after_s=retry_after_s if is_passing else None)
+
+
+def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> ErrorKind:
+    """The kind of an error.
+
+    Args:
+        status: as which it is read.
+        words: what its body says.
+        said: its codes and its message, in lower case.
+        is_to_wait: the endpoint says when to try again.
+    """
+    if status not in (401, 404) and _credit_is_used_up(status, words, said, is_to_wait=is_to_wait):
+        return ErrorKind.QUOTA
+    if status not in (401, 403, 404) and _is_too_long(status, said):
+        return ErrorKind.TOO_LONG
+    if any(map(_FILTERED.search, words.codes)):
+        return ErrorKind.REFUSED
+    if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
+        return ErrorKind.REFUSED
+    if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
+        return ErrorKind.AUTH
+    if status == 404 or 300 <= status < 400:
+        return ErrorKind.NOT_FOUND
+    if status == 429:
+        return ErrorKind.RATE_LIMITED
+    return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
+
+
+def _credit_is_used_up(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> bool:
+    """Whether no pause helps. Google speaks of quota and billing beside every limit, also of one that is soon over."""
+    if status == 402 or any(map(_QUOTA.search, words.codes)):
+        return True
+    if status == 429 and any(map(_PER_DAY.search, words.codes)):
+        return True
+    is_limit = status == 429 and (is_to_wait or "resource_exhausted" in words.codes)
+    return status >= 400 and not is_limit and _QUOTA.search(said) is not None
+
+
+def _is_too_long(status: int, said: str) -> bool:
+    """Whether the prompt does not fit; not where the length of the answer that is asked for does not."""
+    if status == 413:
+        return True
+    if status == 429:  # Others speak of tokens that are too many for this minute.
+        return _REQUEST_TOO_LARGE.search(said) is not None
+    if _ANSWER_TOO_LONG.search(said):
+        sizes = _ANSWER_AND_CONTEXT.search(said)
+        return sizes is not None and int(sizes[1]) < int(sizes[2])
+    return _TOO_LONG.search(said) is not None

@@ -1,0 +1,144 @@
+"""What replies mean for a whole run: what was charged is counted, and what ends a run ends it so that it can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Bench
+from faults import Fault
+from openai_server import OpenAIServer
+from test_forbidden import PAGE, PLAIN, REASONS
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Run = Callable[[Sequence[str]], Bench]
+COST = 900  # What each of these replies cost.
+COUNT = 40
+
+
+def reply(message: dict[str, Any] | None, reason: str) -> Fault:
+    usage = {"prompt_tokens": 100, "completion_tokens": COST - 100}
+    body = {"choices": [{"index": 0, "finish_reason": reason, "message": message}], "usage": usage}
+    return Fault("reply", body=json.dumps(body).encode(), times=-1)
+
+
+THOUGHT = reply({"role": "assistant", "content": None, "reasoning_content": "Let me see."}, "length")
+FILTERED = reply(None, "content_filter")
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> str:
+    """Questions that differ in a number, the first of which speaks of something bad."""
+    rows = {
+        str(number): {
+            "QUESTION": f"Is it {'bad' if number == 7 else 'so'}, number {number}?",
+            "CONTEXTS": ["A finding."],
+            "LABELS": ["RESULTS"],
+            "MESHES": [],
+            "final_decision": "yes",
+            "LONG_ANSWER": "So it is.",
+        }
+        for number in range(COUNT)
+    }
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps(rows))
+    return f"task.dataset.path={path}"
+
+
+def words(server: OpenAIServer, items: str, *more: str) -> list[str]:
+    model = ["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"]
+    return [*model, items, "run_id=r", *more]
+
+
+def spent(done: Bench) -> dict[str, Any]:
+    (entry,) = json.loads(done.read("calls.json"))["models"]
+    return dict(entry)
+
+
+def outcomes(done: Bench) -> dict[str, int]:
+    (cell,) = json.loads(done.read("metrics.json"))["cells"]
+    return {name: count for name, count in cell["outcomes"].items() if count}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "ended"), [(THOUGHT, "truncated", "answered"), (FILTERED, "refused", "failed")]
+)
+def test_a_budget_holds_though_no_reply_has_a_text(
+    bench: Run, items: str, fault: Fault, outcome: str, ended: str
+) -> None:
+    at_once, most = 4, 10 * COST
+    with OpenAIServer(faults=[fault]) as server:
+        done = bench(words(server, items, f"pool.max_concurrency={at_once}", f"budget.tokens={most}"))
+        asked = len(server.requests)
+    assert done.status == 4, done.err
+    assert "the budget of 9000 tokens is spent (9000)" in done.err
+    took = spent(done)
+    assert (asked, took["calls"], took[ended], took["retried"]) == (10, 10, 10, 0)
+    assert (took["prompt_tokens"], took["completion_tokens"]) == (10 * 100, 10 * (COST - 100))
+    assert outcomes(done) == {outcome: 10}
+
+
+def test_calls_json_has_the_tokens_of_attempts_that_gave_no_answer(bench: Run, items: str) -> None:
+    broken = reply({"content": "Yes, bec"}, "abort")
+    passing = Fault("reply", match="number 1?", body=broken.body, times=2)
+    lasting = Fault("reply", match="number 2?", body=broken.body, times=-1)
+    with OpenAIServer(answer=lambda prompt: "Yes", faults=[passing, lasting]) as server:
+        price = "model.price={input_per_million: 1000000, output_per_million: 0}"
+        done = bench(words(server, items, "limit=5", price))
+    assert (done.status, outcomes(done)) == (0, {"scored": 4, "failed": 1}), done.err
+    took = spent(done)
+    assert (took["calls"], took["answered"], took["failed"], took["retried"]) == (11, 4, 1, 6)
+    assert took["completion_tokens"] == 7 * (COST - 100) + 4
+    assert took["cost_usd"] == took["prompt_tokens"] > 7 * 100
+
+
+@pytest.mark.parametrize(
+    ("body", "pool"),
+    [(REASONS, "pool.max_concurrency=64"), (PAGE, "pool.min_size=2"), (PLAIN, "pool.max_concurrency=1")],
+    ids=["reasons", "page, two actors", "plain, one call at a time"],
+)
+def test_one_moderated_prompt_is_refused_and_the_run_ends_also_when_only_that_is_left(
+    bench: Run, items: str, body: bytes, pool: str
+) -> None:
+    with OpenAIServer(answer=lambda prompt: "Yes") as server:
+        server.faults = [Fault("reply", match="bad", status=403, body=body, times=-1)]
+        first = bench(words(server, items, pool))
+        assert (first.status, outcomes(first)) == (0, {"scored": COUNT - 1, "refused": 1}), first.err
+        server.reset()
+        again = bench(words(server, items, pool))
+        assert (again.status, outcomes(again)) == (0, {"scored": COUNT - 1, "refused": 1}), again.err
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [REASONS, PLAIN], ids=["reasons", "plain"])
+def test_a_403_for_every_prompt_stops_the_run_which_goes_on_with_a_good_key(
+    bench: Run, items: str, body: bytes
+) -> None:
+    with OpenAIServer(answer=lambda prompt: "Yes", faults=[Fault("reply", status=403, body=body, times=-1)]) as server:
+        stopped = bench(words(server, items))
+        assert stopped.status == 4, stopped.err
+        (line,) = [line for line in stopped.err.splitlines() if line.startswith("stopped: ")]
+        assert "model openai_chat (target) cannot go on: HTTP 403" in line
+        server.faults = []
+        done = bench(words(server, items))
+        assert (done.status, outcomes(done)) == (0, {"scored": COUNT}), done.err
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(402, "Insufficient credits."), (400, "Your credit balance is too low."), (200, "Pay.")]
+)
+def test_credit_that_is_used_up_stops_the_run_in_one_line(bench: Run, items: str, status: int, message: str) -> None:
+    body = json.dumps({"error": {"message": message, "code": 402}}).encode()
+    with OpenAIServer(answer=lambda prompt: "Yes") as server:
+        server.faults = [Fault("reply", match="bad", status=status, body=body, times=-1)]
+        stopped = bench(words(server, items, "pool.max_concurrency=1"))
+        assert stopped.status == 4, stopped.err
+        assert f"cannot go on: HTTP {status} 402: {message}" in stopped.err
+        assert "Continue with: " in stopped.err
+        server.faults = []
+        done = bench(words(server, items, "pool.max_concurrency=1"))
+        assert (done.status, outcomes(done)) == (0, {"scored": COUNT}), done.err
