@@ -71,6 +71,7 @@ CREDIT: list[tuple[int, Any, ErrorKind]] = [
           "message": "Your credit balance is too low to access the API. Go to Plans & Billing."}}, QUOTA),
     (403, say("Key limit exceeded (monthly limit). Manage it in the settings.", code=403), QUOTA),
     (403, say("Your team has used all available credits or reached its monthly spending limit."), QUOTA),
+    (400, say("You have reached your specified API usage limits. You will regain access on 2026-12-01."), QUOTA),
     (429, GOOGLE_DAY, QUOTA),
     # A limit of a minute is not the end of the credit, whatever it is called.
     (429, GOOGLE_LIMIT, RATE_LIMITED),
@@ -148,6 +149,7 @@ OTHERS: list[tuple[int, Any, ErrorKind]] = [
     (400, [say("API key not valid. Please pass a valid API key.", code=400, status="INVALID_ARGUMENT",
                details=[{"reason": "API_KEY_INVALID", "domain": "googleapis.com"}])], AUTH),
     (403, say("The key is wrong.", code="invalid_api_key"), AUTH),
+    (403, {"message": "You have exceeded a secondary rate limit."}, RATE_LIMITED),
     (400, {"detail": [{"loc": ["body", "seed"], "msg": "Input should be a valid integer", "type": "int"}]},
      BAD_REQUEST),
 ]  # fmt: skip
@@ -178,6 +180,10 @@ IN_A_200: list[tuple[Any, ErrorKind, str]] = [
     ([GOOGLE_LIMIT], RATE_LIMITED, f"HTTP 200 429: {PLANS} For more information head to the docs."),
     (say("Provider is down.", code=502), SERVER, "HTTP 200 502: Provider is down."),
     ({"error": "no"}, SERVER, "HTTP 200: no"),
+    ({"error": "429 Too Many Requests"}, RATE_LIMITED, "HTTP 200: 429 Too Many Requests"),
+    ({"error": "Error code: 401 - who are you?"}, AUTH, "HTTP 200: Error code: 401 - who are you?"),
+    ({"error": "HTTP 402 Payment Required"}, QUOTA, "HTTP 200: HTTP 402 Payment Required"),
+    ({"error": "502 Bad Gateway"}, SERVER, "HTTP 200: 502 Bad Gateway"),
     (say("Overloaded", type="overloaded_error"), SERVER, "HTTP 200 overloaded_error: Overloaded"),
     ({"detail": "The model is being loaded."}, SERVER, "HTTP 200: The model is being loaded."),
     (say("Pay first.", code=402), QUOTA, "HTTP 200 402: Pay first."),
@@ -246,6 +252,13 @@ def test_no_more_is_asked_once_the_credit_is_used_up() -> None:
 def test_a_200_with_an_error_that_is_none_is_garbage(body: bytes) -> None:
     with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
         assert error(build(server, openai_models.TriesOnce)).kind == ErrorKind.GARBAGE
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_error_of_megabytes_is_read_and_cut(status: int) -> None:
+    error = {"code": "too large: 1 " * 50_000, "message": "Bad. " * 50_000, "loc": [[[[]]]], "details": [{}] * 10_000}
+    end, _ = failed(status, {"error": error})
+    assert (end.kind, len(end.message)) == (SERVER if status == 200 else BAD_REQUEST, 500)
 
 
 def test_an_error_that_nobody_reaches_the_bottom_of_is_one_of_the_server() -> None:

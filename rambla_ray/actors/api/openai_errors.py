@@ -21,6 +21,7 @@ from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
 
+LONGEST_CODE = 80  # A code is cut to so many characters.
 DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
 
 _CODES = ("code", "status", "type", "reason", "error_code", "quotaId")  # Members that say in a word what happened.
@@ -29,6 +30,7 @@ _INNER = ("errors", "detail", "details", "innererror", "metadata", "violations")
 _ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
 
 _RATE_LIMIT = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl")
+_STATUS_IN_TEXT = re.compile(r"(?:http |error:? |error code:? |status:? )?([45]\d\d)\b")  # "429 Too Many Requests"
 _STATUS_OF_CODE = (
     (429, _RATE_LIMIT),
     (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
@@ -41,6 +43,7 @@ _QUOTA = re.compile(
     r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
     r"|credit balance|(out of|not enough|used all|exhausted your) (available |your )?credits?\b"
     r"|(exceeded|reached) (your|its) .{0,40}(credits?|spend(ing)?)\b|exceeded your current quota"
+    r"|reached your (specified )?(api )?usage limits?"
     r"|check your (plan and )?billing|key limit exceeded|payment required"
 )
 _PER_DAY = re.compile(r"per.?day")  # In the name of a limit: no pause of a run outlasts it.
@@ -97,10 +100,10 @@ class ErrorWords:
         levels = list(_levels(body, DEEPEST))
         objects = [level for level in levels if isinstance(level, dict)]
         sentences = [text for level in levels for text in _sentences(level)]
-        names = [str(level[key]) for level in objects for key in ("code", "type") if _is_code(level.get(key))]
+        codes = [(key, code) for level in objects for key in _CODES if (code := _code(level.get(key)))]
         return cls(
-            tuple(str(level[key]).lower() for level in objects for key in _CODES if _is_code(level.get(key))),
-            names[0] if names else "",
+            tuple(code.lower() for _, code in codes),
+            next((code for key, code in codes if key in ("code", "type")), ""),
             " ".join(dict.fromkeys(filter(None, sentences))),
             any(level.get(key) for level in objects for key in _ABOUT_PROMPT),
             next((wait_s for level in objects if (wait_s := _delay_s(level)) is not None), None),
@@ -116,6 +119,8 @@ class ErrorWords:
             for status, pattern in _STATUS_OF_CODE:
                 if pattern.search(code):
                     return status
+        if match := _STATUS_IN_TEXT.match(self.text.lower()):
+            return int(match[1])
         return 429 if _RATE_LIMIT.search(self.text.lower()) else 500
 
 
@@ -139,11 +144,15 @@ def _sentences(level: dict[str, Any] | str) -> list[str]:
         return [level]
     sentences = [level[key] for key in _MESSAGES if isinstance(level.get(key), str)]
     place = level.get("loc")  # The parameter that is wrong, as servers with pydantic name it.
-    return [".".join(map(str, place[:DEEPEST])), *sentences] if sentences and isinstance(place, list) else sentences
+    if not isinstance(place, list):
+        return sentences
+    return [".".join(part for part in place[:DEEPEST] if isinstance(part, str)), *sentences]
 
 
-def _is_code(value: Any) -> bool:
-    return bool(value) and isinstance(value, str | int) and not isinstance(value, bool)
+def _code(value: Any) -> str:
+    """A code as text; empty for what is none."""
+    is_code = isinstance(value, str | int) and not isinstance(value, bool)
+    return str(value)[:LONGEST_CODE] if value and is_code else ""
 
 
 def _delay_s(error: Mapping[str, Any]) -> float | None:
@@ -230,12 +239,12 @@ def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> Err
         return ErrorKind.REFUSED
     if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
         return ErrorKind.REFUSED
+    if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
+        return ErrorKind.RATE_LIMITED
     if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
         return ErrorKind.AUTH
     if status == 404 or 300 <= status < 400:
         return ErrorKind.NOT_FOUND
-    if status == 429:
-        return ErrorKind.RATE_LIMITED
     return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
 
 
