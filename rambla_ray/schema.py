@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 IDENTITY_VERSION = 1  # The number of the way in which request_ids are made; a new one makes every request a new one.
+NULL = "null"  # RAmBLA's word for an answer that it could not read.
 SCORE = "score"  # The finish reason of a step whose text is a number or label from a model that compares texts.
 
 
@@ -35,11 +36,12 @@ class Outcome(StrEnum):
 
 
 class Role(StrEnum):
-    """Who answers a generate stage, in the order in which the stream passes them."""
+    """Who answers, in the order in which the stream passes them."""
 
     REPHRASER = "rephraser"
     TARGET = "target"
     JUDGE = "judge"
+    READER = "reader"  # It reads answers that the rules cannot read; no stage of a task asks it.
 
 
 class Message(NamedTuple):
@@ -171,6 +173,11 @@ class Sample:
     answer: str = ""
     rambla_answer: str = ""
     outcome: str = ""
+
+    @property
+    def stage_steps(self) -> list[Step]:
+        """The steps of the task's own stages: all but the reader's."""
+        return [step for step in self.steps if step.role != Role.READER]
 
 
 _ARROW_TYPES = {

@@ -126,6 +126,28 @@ def test_keep_seed_and_limit_choose_the_items(options: Record, expected: str, gi
     assert [item.root_id for item in load(github_file, **options)] == expected.split()
 
 
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        pytest.param({"seed": 3, "limit": 2}, True, id="a seed draws the same items"),
+        pytest.param({"seed": 3}, True, id="a seed gives the same order"),
+        pytest.param({"keep": {"final_decision": ["yes", "no"]}, "seed": 3}, True, id="a seed after keep"),
+        pytest.param({"limit": 2}, False, id="limit takes the first of the file"),
+        pytest.param(
+            {"keep": {"final_decision": ["yes", "no"]}, "balance": "final_decision"},
+            False,
+            id="balance takes the first of the file",
+        ),
+    ],
+)
+def test_the_order_of_the_file_decides_nothing_but_who_is_first(
+    options: Record, same: bool, tmp_path: Path, github_file: Path
+) -> None:
+    path = tmp_path / "reversed.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(github_file.read_text()).items()))))
+    assert (load(path, **options) == load(github_file, **options)) is same
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_numpy_refuses_is_refused_with_the_config(seed: int, github_file: Path) -> None:
     with pytest.raises((UserError, ValueError), match="seed"):

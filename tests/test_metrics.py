@@ -12,18 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rambla_cases import recorded
 
-from rambla_ray.schema import Outcome
-from rambla_ray.scoring.metrics import (
-    CELL_SCHEMA,
-    NULL,
-    NULL_IN_RAMBLA,
-    Cell,
-    cell_metrics,
-    paired_metrics,
-    rambla_metrics,
-    variant_effects,
-    without_nan,
-)
+from rambla_ray.schema import NULL, Outcome
+from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
+from rambla_ray.scoring.metrics import cell_metrics, paired_metrics, variant_effects, without_nan
+from rambla_ray.scoring.rambla import rambla_metrics
 from rambla_ray.scoring.stats import mcnemar_exact, wilson
 
 YES_NO_NULL = ["yes", "no", NULL]
@@ -129,8 +121,10 @@ Row = dict[str, Any]
 
 def sample(root_id: str, answer: str = "yes", target: str = "yes", outcome: str = "scored", **more: Any) -> Row:
     read = answer if outcome == "scored" else ""
+    failed = outcome in ("failed", "too_long", "judge_failed")
     row = {"root_id": root_id, "target": target, "label": target, "answer": read, "rambla_answer": read}
-    return {**row, "outcome": outcome, "prompt_tokens": 0, "completion_tokens": 0, "row": 0, **more}
+    row |= {"outcome": outcome, "prompt_tokens": 0, "completion_tokens": 0, "row": 0}
+    return {**row, "error_kind": "server" if failed else "", "scores_against": "", "target_answered": True, **more}
 
 
 def cell(*rows: Row) -> Cell:
@@ -166,7 +160,7 @@ def test_a_cells_numbers_agree_with_each_other(samples: list[Row]) -> None:
         low, high = found["accuracy"]["ci95"]
         assert low - 1e-12 <= found["accuracy"]["value"] <= high + 1e-12
         assert worst - 1e-12 <= found["accuracy"]["value"] <= best + 1e-12
-    counted = [one for one in samples if one["outcome"] == "scored" or one["outcome"] in NULL_IN_RAMBLA]
+    counted = [one for one in samples if one["outcome"] not in ("failed", "judge_failed")]
     assert sum(map(sum, found["rambla"].get("confusion_matrix", []))) == len(counted)
 
 

@@ -58,6 +58,7 @@ GOOGLE_LIMIT = {
 GOOGLE_DAY = json.loads(json.dumps(GOOGLE_LIMIT).replace("PerMinute", "PerDay"))
 
 CREDIT: list[tuple[int, Any, ErrorKind]] = [
+    (400, say("Pay first.", code=402), QUOTA),
     (402, say("Insufficient credits. Add more using the settings.", code=402), QUOTA),
     (402, say("Insufficient Balance", type="unknown_error", code="invalid_request_error"), QUOTA),
     (429, say(PLANS, type="insufficient_quota", code="insufficient_quota"), QUOTA),

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recorded_runs import lasting
+
 from rambla_ray.ledger.record import Record
 from rambla_ray.ledger.spent import Spent
 from rambla_ray.ledger.store import Ledger
@@ -96,7 +98,8 @@ def test_the_recorded_run_again_asks_only_what_failed_and_scores_the_same(
     shutil.copytree(FOLDER / "ledger", tmp_path / "ledger")
     done = bench([*COMMAND, "fail_if.failed_above=1", f"ledger={tmp_path / 'ledger'}"])
     assert (done.status, done.run.name) == (0, RUN_ID), done.err
-    assert done.read("metrics.json") == (FOLDER / RUN_ID / "metrics.json").read_text()
+    recorded = json.loads((FOLDER / RUN_ID / "metrics.json").read_text())
+    assert lasting(json.loads(done.read("metrics.json"))) == lasting(recorded)
     errors = (FOLDER / RUN_ID / "errors.jsonl").read_text()
     assert sorted(done.read("errors.jsonl").splitlines()) == sorted(errors.splitlines())
     before = {entry["role"]: entry for entry in json.loads((FOLDER / RUN_ID / "calls.json").read_text())["models"]}

@@ -20,8 +20,8 @@ def naive(samples: list[Sample]) -> dict[str, Any]:
     """A cell's numbers, counted one by one."""
     scored = [one for one in samples if one.outcome == "scored"]
     right = [one for one in scored if one.answer == one.target]
-    lengths = [step.completion_tokens for one in samples for step in one.steps if step.completion_tokens]
-    counted = [one for one in samples if one.outcome not in ("failed", "judge_failed")]
+    lengths = [step.completion_tokens for one in samples for step in one.steps if not step.failed]
+    counted = [one for one in samples if one.outcome != "failed"]
     return {
         "n": len(samples),
         "outcomes": {outcome.value: sum(one.outcome == outcome for one in samples) for outcome in Outcome},
@@ -140,7 +140,7 @@ def test_tokens_are_those_of_the_model_under_test(tmp_path: Path) -> None:
     judged.steps.append(
         Step("generate:verdict", "judge", "m", "1", "?", "Yes", prompt_tokens=500, completion_tokens=70)
     )
-    bare = sample("2", tokens=(1, 0))
+    bare = sample("2", outcome="failed", tokens=(1, 0))
     (cell,) = store(tmp_path, spec({"t": task_spec({"": 2})}), [bare, judged]).score()["cells"]
     assert cell["tokens"] == {"prompt": 11, "completion": 3}
     assert cell["lengths"] == {"mean": 3.0, "median": 3.0, "std": 0.0}

@@ -122,22 +122,23 @@ def test_a_403_for_every_prompt_stops_the_run_which_goes_on_with_a_good_key(
         stopped = bench(words(server, items))
         assert stopped.status == 4, stopped.err
         (line,) = [line for line in stopped.err.splitlines() if line.startswith("stopped: ")]
-        assert "model openai_chat (target) cannot go on: HTTP 403" in line
+        assert "(target) cannot go on: HTTP 403: " in line
         server.faults = []
         done = bench(words(server, items))
         assert (done.status, outcomes(done)) == (0, {"scored": COUNT}), done.err
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(402, "Insufficient credits."), (400, "Your credit balance is too low."), (200, "Pay.")]
+    ("status", "shown"),
+    [(402, "HTTP 402: Pay first."), (400, "HTTP 400 402: Pay first."), (200, "HTTP 200 402: Pay first.")],
 )
-def test_credit_that_is_used_up_stops_the_run_in_one_line(bench: Run, items: str, status: int, message: str) -> None:
-    body = json.dumps({"error": {"message": message, "code": 402}}).encode()
+def test_credit_that_is_used_up_stops_the_run_in_one_line(bench: Run, items: str, status: int, shown: str) -> None:
+    body = json.dumps({"error": {"message": "Pay first.", "code": 402}}).encode()
     with OpenAIServer(answer=lambda prompt: "Yes") as server:
         server.faults = [Fault("reply", match="bad", status=status, body=body, times=-1)]
         stopped = bench(words(server, items, "pool.max_concurrency=1"))
         assert stopped.status == 4, stopped.err
-        assert f"cannot go on: HTTP {status} 402: {message}" in stopped.err
+        assert f"cannot go on: {shown}" in stopped.err
         assert "Continue with: " in stopped.err
         server.faults = []
         done = bench(words(server, items, "pool.max_concurrency=1"))

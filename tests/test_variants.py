@@ -36,15 +36,20 @@ def test_examples_have_the_labels_in_order_and_never_the_items_own_question(orde
         assert all(not example.startswith(f"{item.fields['question']}=") for example in examples)
 
 
+STAGES = {
+    "few_shot order=yes-no": few_shot(),
+    "few_shot order=yes-yes": few_shot(),
+    "mutate n=10": Mutate(),
+}
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.permutations(range(12)))
-def test_an_items_examples_come_from_its_own_generator(order):
-    """The order of the items decides what can be drawn, but not that the draw is the item's own."""
-    stage, given = few_shot(), items(12)
-    straight = {item.root_id: item.fields["examples"] for item in stage.apply(given, 1234, "order=yes-no")}
-    assert straight == {i.root_id: i.fields["examples"] for i in stage.apply(given, 1234, "order=yes-no")}
-    assert len(stage.apply([given[row] for row in order], 1234, "order=yes-no")) == 12
-    assert straight != {i.root_id: i.fields["examples"] for i in stage.apply(given, 1235, "order=yes-no")}
+@given(st.permutations(range(12)), st.sampled_from(sorted(STAGES)))
+def test_draws_that_are_not_the_originals_do_not_depend_on_the_order_of_the_items(order, name):
+    stage, (given, variant) = STAGES[name], (items(12), name.split()[1])
+    drawn = {item.root_id: item.fields for item in stage.apply(given, 1234, variant)}
+    assert {i.root_id: i.fields for i in stage.apply([given[row] for row in order], 1234, variant)} == drawn
+    assert {i.root_id: i.fields for i in stage.apply(given, 1235, variant)} != drawn
 
 
 def test_examples_are_spread_over_the_items():

@@ -29,11 +29,18 @@ class DatasetConfig(BaseModel):
     )
     balance: str | None = Field(
         None,
-        description="a field of `keep`: take as many items of each of its values as the rarest has, the first ones, "
-        "value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
+        description="a field of `keep`: take as many items of each of its values as the rarest has, the first ones in "
+        "the file, value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
     )
-    limit: int | None = Field(None, gt=0, description="keep the first N items, after `keep` and `balance`")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="shuffle before `limit`; file order when not given")
+    limit: int | None = Field(
+        None, gt=0, description="keep the first N items of those that `keep` and `balance` leave, in the file's order"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="shuffle before `limit`, whatever the order of the file; the file's order when not given",
+    )
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
@@ -72,7 +79,8 @@ class DatasetConfig(BaseModel):
         if self.balance is not None:
             items = _balanced(items, self.balance, self._balanced_values)
         if self.seed is not None:
-            items = [items[row] for row in np.random.RandomState(self.seed).permutation(len(items))]
+            by_id = sorted(items, key=lambda item: item.root_id)
+            items = [by_id[row] for row in np.random.RandomState(self.seed).permutation(len(by_id))]
         if self.limit is None:
             return list(items)
         if self.balance is None:

@@ -17,15 +17,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from rambla_ray.config import secrets
+from rambla_ray.config import labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import ConfigFolder, package_dir
+from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role
+from rambla_ray.storage import Folder
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -48,7 +50,7 @@ def load(words: Sequence[str]) -> RunConfig:
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
     tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
-    datasets = {task.dataset: _load_dataset(line, task.dataset, options.limit) for task in tasks.values()}
+    datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     config = RunConfig(
         options=options,
         targets=line.targets,
@@ -56,6 +58,7 @@ def load(words: Sequence[str]) -> RunConfig:
         tasks=tasks,
         datasets=datasets,
         own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
+        changes=line.changes(),
     )
     _refuse_secrets(words, config)
     for name, task in tasks.items():
@@ -63,7 +66,17 @@ def load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
-    return config
+    return _under_its_earlier_name(config)
+
+
+def _under_its_earlier_name(config: RunConfig) -> RunConfig:
+    """The config of a run which an earlier version began under another name; any other as it is."""
+    earlier = config.earlier_run_id
+    if config.options.run_id or earlier == config.run_id:
+        return config
+    if not Folder(f"{config.options.runs_dir.rstrip('/')}/{earlier}").has("config.yaml"):
+        return config
+    return config.model_copy(update={"options": config.options.model_copy(update={"run_id": earlier})})
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:
@@ -82,6 +95,16 @@ class _CommandLine(Generic[Options]):
     options: Options
     targets: dict[str, ModelConfig]
     overrides: Mapping[str, Overrides]  # by the kind of config: root, model, task, dataset
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """By target, what the overrides have changed of it."""
+        keys = [key for key, _ in self.overrides["model"] if key == "name" or key.split(".")[0] == "params"]
+        if not keys:
+            return {}
+        return {
+            name: labels.changes(keys, _as_in_its_file(self.folder, name), model.model_dump(mode="json"))
+            for name, model in self.targets.items()
+        }
 
 
 def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Options]:
@@ -129,10 +152,19 @@ def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelC
     return _checked(ModelConfig, _override(value, overrides, where), where)
 
 
+def _as_in_its_file(folder: ConfigFolder, name: str) -> dict[str, Any]:
+    """A model config without overrides. What its file lacks to be one, such as a variable, the overrides may bring."""
+    try:
+        return _load_model(folder, name, []).model_dump(mode="json")
+    except UserError:
+        return folder.read_config("model", name)[0]
+
+
 def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> dict[Role, RoleModel]:
-    """The model of each role, other than the target, that a stage of the tasks asks."""
+    """The model of each role, other than the target, that a stage of the tasks asks; and of the reader, if given."""
     roles: dict[Role, RoleModel] = {}
-    for role in dict.fromkeys(stage.role for task in tasks for stage in task.generates):
+    asked = dict.fromkeys(stage.role for task in tasks for stage in task.generates)
+    for role in [*asked, *({Role.READER} & line.options.roles.keys())]:
         if role == Role.TARGET:
             continue
         if role not in line.options.roles:
@@ -167,10 +199,33 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
         raise UserError(f"{where}: template_file {file}: {reason}") from None
 
 
-def _load_dataset(line: _CommandLine[RunOptions], name: str, limit: int | None) -> DatasetConfig:
-    value, path = line.folder.read_config("dataset", name)
+def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -> dict[str, DatasetConfig]:
+    """The datasets of the tasks, each by its name.
+
+    Args:
+        line: the command line. Its words `task.dataset.path=` go to the datasets whose format their file is in.
+        by_task: each task's dataset.
+    """
+    read = {name: line.folder.read_config("dataset", name) for name in dict.fromkeys(by_task.values())}
+    overrides = [(key, value) for key, value in line.overrides["dataset"] if key != "path"]
+    whole = {key: _value(key, word) for key, word in overrides}
+    words = [(word, str(_value(key, word))) for key, word in line.overrides["dataset"] if key == "path"]
+    paths = choose_paths({name: {**value, **whole} for name, (value, _) in read.items()}, words, by_task)
+    return {
+        name: _load_dataset(name, path, value, [*overrides, *_path_override(paths, name)], line.options.limit)
+        for name, (value, path) in read.items()
+    }
+
+
+def _path_override(paths: Mapping[str, str], name: str) -> Overrides:
+    return [("path", paths[name])] if name in paths else []
+
+
+def _load_dataset(
+    name: str, path: Path, value: dict[str, Any], overrides: Overrides, limit: int | None
+) -> DatasetConfig:
     where = f"dataset {name} ({path.name})"
-    merged = _override(value, line.overrides["dataset"], where)
+    merged = _override(value, overrides, where)
     if limit is not None:
         merged["limit"] = limit
     return _checked(DatasetConfig, merged, where)

@@ -6,7 +6,15 @@ import itertools
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from rambla_ray.config.explain import explain
 from rambla_ray.config.sections import Closed, Name
@@ -27,6 +35,19 @@ class Answer(Closed):
     )
     expect: str | None = Field(None, description="the right label for every item, in place of the target's")
     reads: str = Field("response", description="the field the answer is read from")
+    scores_against: str | None = Field(
+        None,
+        description="the field with the number that a model which gives scores, not answers, is measured against as "
+        "RAmBLA does; the label when not given",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As YAML has it: a run whose task does not name `scores_against` keeps the name that it had without it."""
+        written: dict[str, Any] = serialize(self)
+        if self.scores_against is None:
+            del written["scores_against"]
+        return written
 
     @model_validator(mode="after")
     def _choices_and_labels_fit(self) -> Self:
@@ -65,6 +86,11 @@ def _parsed_stages(value: Any) -> Any:
         except ValidationError as error:
             kind = stage if isinstance(stage, str) else next(iter(stage))
             raise ValueError(f"stage {number}: {explain(error, STAGES[kind], kind)}") from None
+        if isinstance(parsed[-1], Generate) and parsed[-1].role == Role.READER:
+            raise ValueError(
+                f"stage {number}: no stage asks the reader, who reads what the rules cannot in a run with "
+                "roles.reader=<model>"
+            )
     return parsed
 
 
@@ -95,11 +121,17 @@ class TaskConfig(Closed):
         """The stages that ask a role, in order."""
         return tuple(stage for stage in self.stages if isinstance(stage, Generate))
 
+    @property
+    def judge(self) -> str:
+        """The kind of stage by which a judge answers; empty where none does."""
+        return self.generates[-1].kind if self.generates[-1].role == Role.JUDGE else ""
+
     def check(self, dataset_fields: frozenset[str]) -> None:
         """Check that each stage and the answer read a field of the dataset or of a stage. Raises ValueError."""
         fields = check_order(self.stages, dataset_fields)
-        for key, name in (("answer.target", self.answer.target), ("answer.reads", self.answer.reads)):
-            if name not in fields:
+        read = {name: getattr(self.answer, name) for name in ("target", "reads", "scores_against")}
+        for key, name in ((f"answer.{key}", name) for key, name in read.items()):
+            if name is not None and name not in fields:
                 raise ValueError(f"{key} is '{name}', which nothing writes; {choose_from(name, fields)}")
         if self.answer.reads != self.generates[-1].output:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -9,47 +11,101 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from rambla_ray.results.samples import StoredTask, read_spec
-from rambla_ray.schema import Role
-from rambla_ray.scoring import metrics
-from rambla_ray.scoring.metrics import CELL_SCHEMA, Cell
+from rambla_ray.schema import Outcome, Role
+from rambla_ray.scoring import metrics, original
+from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
 from rambla_ray.storage import Folder
 
+# The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
+# that makes other numbers of the same samples raises it.
+SCORING = 2
 TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
     *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
-    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens")),
+    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens", "error_kind")),
 ]
 
 
 class ScoredTask(StoredTask):
-    """The stored samples of one task of a target as cells, which the metrics take."""
+    """The stored samples of one task of a target as cells, which the metrics take.
+
+    Args:
+        folder: samples/.
+        target: the model under test.
+        task: its name.
+        scores_against: the field whose number scores are measured against; None where that is the label.
+    """
+
+    def __init__(self, folder: Folder, target: str, task: str, scores_against: str | None) -> None:
+        super().__init__(folder, target, task)
+        self._scores_against = scores_against
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
         """One cell per variant."""
-        table = self.read(_SCORED_COLUMNS)
-        return {} if table is None else _cells(table)
+        field = self._scores_against
+        table = self.read([*_SCORED_COLUMNS, *(["fields"] if field else [])])
+        return {} if table is None else _cells(table, field)
+
+    @cached_property
+    def read_by_reader(self) -> Counter[str]:
+        """Per variant, how many scored samples have their answer from the reader."""
+        table = self.read(["variant", "outcome", "steps.list.element.role"])
+        if table is None:
+            return Counter()
+        steps = table["steps"].combine_chunks()
+        is_reader = pc.equal(steps.flatten().field("role"), Role.READER.value)
+        asked = table.take(pc.list_parent_indices(steps).filter(is_reader))
+        return Counter(asked["variant"].filter(pc.equal(asked["outcome"], Outcome.SCORED.value)).to_pylist())
 
 
-def _cells(table: pa.Table) -> dict[str, Cell]:
-    """The samples of a file as cells, by variant; `table` has `_SCORED_COLUMNS`."""
-    steps = table["steps"].combine_chunks()
-    step_rows, flat = pc.list_parent_indices(steps).to_numpy(), steps.flatten()
-    is_target = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
+def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
+    """The samples of a file as cells, by variant; `table` has `_SCORED_COLUMNS`, and `fields` where one is named."""
     columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
-    for name in ("prompt_tokens", "completion_tokens"):
-        weights = flat.field(name).to_numpy() * is_target
-        sums = np.bincount(step_rows, weights=weights, minlength=table.num_rows)
-        columns[name] = pa.array(sums.astype(np.int64))
+    columns |= _of_steps(_without_reader(table["steps"].combine_chunks()))
     columns["row"] = pa.array(np.arange(table.num_rows))
+    columns["scores_against"] = pa.repeat("", table.num_rows)
+    if scores_against:
+        fields = map(json.loads, table["fields"].to_pylist())
+        columns["scores_against"] = pa.array([one.get(scores_against, "") for one in fields], pa.string())
     rows = pa.table(columns).select(CELL_SCHEMA.names)
     return {
         variant: Cell(rows.filter(pc.equal(table["variant"], variant)))
         for variant in table["variant"].unique().to_pylist()
+    }
+
+
+def _without_reader(steps: pa.Array) -> pa.Array:
+    """The steps of the tasks' own stages: RAmBLA's numbers do not depend on whether the reader's call failed."""
+    flat = steps.flatten()
+    is_stage = pc.not_equal(flat.field("role"), Role.READER.value)
+    counts = np.bincount(pc.list_parent_indices(steps).filter(is_stage).to_numpy(), minlength=len(steps))
+    return pa.ListArray.from_arrays(pa.array([0, *np.cumsum(counts)], pa.int32()), flat.filter(is_stage))
+
+
+def _of_steps(steps: pa.Array) -> dict[str, pa.Array]:
+    """What a cell holds of each sample's steps: the target's tokens, whether it answered, and the last one's error."""
+    counts, flat = pc.list_value_length(steps).to_numpy(), steps.flatten()
+    step_rows = pc.list_parent_indices(steps).to_numpy()
+    is_target = pc.equal(flat.field("role"), Role.TARGET.value).to_numpy(zero_copy_only=False)
+    has_answer = pc.equal(flat.field("error_kind"), "").to_numpy(zero_copy_only=False)
+
+    def summed(weights: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(step_rows, weights=weights, minlength=len(steps)).astype(np.int64)
+
+    last = pa.array(np.cumsum(counts) - 1, mask=counts == 0)
+    return {
+        **{
+            name: pa.array(summed(flat.field(name).to_numpy() * is_target))
+            for name in ("prompt_tokens", "completion_tokens")
+        },
+        "target_answered": pa.array(summed(is_target & has_answer) > 0),
+        "error_kind": flat.field("error_kind").take(last).fill_null(""),
     }
 
 
@@ -66,7 +122,9 @@ def score(folder: Folder) -> dict[str, Any]:
         UserError: there are no samples.
     """
     spec = read_spec(folder)
-    stored = lru_cache(TASKS_IN_MEMORY)(lambda model, task: ScoredTask(folder, model, task))
+    stored = lru_cache(TASKS_IN_MEMORY)(
+        lambda model, task: ScoredTask(folder, model, task, spec["tasks"][task].get("scores_against"))
+    )
     cells: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
     for model in spec["models"]:
@@ -77,16 +135,19 @@ def score(folder: Folder) -> dict[str, Any]:
                 variant: samples.cells[variant] for variant in task_spec["variants"] if variant in samples.cells
             }
             for variant, cell in variants.items():
-                numbers, reasons = _own_numbers(cell, task_spec["labels"], samples)
+                numbers, reasons = _own_numbers(cell, task_spec, samples)
+                if Role.READER in spec["roles"]:
+                    numbers["read_by"] = _read_by(cell, samples.read_by_reader[variant])
                 pair_with = task_spec["pair_with"]
                 if pair_with and pair_with != f"{task}/{variant}":
                     other, _, at = pair_with.partition("/")
                     clean = stored(model, other).cells.get(at) if other in spec["tasks"] else None
                     numbers["paired"] = _paired(cell, clean, pair_with, spec["tasks"], reasons)
                 cells.append({**numbers, "model": model, "task": task, "variant": variant, "null_reasons": reasons})
-            effects += _effects(model, task, variants, task_spec["variants"])
+            effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
         _adjust(cells[first:])
     return {
+        "scoring": SCORING,
         "synthetic": spec["synthetic"],
         "roles": spec["roles"],
         "partial": _partial(sum(cell["n"] for cell in cells), spec),
@@ -95,15 +156,23 @@ def score(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _own_numbers(cell: Cell, labels: Sequence[str], stored: ScoredTask) -> tuple[dict[str, Any], dict[str, str]]:
+def _own_numbers(
+    cell: Cell, task_spec: Mapping[str, Any], stored: ScoredTask
+) -> tuple[dict[str, Any], dict[str, str]]:
     """A cell's numbers without its pair, and why some are null."""
-    numbers = {**metrics.cell_metrics(cell, labels, stored.texts), "paired": None}
+    own = metrics.cell_metrics(cell, task_spec["labels"], stored.texts, task_spec.get("judge", ""))
+    numbers = {**own, "paired": None}
     reasons: dict[str, str] = {}
     if numbers["accuracy"]["value"] is None:
         reasons["accuracy.value"] = (
             "the model gives scores, not answers" if "score" in numbers else "no sample was scored"
         )
     return metrics.without_nan(numbers, "", reasons), reasons
+
+
+def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
+    """How many of a cell's answers the rules read, and how many the reader."""
+    return {"rules": int(cell.scored.sum()) - by_reader, "reader": by_reader}
 
 
 def _paired(
@@ -130,16 +199,48 @@ def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
         pairs[number]["mcnemar_p_holm"] = adjusted
 
 
-def _effects(model: str, task: str, cells: Mapping[str, Cell], variants: Sequence[str]) -> list[dict[str, Any]]:
+def _effects(
+    model: str,
+    task: str,
+    cells: Mapping[str, Cell],
+    variants: Sequence[str],
+    numbers_of_cells: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
     """What changes from variant to variant of a task, in a list of one.
 
     The list is empty with fewer than two variants, or without a sample of the first, which others are compared with.
+
+    Args:
+        model: the model under test.
+        task: its name.
+        cells: those of the variants that have samples, in the plan's order.
+        variants: all of the plan.
+        numbers_of_cells: what metrics.json holds of each of `cells`.
     """
     if len(cells) < 2 or variants[0] not in cells:
         return []
     reasons: dict[str, str] = {}
-    numbers = metrics.without_nan(metrics.variant_effects(cells), "", reasons)
+    effects = metrics.variant_effects(cells)
+    if effects["by"] == "n":
+        rambla = {numbers["variant"]: numbers["rambla"] for numbers in numbers_of_cells}
+        effects["rambla"] = _relative_changes(rambla, variants, reasons)
+    numbers = metrics.without_nan(effects, "", reasons)
     return [{"model": model, "task": task, **numbers, "null_reasons": reasons}]
+
+
+def _relative_changes(
+    rambla: Mapping[str, Mapping[str, Any]], variants: Sequence[str], reasons: dict[str, str]
+) -> dict[str, list[float]]:
+    """RAmBLA's relative changes, from its own numbers of each variant; empty, with a reason, where one has none.
+
+    The original has no clean variant: its series begins with the least mutated one.
+    """
+    mutated = [variant for variant in variants if variant != "n=0"]
+    missing = [variant for variant in mutated if not rambla.get(variant)]
+    if missing:
+        reasons["rambla"] = f"variant {missing[0]} has no sample that RAmBLA's numbers hold"
+        return {}
+    return original.changes([rambla[variant] for variant in mutated])
 
 
 def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | None:

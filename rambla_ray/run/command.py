@@ -21,6 +21,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   limit=N              the first N items of each dataset
   seed=N               for shuffles and draws that set no seed of their own
   roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does)
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
@@ -34,7 +35,8 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   budget.usd=N         what the run may spend in all; also budget.tokens
   chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
                        shares of the calls; kill_actor_every: calls after which an actor kills itself)
-  model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.path=FILE   override a key of the configs
+  model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.KEY=V   override a key of the configs
+  task.dataset.path=FILE   your own data: for the tasks whose format the file is in; once for each format
 
 Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample or too many samples failed,
 3 a gate failed, 4 stopped but resumable, 130 interrupted.
@@ -86,8 +88,8 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
     from rambla_ray.errors import UserError
     from rambla_ray.results import report
-    from rambla_ray.results.audit import audit
-    from rambla_ray.results.directory import RunDirectory, to_json
+    from rambla_ray.results.audit import audit, recompute
+    from rambla_ray.results.directory import RunDirectory
     from rambla_ray.storage import Folder
 
     try:
@@ -95,9 +97,9 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         report.print_run(directory, report.console_on(sys.stdout), details=True)
         holds = True
         if "--recompute" in flags:
-            same = to_json(directory.score()) == directory.folder.read("metrics.json")
-            print(f"metrics.json {'equals' if same else 'DIFFERS FROM'} what samples/ give")
-            holds = holds and same
+            check = recompute(directory)
+            print(check.line)
+            holds = holds and check.holds
         if "--audit" in flags:
             checks = audit(directory)
             print(*checks, sep="\n")

@@ -1,7 +1,4 @@
-"""Metrics: from the samples of a cell to its numbers.
-
-Samples come as columns, one array for each thing that the metrics need, because a run may hold a million of them.
-"""
+"""Metrics: from the samples of a cell to its numbers."""
 
 from __future__ import annotations
 
@@ -12,63 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from rambla_ray.schema import Outcome
-from rambla_ray.scoring.rambla import NULL, continuous_metrics, fewshot_bias, quality, rambla_metrics, relative_change
+from rambla_ray.scoring import original
+from rambla_ray.scoring.cells import CELL_SCHEMA, Cell, Mask, Rows, as_mask
+from rambla_ray.scoring.rambla import quality
 from rambla_ray.scoring.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, slope, wilson
-
-# RAmBLA's metrics of a model that gives scores.
-CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")
-
-# The model's own doing: it answered, or could not because of its own limits. RAmBLA counts these outcomes as null.
-NULL_IN_RAMBLA = frozenset({Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.TOO_LONG})
 
 SEED = 1234  # Every bootstrap draws with this seed.
 EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
 EXAMPLE_CHARS = 200  # A kept answer is cut at so many characters.
 
-CELL_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("root_id", "target", "label", "answer", "rambla_answer", "outcome")),
-        *((name, pa.int64()) for name in ("prompt_tokens", "completion_tokens", "row")),
-    ]
-)
-
-Mask = NDArray[np.bool_]  # a truth value for each row
-Rows = NDArray[np.int64]  # the numbers of some rows
 Texts = Callable[[Sequence[int]], Sequence[str]]
 
 
-class Cell:
-    """The samples of one cell: columns of n rows, sorted, so that no number depends on the order they came in.
-
-    Args:
-        columns: `CELL_SCHEMA`. `label` is the dataset's own, `target` the right answer in this task; tokens are those
-            of the model under test; `row` is the number by which the sample's text is read.
-
-    `scored` and `correct` hold n truth values: whether each sample was scored, and whether it was also right.
-    """
-
-    def __init__(self, columns: pa.Table) -> None:
-        order = pc.sort_indices(columns, sort_keys=[(name, "ascending") for name in CELL_SCHEMA.names])
-        self._columns = columns.take(order).combine_chunks()
-        self.scored: Mask = _mask(pc.equal(self["outcome"], Outcome.SCORED.value))
-        self.correct: Mask = self.scored & _mask(pc.equal(self["answer"], self["target"]))
-
-    def __len__(self) -> int:
-        return int(self._columns.num_rows)
-
-    def __getitem__(self, column: str) -> pa.Array:
-        return self._columns[column].combine_chunks()
-
-
-def _mask(values: pa.Array) -> Mask:
-    mask: Mask = values.to_numpy(zero_copy_only=False)
-    return mask
-
-
-def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, Any]:
+def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts, judge: str = "") -> dict[str, Any]:
     """The numbers of one cell, without `paired`.
 
     `accuracy` is over scored samples; `coverage` says how many those are; `bounds` what the accuracy would be if
@@ -79,6 +34,7 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, A
         cell: at least one sample.
         labels: the possible answers.
         texts: returns the last texts of samples, by their `row`; it is called for a few only.
+        judge: the kind of stage by which a judge answers; empty where none does.
     """
     n, scored = len(cell), int(cell.scored.sum())
     outcomes = {entry["values"]: entry["counts"] for entry in cell["outcome"].value_counts().to_pylist()}
@@ -88,9 +44,9 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, A
         "outcomes": {outcome.value: outcomes.get(outcome.value, 0) for outcome in Outcome},
         "coverage": scored / n,
         "tokens": {"prompt": int(cell["prompt_tokens"].to_numpy().sum()), "completion": int(lengths.sum())},
-        "lengths": quality(lengths[lengths > 0].tolist()),
+        "lengths": _lengths(cell),
     }
-    known = _mask(pc.is_in(cell["answer"], value_set=pa.array(labels, pa.string())))
+    known = as_mask(pc.is_in(cell["answer"], value_set=pa.array(labels, pa.string())))
     if not known[cell.scored].all():
         return {**common, **_score_metrics(cell)}
     right = int(cell.correct.sum())
@@ -100,24 +56,20 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts) -> dict[str, A
         "accuracy": {"value": value, "ci95": interval, "bounds": [right / n, (right + n - scored) / n]},
         "label_bias": {label: _label_bias(cell, label) for label in labels},
         "readers": _readers(cell, texts),
-        "rambla": _rambla_numbers(cell, labels),
+        "rambla": original.classification(cell, labels, judge),
     }
+
+
+def _lengths(cell: Cell) -> dict[str, float]:
+    """Tokens of the target's answers, an empty one having 0; all NaN where the model reports no tokens at all."""
+    lengths = cell["completion_tokens"].to_numpy()[as_mask(cell["target_answered"])]
+    return quality(lengths.tolist() if lengths.any() else [])
 
 
 def _accuracy(cell: Cell) -> tuple[float | None, list[float] | None]:
     """The share of scored samples that are right, and its 95 % interval; None for both without any."""
     right, scored = int(cell.correct.sum()), int(cell.scored.sum())
     return (right / scored, list(wilson(right, scored))) if scored else (None, None)
-
-
-def _rambla_numbers(cell: Cell, labels: Sequence[str]) -> dict[str, Any]:
-    """RAmBLA's own metrics, on the dataset's labels and what its reader reads."""
-    counted = pa.array([Outcome.SCORED.value, *NULL_IN_RAMBLA], pa.string())
-    is_counted = pc.is_in(cell["outcome"], value_set=counted)
-    targets = cell["label"].filter(is_counted).to_pylist()
-    predictions = [answer or NULL for answer in cell["rambla_answer"].filter(is_counted).to_pylist()]
-    numbers = rambla_metrics(targets, predictions, [*labels, NULL])
-    return {**numbers, **fewshot_bias(targets, predictions, [*labels, NULL])} if numbers else numbers
 
 
 def _score_metrics(cell: Cell) -> dict[str, Any]:
@@ -129,13 +81,13 @@ def _score_metrics(cell: Cell) -> dict[str, Any]:
     return {
         "accuracy": {"value": None, "ci95": None, "bounds": None},
         "score": {"roc_auc": _estimate(area)},
-        "rambla": continuous_metrics(values.tolist(), positives.tolist(), CONTINUOUS) if area else {},
+        "rambla": original.scores(cell),
     }
 
 
 def _label_bias(cell: Cell, label: str) -> dict[str, Any] | None:
     """How much more often a label is answered than it is right, as a share of the scored samples."""
-    answered, right = (_mask(pc.equal(cell[column], label))[cell.scored] for column in ("answer", "target"))
+    answered, right = (as_mask(pc.equal(cell[column], label))[cell.scored] for column in ("answer", "target"))
     surplus = answered.astype(np.float64) - right
     return _estimate(bootstrap_mean(surplus, _items(cell["root_id"], cell.scored), SEED))
 
@@ -148,7 +100,7 @@ def _items(root_ids: pa.Array, chosen: Mask | Rows) -> Rows:
 
 def _readers(cell: Cell, texts: Texts) -> dict[str, Any]:
     """The number of texts on which the two readers differ, and some examples."""
-    differ = np.flatnonzero(_mask(pc.not_equal(cell["answer"], cell["rambla_answer"])))
+    differ = np.flatnonzero(as_mask(pc.not_equal(cell["answer"], cell["rambla_answer"])))
     shown = [{name: cell[name][row].as_py() for name in CELL_SCHEMA.names} for row in differ[:EXAMPLES].tolist()]
     return {
         "differ": len(differ),
@@ -177,7 +129,7 @@ def paired_metrics(cell: Cell, clean: Cell) -> dict[str, Any]:
     before, after = _pairs(clean, cell)
     was, is_now = clean.correct[before], cell.correct[after]
     to_wrong, to_right = int((was & ~is_now).sum()), int((is_now & ~was).sum())
-    same = _mask(pc.equal(clean["answer"].take(pa.array(before)), cell["answer"].take(pa.array(after))))
+    same = as_mask(pc.equal(clean["answer"].take(pa.array(before)), cell["answer"].take(pa.array(after))))
     return {
         "n": len(after),
         "right_to_wrong": to_wrong,
@@ -196,7 +148,7 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
 
     Returns:
         `variants`: per variant its accuracy and its difference from the first, with a bootstrap interval over items;
-        where variants are numbers also `slope`, the change of accuracy per unit, and RAmBLA's relative change.
+        where variants are numbers also `slope`, the change of accuracy per unit.
     """
     names = list(variants)
     first = variants[names[0]]
@@ -217,9 +169,6 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
     effects: dict[str, Any] = {"by": names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
     if effects["by"] == "n":
         effects["slope"] = _slope({float(name.removeprefix("n=")): cell for name, cell in variants.items()})
-        # RAmBLA has no clean variant: its series begins with one mutation.
-        series = [accuracy for name, accuracy in accuracies.items() if name != "n=0"]
-        effects["rambla"] = relative_change({"recall": series})
     return effects
 
 
@@ -237,7 +186,7 @@ def _pairs(first: Cell, second: Cell) -> tuple[Rows, Rows]:
     in_first, in_second = np.flatnonzero(first.scored), np.flatnonzero(second.scored)
     first_ids, second_ids = first["root_id"].take(pa.array(in_first)), second["root_id"].take(pa.array(in_second))
     matches = pc.index_in(second_ids, value_set=first_ids)
-    return in_first[matches.drop_null().to_numpy()], in_second[_mask(matches.is_valid())]
+    return in_first[matches.drop_null().to_numpy()], in_second[as_mask(matches.is_valid())]
 
 
 def _difference(first: Cell, second: Cell) -> dict[str, Any] | None:

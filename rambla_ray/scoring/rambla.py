@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
-NULL = "null"  # RAmBLA's category of an answer that could not be read.
+from rambla_ray.schema import NULL
 
 Column = NDArray[np.float64]
 Metric = Callable[[Column, Column], dict[str, Any]]

@@ -76,7 +76,7 @@ class Transform(Stage):
 class ShuffleContext(Transform):
     """Give every item the field of another, by one shuffle of the column (RAmBLA's irrelevant context).
 
-    The draw is NumPy's legacy shuffle, as in the original, from a generator of its own. An item may keep its field.
+    The draw is NumPy's legacy shuffle, as in the original, and goes by the file's order. An item may keep its own.
     """
 
     kind: ClassVar[str] = "shuffle_context"
@@ -92,7 +92,7 @@ class AddDistractors(Transform):
     """Put the field among those of other items (RAmBLA's distracting context); one variant per position.
 
     Of `n_contexts` joined texts, the one at the variant's position is the item's own; the others come from the column
-    shifted by distinct random amounts, drawn as in the original (the draw for the position is made and not used).
+    in the file's order, shifted by distinct random amounts, drawn as in the original (the position's is not used).
     """
 
     kind: ClassVar[str] = "add_distractors"
@@ -131,8 +131,7 @@ class AddDistractors(Transform):
 class Mutate(Transform):
     """Change a character in a number of the field's words (RAmBLA's spelling robustness); one variant per number.
 
-    Each item's draws come from a generator of its own, so that they depend neither on order nor on other items. An
-    item with too few words gets a fault, and is not asked.
+    Each item's draws are its own generator's: neither order nor other items matter. Too few words are its fault.
     """
 
     kind: ClassVar[str] = "mutate"
@@ -163,8 +162,8 @@ class Mutate(Transform):
 class FewShot(Transform):
     """Put solved items before the question (RAmBLA's few-shot tasks); one variant per order of their answers.
 
-    Examples are other items of the same task whose question differs, drawn without replacement for each label, by a
-    generator that belongs to the item.
+    Examples are other items of the same task whose question differs, drawn without replacement for each label by the
+    item's own generator, from items in order of their ids, so that the order of the file changes nothing.
     """
 
     kind: ClassVar[str] = "few_shot"
@@ -188,7 +187,7 @@ class FewShot(Transform):
     def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         order = variant.removeprefix("order=").split("-")
         pools: dict[str, list[tuple[str, str]]] = {label: [] for label in order}
-        for item in items:
+        for item in sorted(items, key=lambda item: item.root_id):
             if item.fields[self.field] in pools:
                 example = prompts.render(self.template, item.fields)
                 pools[item.fields[self.field]].append((item.fields[self.differ_in], example))
@@ -277,7 +276,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:
         raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
-    order = list(Role)
+    order: list[Role] = [role for role in Role if role != Role.READER]
     reached = -1
     for number, stage in enumerate(stages, start=1):
         missing = sorted(stage.reads() - fields)

@@ -250,7 +250,7 @@ def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> Err
 
 def _credit_is_used_up(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> bool:
     """Whether no pause helps. Google speaks of quota and billing beside every limit, also of one that is soon over."""
-    if status == 402 or any(map(_QUOTA.search, words.codes)):
+    if status == 402 or "402" in words.codes or any(map(_QUOTA.search, words.codes)):
         return True
     if status == 429 and any(map(_PER_DAY.search, words.codes)):
         return True

@@ -1,0 +1,56 @@
+"""Cells: the samples of one target, task and variant as columns, which every metric takes.
+
+Samples come as columns, one array for each thing that the metrics need, because a run may hold a million of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rambla_ray.schema import Outcome
+
+CELL_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("root_id", "target", "label", "answer", "rambla_answer", "outcome")),
+        *((name, pa.int64()) for name in ("prompt_tokens", "completion_tokens", "row")),
+        *((name, pa.string()) for name in ("error_kind", "scores_against")),
+        ("target_answered", pa.bool_()),
+    ]
+)
+
+Mask = NDArray[np.bool_]  # a truth value for each row
+Rows = NDArray[np.int64]  # the numbers of some rows
+
+
+class Cell:
+    """The samples of one cell: columns of n rows, sorted, so that no number depends on the order they came in.
+
+    Args:
+        columns: `CELL_SCHEMA`. `label` is the dataset's own, `target` the right answer in this task; tokens are those
+            of the model under test, and `target_answered` says whether it answered at all; `row` is the number by
+            which the sample's text is read; `error_kind` is that of the last step, empty where that has an answer;
+            `scores_against` is the number that a score is measured against, empty where that is the label.
+
+    `scored` and `correct` hold n truth values: whether each sample was scored, and whether it was also right.
+    """
+
+    def __init__(self, columns: pa.Table) -> None:
+        order = pc.sort_indices(columns, sort_keys=[(name, "ascending") for name in CELL_SCHEMA.names])
+        self._columns = columns.take(order).combine_chunks()
+        self.scored: Mask = as_mask(pc.equal(self["outcome"], Outcome.SCORED.value))
+        self.correct: Mask = self.scored & as_mask(pc.equal(self["answer"], self["target"]))
+
+    def __len__(self) -> int:
+        return int(self._columns.num_rows)
+
+    def __getitem__(self, column: str) -> pa.Array:
+        return self._columns[column].combine_chunks()
+
+
+def as_mask(values: pa.Array) -> Mask:
+    """Truth values as numpy has them; a missing one is false."""
+    mask: Mask = values.fill_null(False).to_numpy(zero_copy_only=False)
+    return mask
