@@ -48,6 +48,7 @@ class ErrorKind(StrEnum):
     AUTH = "auth"  # 401; 403 for every prompt
     NOT_FOUND = "not_found"  # 404: no such engine or path
     QUOTA = "quota"  # 402; 429 that waiting will not cure: the credit is used up
+    UNAVAILABLE = "unavailable"  # the endpoint has let nobody through for too long
     LOAD = "load"  # the model itself cannot be loaded
     OUT_OF_MEMORY = "out_of_memory"  # one request alone is too much for the device
     DIED = "died"  # the process that asked it died, three times
@@ -60,7 +61,7 @@ LONGEST_LIST = 30  # A message that offers a nearest match lists no more names t
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
 )
-FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA})
+FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA, ErrorKind.UNAVAILABLE})
 
 
 class CallError(RamblaError):
@@ -70,13 +71,18 @@ class CallError(RamblaError):
         kind: what happened.
         message: one line for a reader; never holds a key or a prompt.
         retry_after_s: how long the endpoint asked us to wait, in seconds.
+        unsent: there was no connection to send the request on.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None, unsent: bool = False
+    ) -> None:
         self.kind = kind
         self.message = " ".join(message.split())[:500]
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
+        self.unsent = unsent
+        self.in_outage = False  # Nobody's call gets through: this one does not count against its request.
         self.prompt_tokens = self.completion_tokens = 0  # What the reply says that it cost all the same.
         self.trace = ONE_CALL
 

@@ -12,9 +12,10 @@ from openai_models import AZURE, KEY, Chat, Completion, Embeddings, answer, ask,
 from openai_server import OpenAIServer, default_answer, embedding, prompt_sha
 
 from rambla_ray.actors.api.adaptive import START
+from rambla_ray.actors.api.openai_package import written_request
 from rambla_ray.actors.api.openai_params import PLAIN_URL
 from rambla_ray.actors.openai import OpenAIChat, OpenAICompletion, OpenAIModel
-from rambla_ray.config.sections import Pool
+from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import canonical_json
 
@@ -192,3 +193,54 @@ def test_azure_without_an_endpoint_or_a_version_is_refused_naming_the_variable(
         monkeypatch.setenv(f"OPENAI_API_{name}", value)
     with pytest.raises(UserError, match=names):
         params(**given)
+
+
+QUERY = "api-version=2024-05-01&sig=a%2Bb%3D&empty="
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({"base_url": f"{BASE}/v1?{QUERY}"}, f"{BASE}/v1/chat/completions?{QUERY}"),
+        ({"base_url": f"{BASE}/v1/?{QUERY}"}, f"{BASE}/v1/chat/completions?{QUERY}"),
+        ({"base_url": f"{BASE}?a=1"}, f"{BASE}/chat/completions?a=1"),
+        ({"base_url": f"{BASE}/v1?"}, f"{BASE}/v1/chat/completions"),
+        (
+            {"base_url": f"{BASE}?tenant=1", **AZURE},
+            f"{BASE}/openai/deployments/gpt-4/chat/completions?tenant=1&api-version=2024-02-01",
+        ),
+    ],
+)
+def test_a_query_of_the_endpoint_stands_in_the_url_of_every_request(given: dict[str, str], url: str) -> None:
+    form = written_request(params(**given).endpoint, KEY, params(**given).azure_version, build(BASE).write)
+    assert str(form.url) == url
+
+
+def test_an_endpoint_with_a_query_is_asked_with_it_and_named_without() -> None:
+    with OpenAIServer() as server:
+        assert answer(build(server.azure_base + "?x=1", **AZURE), "hello").text == default_answer(
+            "hello", "gpt-4", 0.0
+        )
+        failed = error(build(f"{server.base_url}?secret=1", rate=Rate(timeout_s=1e-9)))
+    assert failed.message == f"no reply from {server.base_url} within 1e-09 s"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "reason"),
+    [
+        ("https://here.example/v1#part", "has a fragment"),
+        ("https://here.example/v1?a=1#part", "has a fragment"),
+        (f"https://{KEY}@here.example/v1", "of here.example holds a user name"),
+        ("https://", "is no URL"),
+        ("https:///v1", "is no URL"),
+        ("https://here.example:port/v1", "is no URL"),
+        ("https://here.example:99999/v1", "is no URL"),
+        ("https://here.example/v 1", "is no URL"),
+        ("ftp://here.example/v1", "is no URL"),
+        ("here.example/v1", "is no URL"),
+    ],
+)
+def test_a_url_that_no_request_could_be_sent_to_is_one_line(base_url: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"^engine gpt-4: base_url .*{reason}") as caught:
+        params(base_url=base_url)
+    assert KEY not in str(caught.value)

@@ -30,8 +30,8 @@ from openai_models import (
 )
 from openai_server import OpenAIServer
 
-from rambla_ray.actors.api.http import requested_wait_s
 from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import OpenAIModel
 from rambla_ray.config.sections import Chaos, Rate
@@ -123,11 +123,14 @@ def test_a_fault_that_stays_ends_after_the_allowed_attempts() -> None:
         assert (failed.kind, failed.trace.attempts, len(server.requests)) == (ErrorKind.SERVER, 5, 5)
 
 
-def test_an_endpoint_that_is_not_there_is_a_connection_error() -> None:
+def test_an_endpoint_that_is_not_there_is_tried_until_it_is_given_up() -> None:
     with OpenAIServer() as server:
         url = server.base_url
-    failed = error(build(url))
-    assert (failed.kind, failed.trace.attempts) == (ErrorKind.CONNECTION, 5)
+    failed = error(build(url, rate=IMPATIENT))
+    assert failed.kind == ErrorKind.UNAVAILABLE
+    assert failed.message.startswith(f"{url} has let nobody through for 1 s (rate.give_up_after_s): connection failed")
+    assert failed.trace.attempts == len(failed.trace.tries) >= 1
+    assert {attempt.reason.partition(":")[0] for attempt in failed.trace.tries} == {"connection"}
 
 
 def test_no_reply_before_the_deadline_is_a_timeout_that_names_the_endpoint_and_the_deadline() -> None:
@@ -276,11 +279,47 @@ def test_retry_after_is_read_from_seconds_or_a_date_and_nothing_else(value: str,
     assert requested_wait_s({"retry-after": value}) == seconds
 
 
-def test_retry_after_as_a_date_is_the_time_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    monkeypatch.setattr(time, "time", now.timestamp)
-    then = format_datetime(now + timedelta(hours=1), usegmt=True)
-    assert requested_wait_s({"retry-after": then}) == 3600
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SOON = NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("header", ["retry-after", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (format_datetime(SOON, usegmt=True), 3600),
+        (SOON.isoformat(), 3600),
+        ("2026-01-02T04:04:05Z", 3600),
+        ("2026-01-02T04:04:05.500", 3600.5),
+        ("2026-01-02T05:04:05+01:00", 3600),
+        ("2025-12-31T00:00:00Z", 0),
+        (f"{SOON.timestamp():.0f}", 3600),
+        (f"{SOON.timestamp() * 1000:.0f}", 3600),
+        (f"{NOW.timestamp() - 60:.0f}", 0),
+        ("26h", 93600),
+        ("1d", 86400),
+        ("1h1m1.5s", 3661.5),
+        ("250us", 0.00025),
+        ("90000", 90000),
+        (" 7 ", 7),
+        ("in a while", None),
+        ("1e400", None),
+        ("١٢", 12),
+    ],
+)
+def test_a_wait_may_be_seconds_a_duration_a_date_or_a_unix_time(
+    monkeypatch: pytest.MonkeyPatch, header: str, value: str, seconds: float | None
+) -> None:
+    monkeypatch.setattr(time, "time", NOW.timestamp)
+    headers = {header: value, header.replace("reset", "remaining"): "0" if "reset" in header else value}
+    asked_s = requested_wait_s(headers)
+    assert asked_s == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("prefix", ["x-ratelimit", "ratelimit"])
+def test_a_limit_without_a_unit_counts_when_nothing_remains(prefix: str) -> None:
+    assert requested_wait_s({f"{prefix}-remaining": "0", f"{prefix}-reset": "9"}) == 9
+    assert requested_wait_s({f"{prefix}-remaining": "3", f"{prefix}-reset": "9"}) is None
 
 
 def test_a_reply_without_retry_after_asks_for_no_wait() -> None:

@@ -96,7 +96,7 @@ def test_the_recorded_run_again_asks_only_what_failed_and_scores_the_same(
     bench: Callable[[Sequence[str]], Any], ray_cluster: None, tmp_path: Path
 ) -> None:
     shutil.copytree(FOLDER / "ledger", tmp_path / "ledger")
-    done = bench([*COMMAND, f"ledger={tmp_path / 'ledger'}"])
+    done = bench([*COMMAND, "fail_if.failed_above=1", f"ledger={tmp_path / 'ledger'}"])
     assert (done.status, done.run.name) == (0, RUN_ID), done.err
     recorded = json.loads((FOLDER / RUN_ID / "metrics.json").read_text())
     assert lasting(json.loads(done.read("metrics.json"))) == lasting(recorded)

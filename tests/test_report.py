@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -49,6 +50,23 @@ def printed(directory: RunDirectory, *, width: int = 150) -> str:
     report.print_run(directory, console, details=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def test_why_samples_failed_is_counted_by_reason_the_commonest_first(tmp_path: Path) -> None:
+    errors = [f"HTTP 500: request req-{number:08d} died" for number in range(5)]
+    errors += ["no reply"] * 3 + ["reset"] * 2 + ["one", "two"]
+    failed = [sample(str(number), outcome="failed", error=error) for number, error in enumerate(errors)]
+    failed[-1].steps[-1] = dataclasses.replace(failed[-1].steps[-1], error_kind="bad_item")
+    scored = [sample(f"scored {number}") for number in range(8)]
+    directory = no_calls(store(tmp_path, spec({"t": task_spec({"": 20})}), [*failed, *scored]))
+    directory.write_metrics()
+    line = (
+        "11 of 20 samples failed: 5 × m server (HTTP 500: request req-00000000 died); 3 × m server (no reply); "
+        "2 × m server (reset); 1 × other reasons"
+    )
+    assert f"warning: {line}" in printed(directory, width=400)
+    report.write_summary(directory)
+    assert "11 of 20 samples failed: 5 × m server" in directory.folder.read("summary.md").decode()
 
 
 # --- hostile content -------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_calls_json_has_the_tokens_of_attempts_that_gave_no_answer(bench: Run, i
     lasting = Fault("reply", match="number 2?", body=broken.body, times=-1)
     with OpenAIServer(answer=lambda prompt: "Yes", faults=[passing, lasting]) as server:
         price = "model.price={input_per_million: 1000000, output_per_million: 0}"
-        done = bench(words(server, items, "limit=5", price))
+        done = bench(words(server, items, "limit=5", price, "fail_if.failed_above=1"))
     assert (done.status, outcomes(done)) == (0, {"scored": 4, "failed": 1}), done.err
     took = spent(done)
     assert (took["calls"], took["answered"], took["failed"], took["retried"]) == (11, 4, 1, 6)

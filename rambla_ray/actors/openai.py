@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
-from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, limit_reset_s, redact
+from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
 from rambla_ray.actors.api.openai_errors import error_in, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
 from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
 from rambla_ray.actors.api.openai_replies import charge, chat_answer, completion_answer, token_count, vectors
+from rambla_ray.actors.api.waits import limit_reset_s
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind

@@ -52,7 +52,12 @@ class Rate(Closed):
     requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
     tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
     timeout_s: float = Field(180.0, gt=0, le=3600, description="how long one call may take")
-    give_up_after_s: float = Field(900.0, gt=0, le=86400, description="how long a request may take, waits included")
+    give_up_after_s: float = Field(
+        900.0,
+        gt=0,
+        le=86400,
+        description="how long a request may take, waits included, and the endpoint may let nobody through",
+    )
     hedge: bool = Field(False, description="ask again what takes longer than 95 % of the calls; first answer wins")
 
     @property
@@ -112,6 +117,9 @@ class ReaderOptions(Closed):
 
 
 class FailIf(Closed):
-    """Gates: conditions on the result that make the run exit with 3."""
+    """Gates: conditions on the result, of which `coverage_below` makes the run exit with 3, `failed_above` with 2."""
 
     coverage_below: float | None = Field(None, ge=0, le=1, description="any cell's share of scored samples")
+    failed_above: float = Field(
+        0.05, ge=0, le=1, description="share of the run's samples that failed, other than by their item; 1 never fails"
+    )

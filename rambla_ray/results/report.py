@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
 from rambla_ray.results.directory import RunDirectory
+from rambla_ray.results.failures import count_failures
 from rambla_ray.schema import Outcome, Role
 
 LONGEST_LINE = 1000  # A printed line is cut at so many characters.
@@ -131,6 +132,12 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _failure_lines(directory: RunDirectory, scores: Mapping[str, Any]) -> list[str]:
+    """Why samples failed, in one line; none where none did."""
+    failures = count_failures(directory.samples, scores)
+    return [str(failures)] if failures.failed else []
+
+
 def effects_table(scores: Mapping[str, Any]) -> Table | None:
     """How each cell differs from the cell it is paired with; None when no cell has a pair."""
     table = plain_table(EFFECT_COLUMNS, title="Against the clean answers to the same items")
@@ -239,7 +246,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
             console.print(calls_table(calls))
     for line in directory.read_notes():
         print_line(console, f"note: {line}")
-    for line in warnings(scores):
+    for line in (*warnings(scores), *_failure_lines(directory, scores)):
         print_line(console, f"warning: {line}")
     print_line(console, calls_line(calls))
     print_line(console, f"run: {directory.folder.location}", whole=True)
@@ -254,7 +261,8 @@ def write_summary(directory: RunDirectory) -> None:
     lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
     lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
     lines += ["", *(f"- Note: {_markdown(line)}" for line in directory.read_notes())]
-    lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warnings(scores))]
+    warned = (*warnings(scores), *_failure_lines(directory, scores))
+    lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warned)]
     lines += ["", f"{_markdown(calls_line(calls))}.", ""]
     directory.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)

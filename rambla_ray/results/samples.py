@@ -192,13 +192,19 @@ def error_lines(folder: Folder) -> Iterator[bytes]:
     They come by target and task, and of one task in the order in which they ended. A line is ASCII and bounded in
     length, whatever the sample holds.
     """
+    for table in unscored(folder, _ERROR_COLUMNS):
+        yield from map(_error_line, table.to_pylist())
+
+
+def unscored(folder: Folder, columns: Sequence[str], outcome: Outcome | None = None) -> Iterator[pa.Table]:
+    """Some columns of the samples that were not scored, or that ended in one outcome, some rows at a time."""
     for name in folder.names(".parquet"):
         with _open(folder, name) as file:
             for group in range(file.num_row_groups):
-                lost = pc.not_equal(file.read_row_group(group, columns=["outcome"])["outcome"], Outcome.SCORED.value)
-                if pc.any(lost).as_py():
-                    rows = file.read_row_group(group, columns=_ERROR_COLUMNS).filter(lost)
-                    yield from map(_error_line, rows.to_pylist())
+                ended = file.read_row_group(group, columns=["outcome"])["outcome"]
+                wanted = pc.equal(ended, outcome.value) if outcome else pc.not_equal(ended, Outcome.SCORED.value)
+                if pc.any(wanted).as_py():
+                    yield file.read_row_group(group, columns=list(columns)).filter(wanted)
 
 
 def _error_line(row: Mapping[str, Any]) -> bytes:

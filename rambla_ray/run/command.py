@@ -32,15 +32,16 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   dry_run=true         print the plan and ask nothing
   doctor=true          check every node and endpoint for what the run needs, and ask nothing
   verbose=true         let Ray's own log lines through
-  fail_if.coverage_below=0.95
+  fail_if.coverage_below=0.95   exit with 3 when a cell has fewer scored samples; fail_if.failed_above=0.05 (default):
+                       with 2 when more of the run's samples failed (1: never)
   budget.usd=N         what the run may spend in all; also budget.tokens
   chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
                        shares of the calls; kill_actor_every: calls after which an actor kills itself)
   model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.KEY=V   override a key of the configs
   task.dataset.path=FILE   your own data: for the tasks whose format the file is in; once for each format
 
-Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample, 3 a gate failed,
-4 stopped but resumable, 130 interrupted.
+Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample or too many samples failed,
+3 a gate failed, 4 stopped but resumable, 130 interrupted.
 """
 
 REPORT_HELP = """\

@@ -154,7 +154,7 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
     print(f"more: {command.report(directory.folder.location)}")
-    return _status(plan.config, scores)
+    return _status(plan.config, scores, directory)
 
 
 def _import_while_the_cluster_starts() -> None:
@@ -174,16 +174,24 @@ def _nodes_are_ready(config: RunConfig) -> bool:
     return not faults
 
 
-def _status(config: RunConfig, scores: Mapping[str, Any]) -> int:
+def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirectory) -> int:
     """The exit status of a finished run; prints the reason where it is not 0."""
+    from rambla_ray.results.failures import count_failures
+
+    gates = config.options.fail_if
+    failures = count_failures(directory.samples, scores)
+    if failures.share > gates.failed_above:
+        line = f"failed: {failures} (above fail_if.failed_above={gates.failed_above:g}); the same command asks again"
+        print(one_line(line, LONGEST_LINE), file=sys.stderr)
+        return ExitStatus.CELL_FAILED
     failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
     if failed:
         first = failed[0]
         where = " ".join(filter(None, (config.label(first["model"]), first["task"], first["variant"])))
         print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
         return ExitStatus.CELL_FAILED
-    gate = config.options.fail_if.coverage_below
-    if gate is not None and any(cell["coverage"] < gate for cell in scores["cells"]):
-        print(f"gate failed: a cell's coverage is below {gate:g}", file=sys.stderr)
+    least = gates.coverage_below
+    if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):
+        print(f"gate failed: a cell's coverage is below {least:g}", file=sys.stderr)
         return ExitStatus.GATE_FAILED
     return ExitStatus.DONE

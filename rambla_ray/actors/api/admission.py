@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from rambla_ray.errors import RamblaError
 
+EARLY_S = 0.001  # A timer may go off so much before its time, since uvloop rounds.
 SAME_PAUSE_S = 0.05  # A pause that is reported a second time may seem longer by what the message took.
 
 
@@ -19,12 +21,14 @@ class Permit(NamedTuple):
     epoch: int = 0  # The epoch of the allowance that it was issued under.
     estimate: int = 0  # The call's estimated tokens, where tokens are reserved for it.
     reserved: int = 0  # The tokens that the rate budget reserves for it.
+    is_probe: bool = False  # Nobody else is let in before this call has ended.
 
 
 class _Waiter:
-    __slots__ = ("estimate", "future", "least", "reserved", "starts_at", "timer")
+    __slots__ = ("again", "estimate", "future", "least", "reserved", "starts_at", "timer")
 
-    def __init__(self, estimate: int, least: int) -> None:
+    def __init__(self, estimate: int, least: int, again: bool) -> None:
+        self.again = again
         self.future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self.estimate = estimate
         self.least = least
@@ -48,11 +52,14 @@ class Admission:
         self.is_held: Callable[[], bool] = lambda: False  # Nobody is let in while it is true, until `resume`.
         self.on_change: Callable[[], None] = lambda: None  # Called when slots or the queue have changed.
         self.on_unused: Callable[[int], None] = lambda reserved: None  # Takes the tokens of an unused permit.
+        self.on_pause: Callable[[float], None] = lambda until: None  # Takes the end of a pause, by the loop's clock.
         self._shared_permit = Permit()  # Of every call that reserves no tokens.
         self._in_flight = 0
         self._waiting: deque[_Waiter] = deque()
         self._promised: set[_Waiter] = set()  # Each has a slot, and a permit that becomes valid later.
-        self._paused_until = 0.0
+        self.paused_until = 0.0  # Nobody is let in before then, by the loop's clock.
+        self._probe_at: float | None = None  # When one call may be let in, while there is an outage.
+        self._probe_is_out = False
         self._refusal: Callable[[], RamblaError] | None = None  # Set by `close`.
         self._sleeping: set[asyncio.Future[None]] = set()
         self._peak = self._peak_demand = 0
@@ -75,15 +82,17 @@ class Admission:
         if (
             self._in_flight < self.allowed
             and not (self._waiting or self.metered)
-            and not (self._paused_until and self._is_paused())
+            and not (self.paused_until and self._is_paused())
+            and self._probe_at is None
             and not self.is_held()
         ):
             self._in_flight += 1
             if self._in_flight > self._peak:
                 self._peak = self._in_flight
             return self._shared_permit
-        waiter = _Waiter(estimate, least)
-        (self._waiting.appendleft if again else self._waiting.append)(waiter)
+        waiter = _Waiter(estimate, least, again)
+        # In an outage requests take turns to probe.
+        (self._waiting.appendleft if again and not self.is_probing else self._waiting.append)(waiter)
         self._peak_demand = max(self._peak_demand, self.demand)
         self.resume()
         try:
@@ -101,6 +110,8 @@ class Admission:
     def release(self, permit: Permit, *, unused: bool = False) -> None:
         """Take a permit back: its call has ended, or was not made at all where it is `unused`."""
         self._in_flight -= 1
+        if permit.is_probe:
+            self._probe_is_out = False
         if unused and permit.reserved:
             self.on_unused(permit.reserved)
         self.resume()
@@ -129,45 +140,76 @@ class Admission:
         """Let nobody in for so long; permits that would become valid before then are void."""
         loop = asyncio.get_running_loop()
         now, until = loop.time(), loop.time() + seconds
-        if now < self._paused_until and until <= self._paused_until + SAME_PAUSE_S:
+        if now < self.paused_until and until <= self.paused_until + SAME_PAUSE_S:
             return
-        self._paused_until = until
+        self.paused_until = until
+        self._take_back_promises(until)
+        loop.call_at(until + EARLY_S, self.resume)
+        self.on_pause(until)
+
+    def probe_after(self, seconds: float) -> None:
+        """Let nobody in for so long, and then one call, after whose end this is called again, or `end_probing`."""
+        loop = asyncio.get_running_loop()
+        self._probe_at = loop.time() + seconds
+        self._take_back_promises(math.inf)
+        loop.call_at(self._probe_at + EARLY_S, self.resume)
+
+    def end_probing(self) -> None:
+        """Let everybody in again."""
+        self._probe_at, self._probe_is_out = None, False
+        self.resume()
+
+    def _take_back_promises(self, until: float) -> None:
+        """Let those whose permits would become valid before `until` wait again, in their order."""
         for waiter in sorted(self._promised, key=lambda waiter: waiter.starts_at, reverse=True):
             if waiter.starts_at < until:
                 self._withdraw(waiter)
                 if not waiter.future.done():
                     self._waiting.appendleft(waiter)
-        loop.call_at(until, self.resume)
 
     def close(self, refusal: Callable[[], RamblaError]) -> None:
         """Let nobody in any more: calls that wait, and later ones, get an error that `refusal` makes."""
         self._refusal = refusal
-        for waiter in self._promised:
-            self._void(waiter)
-        waiting = [*self._promised, *self._waiting]
-        self._promised.clear()
-        self._waiting.clear()
-        for waiter in waiting:
-            if not waiter.future.done():
-                waiter.future.set_exception(refusal())
+        self.refuse(refusal)
         for sleeping in self._sleeping:
             if not sleeping.done():
                 sleeping.set_result(None)
+
+    def refuse(self, refusal: Callable[[], RamblaError], *, first_calls_only: bool = False) -> None:
+        """Let calls that wait get an error that `refusal` makes; later ones may wait again."""
+        self._take_back_promises(math.inf)
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            if first_calls_only and waiter.again:
+                self._waiting.append(waiter)
+            elif not waiter.future.done():
+                waiter.future.set_exception(refusal())
 
     @property
     def is_closed(self) -> bool:
         return self._refusal is not None
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether there is an outage, in which one call at a time is let in."""
+        return self._probe_at is not None
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the endpoint's state alone keeps everybody out at this moment."""
+        return self._is_paused() or (self.is_probing and self.free <= 0)
+
     def _is_paused(self) -> bool:
-        if asyncio.get_running_loop().time() < self._paused_until:
+        if asyncio.get_running_loop().time() < self.paused_until:
             return True
-        self._paused_until = 0.0
+        self.paused_until = 0.0
         return False
 
     def _let_in(self) -> None:
-        if (self._paused_until and self._is_paused()) or self.is_held():
+        if (self.paused_until and self._is_paused()) or self.is_held():
             return
-        while self._waiting and self._in_flight < self.allowed:
+        while self._waiting and self.free > 0:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
                 self._admit(waiter, self._shared_permit)
@@ -175,6 +217,9 @@ class Admission:
     def _admit(self, waiter: _Waiter, permit: Permit) -> None:
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
+        if self.is_probing:
+            self._probe_is_out = True
+            permit = permit._replace(is_probe=True)
         waiter.future.set_result(permit)
 
     # Limits from outside
@@ -186,7 +231,10 @@ class Admission:
 
     @property
     def free(self) -> int:
-        """Slots that no call and no promise takes; negative after `allowed` has shrunk."""
+        """Slots that no call and no promise takes; negative after `allowed` has shrunk. In an outage, a probe's."""
+        if self._probe_at is not None:
+            is_due = asyncio.get_running_loop().time() >= self._probe_at
+            return 1 if is_due and not self._probe_is_out and not self._promised else 0
         return self.allowed - self._in_flight - len(self._promised)
 
     @property

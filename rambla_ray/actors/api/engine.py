@@ -11,9 +11,11 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
+from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, strikes_calls
 from rambla_ray.actors.api.forbidden import Forbidden, KeyDoubt
 from rambla_ray.actors.api.governor_client import GovernorClient
 from rambla_ray.actors.api.governor_talk import GovernorTalk
+from rambla_ray.actors.api.outage import TROUBLE, EndpointWatch
 from rambla_ray.actors.api.request_trace import RequestTrace
 from rambla_ray.actors.api.retry import RetryPolicy
 from rambla_ray.actors.model import Emit, Model, RunContext
@@ -29,7 +31,6 @@ HEDGE_QUANTILE = 0.95  # A call is slow when it takes longer than this share of 
 RECENT_CALLS = 200
 TURNS = 2  # An answer waits so many turns of the event loop, in which calls that got its slot are sent.
 DEFAULT_PAUSE_S = 1.0  # Those who share a rate pause so long after a 429 that does not say how long.
-OVERLOAD = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
 # Tokens reserved for a call that ends in one of these are not given back: the endpoint may have charged for it, and a
 # 429 shows that the endpoint counts differently, which keeping the reservation makes up for.
 KEPT = frozenset(
@@ -52,6 +53,7 @@ class BaseAPIModel(Model):
         if self._adapts or self._rate.is_set:
             client = GovernorClient(self.scope())
             self._talk = GovernorTalk(self._admission, client, pool.max_concurrency, self._rate, self._adapts)
+        self._watch = EndpointWatch(self._endpoint, self._admission, self._rate.give_up_after_s)
         self._doubt = KeyDoubt()
         self._injects_faults = False
         self._answered = 0
@@ -61,15 +63,20 @@ class BaseAPIModel(Model):
     def attach(self, context: RunContext) -> None:
         super().attach(context)
         self._admission.is_held = context.is_held
+        self._watch.notify = context.notify
         self._doubt.context = context
         if self._talk is not None:
             self._talk.notify = context.notify
-        chaos = context.chaos
-        self._injects_faults = bool(chaos.http429 or chaos.http500 or chaos.reset or chaos.garbage)
+        self._injects_faults = strikes_calls(context.chaos)
 
     @abstractmethod
     def scope(self) -> str:
         """What shares the limits: the endpoint, a space, and the *name* of the key."""
+
+    @property
+    def _endpoint(self) -> str:
+        """The endpoint's name in messages."""
+        return self.scope().partition(" ")[0].partition("?")[0]
 
     @abstractmethod
     async def call(self, request: Request) -> Response:
@@ -78,7 +85,7 @@ class BaseAPIModel(Model):
     async def faulty_call(self, request: Request, fault: str) -> Response:
         """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
         wait_s = random.uniform(0.05, 0.3) if fault == "http429" else None
-        raise CallError(_KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait_s)
+        raise CallError(KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait_s)
 
     def estimate_tokens(self, request: Request) -> int:
         """Tokens this request may cost, for the rate budget: about four characters each, and the longest answer."""
@@ -96,7 +103,8 @@ class BaseAPIModel(Model):
         self._admission.resume()
 
     def pause(self, seconds: float) -> None:
-        """Keep everybody who shares the endpoint's limit from calling: a reply with an answer says it is used up."""
+        """Keep everybody who shares the endpoint's limit from calling: a reply says that it is used up."""
+        self._watch.asked_to_wait(seconds)
         if self._talk is not None:
             self._talk.pause(seconds)
 
@@ -131,7 +139,7 @@ class BaseAPIModel(Model):
             except CallError as error:
                 return await self._try_again(request, trace, error)
         except CallError as error:
-            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else error
+            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else self._watch.verdict(error)
             last.trace = trace.snapshot()
             raise last from None
 
@@ -155,7 +163,7 @@ class BaseAPIModel(Model):
             trace.first_call = began
         self._doubt.calling += 1
         try:
-            if self._slow_s is not None:
+            if self._slow_s is not None and not permit.is_probe:
                 return await self._race(request, trace, estimate, permit)
             return await self._call(request, trace, permit)
         finally:
@@ -165,6 +173,7 @@ class BaseAPIModel(Model):
     def _acquire(self, request: Request, estimate: int, *, again: bool = False) -> Coroutine[Any, Any, Permit]:
         if self._talk is not None:
             self._talk.start()
+        self._watch.check(again=again)
         return self._admission.acquire(estimate, estimate - self.max_answer_tokens(request), again=again)
 
     async def _race(self, request: Request, trace: RequestTrace, estimate: int, permit: Permit) -> Response:
@@ -173,7 +182,7 @@ class BaseAPIModel(Model):
         try:
             running: set[asyncio.Task[Response]]
             done, running = await asyncio.wait(calls, timeout=self._slow_s)
-            if running:
+            if running and not self._admission.is_probing:
                 calls.append(asyncio.create_task(self._second_call(calls[0], request, trace, estimate)))
                 running = set(calls)
             while running:
@@ -197,32 +206,33 @@ class BaseAPIModel(Model):
         except RamblaError:  # Admission is closed, but the first call goes on.
             await asyncio.wait([first])
             return first.result()
-        if first.done():  # It may have left the very slot that this call waited for.
+        if first.done() or permit.is_probe:  # It may have left the very slot that this call waited for.
             self._admission.release(permit, unused=True)
+            await asyncio.wait([first])
             return first.result()
         trace.hedged += 1
         return await self._call(request, trace, permit)
 
     async def _call(self, request: Request, trace: RequestTrace, permit: Permit) -> Response:
         """One call, at whose end its permit is released."""
-        at, began = time.time(), time.monotonic()
+        at, began, answers = time.time(), time.monotonic(), self._watch.answers
         response: Response | None = None
-        kind, reason, requested_wait_s, charged = "", "cancelled: the answer was not needed any more", None, 0
+        failed: CallError | None = None
+        kind, reason, charged = "", "cancelled: the answer was not needed any more", 0
         try:
             async with asyncio.timeout(self._rate.timeout_s):
-                if self._injects_faults and (fault := self._fault()):
+                if self._injects_faults and (fault := drawn_fault(self.context.chaos)):
                     response = await self.faulty_call(request, fault)
                 else:
                     response = await self.call(request)
             reason = ""
             return response
         except TimeoutError:
-            where, _, _ = self.scope().partition(" ")
-            error = CallError(ErrorKind.TIMEOUT, f"no reply from {where} within {self._rate.timeout_s:g} s")
-            kind, reason = error.kind, str(error)
-            raise error from None
+            failed = CallError(ErrorKind.TIMEOUT, f"no reply from {self._endpoint} within {self._rate.timeout_s:g} s")
+            kind, reason = failed.kind, str(failed)
+            raise failed from None
         except CallError as error:
-            kind, reason, requested_wait_s = error.kind, str(error), error.retry_after_s
+            failed, kind, reason = error, error.kind, str(error)
             charged = trace.charge(error)
             if error.kind in FATAL and self.context.stops and not isinstance(error, Forbidden):
                 self._close(error)
@@ -235,10 +245,14 @@ class BaseAPIModel(Model):
             trace.tries.append(Try(at, took_s, reason[:REASON_CHARACTERS]))
             if response is not None:
                 trace.latency_s = took_s
+                self._watch.answered()
                 if self._rate.hedge:
                     self._learn_what_is_slow(took_s)
+            else:
+                self._watch.failed(failed, trace, permit, answers)
             if self._talk is not None:
-                self._record(self._talk, permit, response, kind, requested_wait_s, charged)
+                wait_s = failed.retry_after_s if failed is not None else None
+                self._record(self._talk, permit, response, kind, wait_s, charged)
             self._admission.release(permit)
 
     def _record(
@@ -255,13 +269,13 @@ class BaseAPIModel(Model):
         if requested_wait_s is None and limited and not self._adapts:
             requested_wait_s = DEFAULT_PAUSE_S
         if requested_wait_s:
-            talk.pause(requested_wait_s)
+            self.pause(requested_wait_s)
         used: int | None = charged
         if response is not None:
             used = response.prompt_tokens + response.completion_tokens or None
         elif not charged and (kind in KEPT or not kind):
             used = None
-        talk.record(permit, used=used, answered=response is not None, troubled=kind in OVERLOAD, limited=limited)
+        talk.record(permit, used=used, answered=response is not None, troubled=kind in TROUBLE, limited=limited)
 
     def _close(self, fatal: CallError) -> None:
         """Let every other request end in the same error, which stops the run."""
@@ -273,20 +287,3 @@ class BaseAPIModel(Model):
         self._recent.append(took_s)
         if self._answered % HEDGE_AFTER == 0:
             self._slow_s = sorted(self._recent)[int(HEDGE_QUANTILE * len(self._recent))]
-
-    def _fault(self) -> str | None:
-        """The fault that chaos draws for this call, if any."""
-        draw = random.random()
-        for fault in _KIND_OF_FAULT:
-            draw -= getattr(self.context.chaos, fault)
-            if draw < 0:
-                return fault
-        return None
-
-
-_KIND_OF_FAULT = {
-    "http429": ErrorKind.RATE_LIMITED,
-    "http500": ErrorKind.SERVER,
-    "reset": ErrorKind.CONNECTION,
-    "garbage": ErrorKind.GARBAGE,
-}

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from rambla_ray.actors.api.adaptive import FORGET_S, LEASE_S, Concurrency, Usage
 from rambla_ray.actors.api.rate_budget import HORIZON_S, Limits, RateBudget
+from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 
 SLACK_S = (
     0.1  # Slots begin so long after a pause, so that no call comes the moment the endpoint has just enough again.
 )
-LONGEST_PAUSE_S = 300.0  # One reply cannot impose a longer pause on everybody.
+LONGEST_PAUSE_S = LONGEST_WAIT_S  # One reply cannot impose a longer pause on everybody.
 
 
 class Report(NamedTuple):

@@ -13,6 +13,7 @@ from rambla_ray.actors.api.admission import Admission, Permit
 from rambla_ray.actors.api.governor import Grant, Report
 from rambla_ray.actors.api.governor_client import GovernorClient, Unreachable
 from rambla_ray.actors.api.rate_budget import Limits
+from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 from rambla_ray.config.sections import Rate
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -112,7 +113,8 @@ class GovernorTalk:
                 self._ratio.learn(permit.estimate, used)
 
     def pause(self, seconds: float) -> None:
-        """Pause every call, of other clients too: the endpoint asked for it."""
+        """Pause every call, of other clients too: the endpoint asked for it. `LONGEST_WAIT_S` is the longest pause."""
+        seconds = min(seconds, LONGEST_WAIT_S)
         if seconds > 0:
             self._pause_s = max(self._pause_s, seconds)
             self._admission.pause(seconds)

@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from itertools import groupby
-from math import isfinite
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
-from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.actors.api.proxy import proxy_of
+from rambla_ray.errors import CallError, ErrorKind, UserError
 
 MIB = 1024 * 1024
 SMALL_BYTES = MIB  # Larger replies are read and parsed one at a time.
 LARGEST_BYTES = 64 * MIB  # Larger replies are dropped.
 MOST_VALUES = 2_000_000  # A large reply's JSON may have so many values: each takes some 60 bytes of memory.
+LONGEST_HEADER = 100 * 1024  # A header, or the line of the status, may have so many bytes, as in the openai package.
+MOST_HEADERS = 1000
+CONNECT_S = 20.0  # An endpoint that takes longer to take a connection is not there.
 KEEP_ALIVE_S = 4.0  # Many servers close a quiet connection after 5 s: it is closed here first.
 SHOWN_CHARACTERS = 1000  # An endpoint's message is cut to this length before it is made safe; errors cut it further.
 ECHO_CHARACTERS = 40  # A stretch of the prompt this long is blotted out of an endpoint's message.
@@ -69,7 +68,8 @@ class Wire:
         """Send a body and return what `read` makes of the reply.
 
         Raises:
-            CallError: connection, garbage (no HTTP), oversized; and what `read` raises.
+            CallError: connection, garbage (no HTTP), oversized, unavailable (no way there that waiting would open),
+                load (no proxy that can be used); and what `read` raises.
         """
         session = self._session
         if session is None or self._loop is not asyncio.get_running_loop():
@@ -81,27 +81,31 @@ class Wire:
                     return read(HttpReply(response.status, response.headers, b"".join(parts)))
                 async with self._large:
                     return read(await _large_reply(response, parts))
-        except aiohttp.ClientResponseError as error:
-            raise CallError(ErrorKind.GARBAGE, f"the reply is not HTTP ({type(error).__name__})") from None
-        except (aiohttp.ClientError, OSError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            reason = f"connection failed: {type(cause).__name__}: {cause}"
-            raise CallError(ErrorKind.CONNECTION, visible(reason)) from None
+        except aiohttp.ClientError as error:
+            raise _call_error(error) from None
+        except OSError as error:
+            raise _connection_error(error) from None
 
     def _open(self, url: URL) -> aiohttp.ClientSession:
         self.close()
-        proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
+        try:
+            proxy = proxy_of(url)  # With trust_env it is looked up for each request, at 300 µs.
+        except UserError as error:
+            raise CallError(ErrorKind.LOAD, str(error)) from None
         self._loop, self._large = asyncio.get_running_loop(), asyncio.Lock()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=self._at_once,
+                limit=self._at_once + 1,  # One more for a probe, while the others are stuck in an outage.
                 keepalive_timeout=KEEP_ALIVE_S,
                 ssl=self._trust() if self._trust and url.scheme == "https" else True,
             ),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # The caller has its own deadline.
-            proxy=proxy,  # With trust_env it is looked up for each request, at 300 µs.
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S),  # For the rest the caller has its own deadline.
+            proxy=proxy,
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+            max_headers=MOST_HEADERS,
         )
         return self._session
 
@@ -116,6 +120,29 @@ class Wire:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _call_error(error: aiohttp.ClientError) -> CallError:
+    """What an error of aiohttp means for a call."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            reason = visible(str(error.certificate_error))
+            return CallError(ErrorKind.UNAVAILABLE, f"the certificate of {error.host} is not trusted: {reason}")
+        case aiohttp.ClientHttpProxyError(status=status) if status < 500:
+            reason = f"HTTP {status} {visible(error.message)}".rstrip()
+            return CallError(ErrorKind.UNAVAILABLE, f"the proxy does not let calls through: {reason}")
+        case aiohttp.ClientHttpProxyError(status=status):
+            return CallError(ErrorKind.CONNECTION, f"the proxy finds no way through: HTTP {status}", unsent=True)
+        case aiohttp.ClientResponseError():
+            return CallError(ErrorKind.GARBAGE, f"the reply is not HTTP ({type(error).__name__})")
+    return _connection_error(error)
+
+
+def _connection_error(error: Exception) -> CallError:
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    reason = visible(f"connection failed: {type(cause).__name__}: {cause}")
+    unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    return CallError(ErrorKind.CONNECTION, reason, unsent=unsent)
 
 
 async def _ends_within(most: int, response: aiohttp.ClientResponse, parts: list[bytes]) -> bool:
@@ -156,60 +183,6 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
         return read(HttpReply(429, {"retry-after": wait}, body))
     body = b'{"error": {"message": "Made up by chaos.", "type": "server_error", "code": null}}'
     return read(HttpReply(500, {}, body))
-
-
-def requested_wait_s(headers: Mapping[str, str]) -> float | None:
-    """How long a reply asks us to wait, in seconds; None if it does not say.
-
-    Read from `retry-after-ms`, `Retry-After` (seconds or an HTTP date), or the reset of a limit of which nothing
-    remains (`x-ratelimit-remaining-requests` and `-tokens`, `x-ratelimit-reset-*` as `20ms`, `6m0s` or seconds).
-    """
-    if "retry-after-ms" in headers:
-        milliseconds = _finite_number(headers["retry-after-ms"])
-        if milliseconds is not None:
-            return max(0.0, milliseconds / 1000)
-    if "retry-after" in headers:
-        value = headers["retry-after"]
-        seconds = _finite_number(value)
-        if seconds is not None:
-            return max(0.0, seconds)
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (ValueError, OverflowError):
-            pass
-    return limit_reset_s(headers)
-
-
-def limit_reset_s(headers: Mapping[str, str]) -> float | None:
-    """How long until a limit of which nothing remains is reset, in seconds; None if something remains."""
-    waits = []
-    for unit in ("requests", "tokens"):
-        remaining = headers.get(f"x-ratelimit-remaining-{unit}")
-        if remaining is not None and (_finite_number(remaining) or 0.0) <= 0.0:
-            waits.append(_duration_s(headers.get(f"x-ratelimit-reset-{unit}", "")))
-    return max((wait for wait in waits if wait is not None), default=None)
-
-
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ms|[smhd]))+", re.ASCII)
-_PART = re.compile(r"(\d+(?:\.\d*)?)(ms|[smhd])", re.ASCII)
-
-
-def _duration_s(value: str) -> float | None:
-    """`20ms`, `1s`, `6m0s` or plain seconds."""
-    value = value.strip()
-    if _DURATION.fullmatch(value):
-        return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(value))
-    seconds = _finite_number(value)
-    return None if seconds is None else max(0.0, seconds)
-
-
-def _finite_number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if isfinite(number) else None
 
 
 def visible(text: str) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rambla_ray.actors.api.forbidden import About, Forbidden
-from rambla_ray.actors.api.http import HttpReply, requested_wait_s
+from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
 
 LONGEST_CODE = 80  # A code is cut to so many characters.

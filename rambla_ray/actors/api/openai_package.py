@@ -6,7 +6,8 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
     import httpx2
@@ -18,14 +19,19 @@ PING_S = 5.0  # An endpoint may take so long to give a sign of life.
 def open_client(
     url: str, key: str, azure_version: str | None = None, http: httpx2.Client | None = None
 ) -> openai.OpenAI:
-    """The package's client of an endpoint; of Azure's, where the version of its API is given."""
+    """The package's client of an endpoint; of Azure's, where the version of its API is given.
+
+    A query in the endpoint's URL stands in the URL of every request.
+    """
     import openai
 
+    base, _, query = url.partition("?")
+    options: dict[str, Any] = {"default_query": dict(parse_qsl(query, keep_blank_values=True)), "http_client": http}
     if azure_version is not None:
         return openai.AzureOpenAI(
-            azure_endpoint=url, api_version=azure_version, api_key=key, max_retries=0, http_client=http
+            azure_endpoint=base, api_version=azure_version, api_key=key, max_retries=0, **options
         )
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+    return openai.OpenAI(base_url=base, api_key=key, max_retries=0, **options)
 
 
 def written_request(
@@ -50,8 +56,8 @@ def written_request(
     return catch.request
 
 
-def list_models(url: str, key: str, azure_version: str | None) -> tuple[int, float]:
-    """Ask for the list of models, which costs nothing.
+def list_models(url: str, key: str, azure_version: str | None, proxy: str | None) -> tuple[int, float]:
+    """Ask for the list of models, which costs nothing, through the proxy if there is one.
 
     Returns:
         (status, seconds): the HTTP status of the reply, and how long it took.
@@ -61,8 +67,9 @@ def list_models(url: str, key: str, azure_version: str | None) -> tuple[int, flo
     """
     import openai
 
+    http = openai.DefaultHttpxClient(proxy=proxy, trust_env=False, verify=trusted_authorities())
     try:
-        with open_client(url, key, azure_version) as client:
+        with open_client(url, key, azure_version, http) as client:
             began = time.monotonic()
             try:
                 client.models.list(timeout=PING_S)

@@ -7,9 +7,11 @@ import sys
 from typing import Literal, Self
 
 from pydantic import Field
+from yarl import URL
 
 from rambla_ray.actors.api.http import visible
 from rambla_ray.actors.api.openai_package import list_models
+from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KEY_VARIABLE, KeyedParams
 from rambla_ray.errors import CallError, UserError
 
@@ -46,8 +48,8 @@ class EndpointParams(KeyedParams):
         version = self.api_version or os.environ.get("OPENAI_API_VERSION")
         api_type = self.api_type or ("azure" if version else "openai")
         base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
-        if base_url and not base_url.startswith(("http://", "https://")):
-            raise UserError(f"engine {self.engine}: base_url {base_url!r} is no URL; it begins with https://")
+        if base_url and (fault := _fault_of(base_url)):
+            raise UserError(f"engine {self.engine}: {fault}")
         if api_type == "azure" and not base_url:
             raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
         if api_type == "azure" and not version:
@@ -57,20 +59,25 @@ class EndpointParams(KeyedParams):
         return self.model_copy(
             update={
                 "api_type": api_type,
-                "base_url": (base_url or PLAIN_URL).rstrip("/"),
+                "base_url": _without_last_slash(base_url or PLAIN_URL),
                 "api_version": version if api_type == "azure" else None,
             }
         )
 
     def preflight(self, *, same_machine: bool) -> None:
         super().preflight(same_machine=same_machine)
+        if same_machine:
+            proxy_of(URL(self.endpoint))
         if self.async_calls is False:
             print(f"note: engine {self.engine}: async_calls has no effect, calls are concurrent", file=sys.stderr)
 
     def ping(self) -> str:
         """Ask for its list of models; many that are like the API have none, and answer all the same."""
         try:
-            status, seconds = list_models(self.endpoint, self.read_key(), self.azure_version)
+            proxy = proxy_of(URL(self.endpoint))
+            status, seconds = list_models(
+                self.endpoint, self.read_key(), self.azure_version, str(proxy) if proxy else None
+            )
         except CallError as error:
             raise UserError(error.message) from None
         except ConnectionError as error:
@@ -82,6 +89,31 @@ class EndpointParams(KeyedParams):
         if status != 200:
             return f"answers (HTTP {status} to a question for its models)"
         return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+
+
+def _fault_of(base_url: str) -> str:
+    """What is wrong with the URL of an endpoint; empty where nothing is.
+
+    One with a password is refused with the rest of the config, by `config.secrets`.
+    """
+    try:
+        url = URL(base_url)
+        is_url = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
+    except ValueError:
+        url, is_url = URL(), False
+    if url.user is not None and url.password is None:
+        return f"base_url of {url.host} holds a user name, or a key, whose place is in the environment"
+    if not is_url or len(base_url.split()) != 1 or not base_url.isprintable():
+        return f"base_url {base_url!r} is no URL; it begins with https://"
+    if "#" in base_url:
+        return f"base_url {base_url!r} has a fragment (#), which is never sent; leave it out"
+    return ""
+
+
+def _without_last_slash(base_url: str) -> str:
+    """A URL whose path does not end in a slash; its query stays."""
+    path, mark, query = base_url.partition("?")
+    return f"{path.rstrip('/')}{mark}{query}"
 
 
 class TextParams(EndpointParams):

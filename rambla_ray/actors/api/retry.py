@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import tenacity
 
+from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 from rambla_ray.errors import RETRYABLE, CallError, ErrorKind
 
 
@@ -18,12 +19,13 @@ class RetryPolicy:
     | kind | tried again |
     | --- | --- |
     | rate_limited | for as long as `rate.give_up_after_s` of wall clock, counted from the first call, allow |
-    | connection, timeout, server (408, 409, 5xx), garbage | up to `attempts` calls, and within the same time |
-    | all others | never: they end the sample, and auth, not_found and quota stop the run |
+    | connection that nobody gets | the same, whenever the actor's outage lets it probe |
+    | other connection, timeout, server (408, 409, 5xx), garbage | up to `attempts` calls, and within the same time |
+    | all others | never: they end the sample, and auth, not_found, quota and unavailable stop the run |
 
-    The pause before the next call is what the endpoint asked for (`Retry-After` and its like), else exponential with
-    full jitter: between 0 and `first_pause_s`, then twice that, up to `longest_pause_s`. A pause that would not end
-    in time is not waited for.
+    The pause before the next call is what the endpoint asked for (`Retry-After` and its like, at most
+    `LONGEST_WAIT_S`), else exponential with full jitter: between 0 and `first_pause_s`, then twice that, up to
+    `longest_pause_s`. A pause that would not end in time is not waited for.
     """
 
     attempts: int = 5
@@ -50,13 +52,16 @@ class RetryPolicy:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = _error_of(state)
-            return jitter(state) if error.retry_after_s is None else error.retry_after_s
+            if error.in_outage:
+                return 0.0  # Admission holds it back.
+            return jitter(state) if error.retry_after_s is None else min(error.retry_after_s, LONGEST_WAIT_S)
 
         def give_up(state: tenacity.RetryCallState) -> bool:
             nonlocal other_failures
             if clock() - began + state.upcoming_sleep > give_up_after_s:
                 return True
-            if _error_of(state).kind == ErrorKind.RATE_LIMITED:
+            error = _error_of(state)
+            if error.kind == ErrorKind.RATE_LIMITED or error.in_outage:
                 return False
             other_failures += 1
             return other_failures >= self.attempts
