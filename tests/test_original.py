@@ -328,6 +328,16 @@ def test_samples_that_were_not_scored_count_for_the_scale_and_nowhere_else(tmp_p
     assert rambla["mse"] == pytest.approx((0.0625 + 0.0625 + 0.25) / 3)
 
 
+@pytest.mark.parametrize("numbers", [["3", "3"], ["3"]], ids=["all alike", "a single one"])
+def test_numbers_that_cannot_be_scaled_give_no_metrics(numbers: list[str], tmp_path: Path) -> None:
+    how = {**task_spec({"": 2}, labels=("1", "0")), "scores_against": "relatedness_score"}
+    samples = [
+        replace(sample(str(row), f"0.{row}", str(row % 2)), fields={"relatedness_score": number})
+        for row, number in enumerate(numbers)
+    ]
+    assert scored(tmp_path, how, samples)["rambla"] == {}
+
+
 def test_scores_are_measured_against_the_label_where_the_task_names_nothing_else(tmp_path: Path) -> None:
     given = [("0.9", "1"), ("0.4", "1"), ("0.35", "0"), ("0.1", "0"), ("0.5", "0")]
     samples = [sample(str(number), score, label) for number, (score, label) in enumerate(given)]

@@ -58,12 +58,10 @@ def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
     columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
     columns |= _of_steps(table["steps"].combine_chunks())
     columns["row"] = pa.array(np.arange(table.num_rows))
-    fields = table["fields"].to_pylist() if scores_against else []
-    columns["scores_against"] = (
-        pa.array([json.loads(text).get(scores_against, "") for text in fields], pa.string())
-        if scores_against
-        else pa.repeat("", table.num_rows)
-    )
+    columns["scores_against"] = pa.repeat("", table.num_rows)
+    if scores_against:
+        fields = map(json.loads, table["fields"].to_pylist())
+        columns["scores_against"] = pa.array([one.get(scores_against, "") for one in fields], pa.string())
     rows = pa.table(columns).select(CELL_SCHEMA.names)
     return {
         variant: Cell(rows.filter(pc.equal(table["variant"], variant)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from rambla_ray.errors import ErrorKind
 from rambla_ray.schema import NULL, Outcome
@@ -23,7 +24,7 @@ from rambla_ray.scoring.rambla import continuous_metrics, fewshot_bias, rambla_m
 COMPARES = "compare"  # The kind of stage by which the judge of a similarity task answers.
 
 # Metrics of a model that gives scores.
-CONTINUOUS = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")
+CONTINUOUS: tuple[str, ...] = ("mse", "mae", "r_squared", "stats_pearsonr", "stats_spearmanr")
 
 _READ = (Outcome.SCORED, Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED)
 _SKIPPED = (Outcome.REFUSED, Outcome.TOO_LONG)
@@ -70,26 +71,30 @@ def classification(cell: Cell, labels: Sequence[str], judge: str) -> dict[str, A
 
 
 def scores(cell: Cell) -> dict[str, Any]:
-    """Metrics of scores; empty with fewer than two.
+    """Metrics of scores; empty with fewer than two, or where what they are measured against is all alike and scaled.
 
     Where the task names a number to measure scores against, that number counts, mapped to 0 to 1 over all samples of
     the cell, as the original does with SICK's relatedness. Else the label counts, which is 0 or 1, and the area under
     the ROC curve is there, too, as the original has it for MRPC; not where all labels are alike.
     """
-    against = cell["scores_against"].fill_null("").to_pylist()
-    has_number = np.array([_is_number(text) for text in against], dtype=bool)
-    names: tuple[str, ...] = CONTINUOUS
-    if has_number.any():
-        rows = cell.scored & has_number
-        targets = np.full(len(cell), math.nan)
-        targets[has_number] = scale([text for text in against if _is_number(text)], 0, 1)
-        targets = targets[rows]
-    else:
-        rows = cell.scored
-        targets = cell["label"].filter(pa.array(rows)).cast(pa.float64()).to_numpy()
-        names += ("sklearn_roc_auc_score",) if len(set(targets.tolist())) > 1 else ()
+    rows, names = cell.scored, CONTINUOUS
+    right = _scaled(cell["scores_against"].fill_null("").to_pylist())
+    if right is None:
+        right = cell["label"].cast(pa.float64()).to_numpy()
+        names += ("sklearn_roc_auc_score",) if len(set(right[rows].tolist())) > 1 else ()
+    rows = rows & np.isfinite(right)
     values = cell["answer"].filter(pa.array(rows)).cast(pa.float64()).to_numpy()
-    return continuous_metrics(values.tolist(), targets.tolist(), names) if len(values) > 1 else {}
+    return continuous_metrics(values.tolist(), right[rows].tolist(), names) if len(values) > 1 else {}
+
+
+def _scaled(texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """Numbers mapped to 0 to 1; NaN for a text that is none, and for all where all are alike. None without any."""
+    is_number = np.array([_is_number(text) for text in texts], dtype=bool)
+    if not is_number.any():
+        return None
+    scaled = np.full(len(texts), math.nan)
+    scaled[is_number] = scale([text for text in texts if _is_number(text)], 0, 1)
+    return scaled
 
 
 def _is_number(text: str) -> bool:
@@ -103,11 +108,9 @@ def changes(series: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """How each of RAmBLA's numbers changes against the first cell's, relative to it (spelling robustness).
 
     Args:
-        series: what `classification` gives for each variant, None standing for NaN; every one has the same keys.
+        series: RAmBLA's numbers of each variant, None standing for NaN. What one of them lacks is left out.
     """
+    names = [name for name in (series[0] if series else ()) if all(name in numbers for numbers in series)]
     return relative_change(
-        {
-            key: [math.nan if numbers[key] is None else numbers[key] for numbers in series]
-            for key in (series[0] if series else ())
-        }
+        {name: [math.nan if numbers[name] is None else numbers[name] for numbers in series] for name in names}
     )
