@@ -128,7 +128,8 @@ def areas(labels: NDArray[np.bool_], scores: Floats) -> Callable[[NDArray[np.int
         count = positive.sum(axis=-1)
         pairs = count * (rows.shape[1] - count)
         beaten = (stats.rankdata(rows, axis=-1) * positive).sum(axis=-1) - count * (count + 1) / 2
-        return np.divide(beaten, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+        shares: Floats = np.divide(beaten, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+        return shares
 
     return statistic
 

@@ -70,7 +70,7 @@ def effect(metrics: Any) -> Any:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_null_of_any_small_run_has_its_reason(data: st.DataObject) -> None:
     samples = []
     for task, variant in CELLS:
@@ -104,9 +104,8 @@ def everywhere(answer: str = "yes", target: str = "yes", outcome: str = "scored"
 
 @pytest.mark.parametrize("outcome", ENDS)
 @pytest.mark.parametrize("items", [1, 3])
-@pytest.mark.parametrize("answer", YES_NO)
-def test_every_null_of_a_run_in_which_all_is_alike_has_its_reason(outcome: str, items: int, answer: str) -> None:
-    metrics = scored(everywhere(answer, outcome=outcome, items=items))
+def test_every_null_of_a_run_in_which_all_is_alike_has_its_reason(outcome: str, items: int) -> None:
+    metrics = scored(everywhere(outcome=outcome, items=items))
     if outcome != "scored":
         assert reason(metrics, "clean", "accuracy.value") == "no sample was scored"
         assert reason(metrics, "clean", "accuracy.ci95") == "no sample was scored"

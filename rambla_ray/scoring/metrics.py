@@ -19,6 +19,8 @@ from rambla_ray.scoring.undefined import Undefined
 EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
 EXAMPLE_CHARS = 200  # A kept answer is cut at so many characters.
 NO_PAIR = "no item was scored in both"
+OTHER_TARGETS = Undefined("not adjusted: the right answers are not the pair's, so that flips mean another thing")
+OTHER_READER = Undefined("not adjusted: a judge gives one of the two answers, so that flips may be the judge's")
 COMPARED_WITH = "it is what the others are compared with"
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
@@ -146,13 +148,6 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_reader: bool = True) -> dict
         for column in ("answer", "target")
     )
     p = mcnemar_exact(to_wrong, to_right) if len(after) else Undefined(NO_PAIR)
-    p_in_family: float | Undefined = p
-    if not same_target.all():
-        p_in_family = Undefined(
-            "not adjusted: the right answers are not those of the pair, so flips mean another thing"
-        )
-    elif not same_reader:
-        p_in_family = Undefined("not adjusted: a judge gives the answer, so that flips may be the judge's")
     return {
         "n": len(after),
         "right_to_wrong": to_wrong,
@@ -160,7 +155,7 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_reader: bool = True) -> dict
         "consistency": float(same_answer.mean()) if len(after) else Undefined(NO_PAIR),
         "difference": _difference(clean, cell),
         "mcnemar_p": p,
-        "mcnemar_p_holm": p_in_family,
+        "mcnemar_p_holm": OTHER_TARGETS if not same_target.all() else p if same_reader else OTHER_READER,
     }
 
 

@@ -148,8 +148,8 @@ def _share_below(scores: Floats, others: Floats) -> Floats:
 def _hanley_mcneil(area: float, positives: int, negatives: int) -> float:
     """The variance of the area where scores are exponential, alike in both classes (Newcombe 2006, method 5)."""
     others = (positives + negatives) / 2 - 1
-    ties = 1 + others * ((1 - area) / (2 - area) + area / (1 + area))
-    return area * (1 - area) * ties / (positives * negatives)
+    shared = others * ((1 - area) / (2 - area) + area / (1 + area))  # Pairs that share a row vary together.
+    return area * (1 - area) * (1 + shared) / (positives * negatives)
 
 
 @dataclass(frozen=True, slots=True)
