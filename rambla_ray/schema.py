@@ -36,11 +36,12 @@ class Outcome(StrEnum):
 
 
 class Role(StrEnum):
-    """Who answers a generate stage, in the order in which the stream passes them."""
+    """Who answers, in the order in which the stream passes them."""
 
     REPHRASER = "rephraser"
     TARGET = "target"
     JUDGE = "judge"
+    READER = "reader"  # It reads answers that the rules cannot read; no stage of a task asks it.
 
 
 class Message(NamedTuple):
@@ -170,6 +171,11 @@ class Sample:
     answer: str = ""
     rambla_answer: str = ""
     outcome: str = ""
+
+    @property
+    def stage_steps(self) -> list[Step]:
+        """The steps of the task's own stages: all but the reader's."""
+        return [step for step in self.steps if step.role != Role.READER]
 
 
 _ARROW_TYPES = {

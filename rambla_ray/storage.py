@@ -60,6 +60,13 @@ class Folder:
         entries = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
         return sorted(info.base_name for info in entries if info.is_file and info.base_name.endswith(suffix))
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; not where the folder cannot be looked into."""
+        try:
+            return bool(self.filesystem.get_file_info(self.path(name)).is_file)
+        except OSError:
+            return False
+
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError."""
         with self.filesystem.open_input_file(self.path(name)) as stream:

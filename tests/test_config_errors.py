@@ -28,7 +28,7 @@ no_endpoint = config_files.no_endpoint  # It runs by itself before each test of 
         ("task=all,mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
         ("task.dataset=pubmedqa_yes", "no dataset 'pubmedqa_yes'; did you mean 'pubmedqa_yesno'?"),
         (["task=paraphrase", "roles.rephraser=moc"], "no model 'moc'; did you mean 'mock'?"),
-        ("roles.jugde=mock", "'rephraser', 'target' or 'judge'"),
+        ("roles.jugde=mock", "'rephraser', 'target', 'judge' or 'reader'"),
         ("roles.target=mock", "the target is chosen with model=<name>"),
         ("model.name=mok", "model mock (mock.yaml): name 'mok' is not a kind of model; did you mean 'mock'?"),
         ("model.nme=mock", "no key 'nme'; did you mean 'name'?"),

@@ -63,7 +63,9 @@ def test_message_formatting_template_goes_before_the_chat_template(tiny: Path) -
     )
 
 
-@pytest.mark.parametrize("template", ["Q:", "{question}", "{message} {context}", "{message"])
+@pytest.mark.parametrize(
+    "template", ["Q:", "{question}", "{message} {context}", "{message", "{message} Again: {message}", "{message:.40}"]
+)
 def test_a_message_formatting_template_without_just_the_message_is_refused(template: str) -> None:
     with pytest.raises(ValidationError, match="message_formatting_template"):
         HuggingFaceParams(model_name="x", message_formatting_template=template)

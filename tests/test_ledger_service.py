@@ -19,6 +19,7 @@ import ray
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.actors.ledger_client import LedgerClient
+from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.claims import Claim
@@ -288,7 +289,7 @@ class Asker:
     """A model actor of this test: it asks what it is told to, and dies of poison."""
 
     def __init__(self, service: Any) -> None:
-        self._client = LedgerClient(service, RUN, "m", lambda: None)
+        self._client = LedgerClient(service, RUN, ModelNames("m", "m", "m"), lambda: None)
 
     async def ask(self, names: list[str]) -> list[str]:
         return list(await asyncio.gather(*map(self._ask, names)))

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 from jinja2 import TemplateError
 
-from rambla_ray.actors.local.backends import DRAW_OPTIONS
+from rambla_ray.actors.local import weights
+from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
+from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
@@ -32,15 +34,47 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
     def load(self) -> None:
         self.read_checkpoint()
         params = self.params
-        if params.needs_chat_template and not self._tokenizer.chat_template:
-            raise CallError(ErrorKind.LOAD, missing_chat_template(params.model_name))
-        self._backend, self._reason = params.choose_backend(self.chip)
+        self._chat = self._load_chat_template() if params.needs_chat_template else None
+        self._template_doubles_bos = self._formatted_prompt_begins_twice()
+        self._backend, self._reason = self._choose_backend()
         self._generation = self._resolved_generation()
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         self._samples = bool(options["do_sample"])
         self._draw_options = {name: options[name] for name in DRAW_OPTIONS if name in options}
         self._searches_beams = (self._generation.num_beams or 1) != 1
         self._identity = {**self.checkpoint_identity(), **self._generation_identity()}
+
+    def _choose_backend(self) -> tuple[Backend, str]:
+        """The backend, and why. Raises CallError (`load`) where the model cannot run on the one that was asked for."""
+        from rambla_ray.actors.local import cache
+
+        if self.params.backend == "vllm":
+            return self.params.choose_backend(self.chip)
+        pages = cache.only_attends(self._config)
+        if self.params.backend == "transformers_continuous" and not pages:
+            raise self.load_error(
+                "backend transformers_continuous needs attention in every layer; backend: transformers takes it"
+            )
+        return self.params.choose_backend(self.chip, pages=pages)
+
+    def _load_chat_template(self) -> ChatTemplate:
+        """The tokenizer's chat template, tried. Raises CallError (`load`)."""
+        name = self.params.tokenizer_name or self.params.model_name
+        if not self._tokenizer.chat_template:
+            raise CallError(ErrorKind.LOAD, missing_chat_template(name))
+        try:
+            return ChatTemplate.of(self._tokenizer, today())
+        except ValueError as error:
+            file = weights.chat_template_file(Path(name))
+            where = f"chat template ({file})" if file else "chat template"
+            raise self.load_error(f"its {where} {error}; mend it, or give message_formatting_template") from None
+
+    def _formatted_prompt_begins_twice(self) -> bool:
+        """Whether `message_formatting_template` begins with the token that the tokenizer puts first as well."""
+        template = self.params.message_formatting_template
+        if template is None:
+            return False
+        return begins_twice(self._tokenizer, self._tokenizer(template.format(message="Yes?"))["input_ids"])
 
     def load_weights(self) -> None:
         if self._backend == "vllm":  # Its engine loads them.
@@ -117,6 +151,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         return {
             "generation": json.loads(json.dumps(generation, default=str)),
             "template": template if params.is_finetuned else None,
+            **(self._chat.identity() if self._chat else {}),
+            **({"bos": "once"} if params.is_finetuned and self._template_doubles_bos else {}),
             **({"backend": self._backend} if self._backend != "transformers" else {}),
         }
 
@@ -154,19 +190,19 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         alone = messages[0]["content"] if [message["role"] for message in messages] == ["user"] else None
         if request.verbatim or (not params.is_finetuned and not messages):
             text = request.prompt
-        elif params.needs_chat_template:
+        elif self._chat:
             messages = messages or [{"role": "user", "content": request.prompt.strip()}]
             try:
-                encoding = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+                return self._chat.tokens(messages)
             except TemplateError as error:  # Some take no system message, some no two messages of a user in a row.
                 raise CallError(ErrorKind.BAD_REQUEST, f"the chat template refuses these messages: {error}") from None
-            return list(encoding["input_ids"])
         elif messages and alone is None:
             raise CallError(ErrorKind.BAD_REQUEST, "this model has no chat template: send one user message")
         else:
             text = alone if alone is not None else request.prompt
             if params.message_formatting_template:
                 text = params.message_formatting_template.format(message=text)
+                return list(self._tokenizer(text)["input_ids"])[int(self._template_doubles_bos) :]
         return list(self._tokenizer(text)["input_ids"])
 
     def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:

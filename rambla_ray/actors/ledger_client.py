@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from rambla_ray.config.labels import ModelNames
 from rambla_ray.errors import FATAL, CallError, Draining
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
@@ -30,7 +31,7 @@ class LedgerClient:
     Args:
         service: handle of the `LedgerService` actor.
         run_id: the run.
-        model: the model config's name.
+        names: of the model.
         on_stop: called once, when the run is being stopped, or the ledger cannot be reached any more.
         on_durable: called when answers have become durable.
     """
@@ -39,13 +40,13 @@ class LedgerClient:
         self,
         service: Any,
         run_id: str,
-        model: str,
+        names: ModelNames,
         on_stop: Callable[[], None],
         on_durable: Callable[[], None] = lambda: None,
     ) -> None:
         self._service = service
         self._run_id = run_id
-        self._model = model
+        self._names, self._model = names, names.name
         self._owner = uuid.uuid4().hex
         self._claims: list[tuple[str, str, asyncio.Future[bytes | Claim]]] = []  # request_id, role, what becomes of it
         self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
@@ -123,12 +124,12 @@ class LedgerClient:
 
     def stop(self, error: CallError, role: str) -> None:
         """Stop the run: no other call would end better."""
-        message = f"model {self._model} ({role}) cannot go on: {error.message}"
+        message = f"model {self._names.label} ({role}) cannot go on: {error.message}"
         self._service.stop.remote(str(error.kind), message)
 
     def notify(self, line: str) -> None:
         """Show the user a line about this model."""
-        self._service.notify.remote(f"model {self._model}: {line}")
+        self._service.notify.remote(f"model {self._names.label}: {line}")
 
     def describe(self, identity: dict[str, Any]) -> None:
         """Report what the model is, once it has loaded, and where this actor runs."""
@@ -138,11 +139,11 @@ class LedgerClient:
             "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
-        self._service.describe.remote(self._model, identity, actor)
+        self._service.describe.remote(self._names.key, identity, actor)
 
     def report_usage(self, usage: Mapping[str, float]) -> None:
         """Report what this actor's model has done since it started."""
-        self._service.report_usage.remote(self._owner, self._model, dict(usage))
+        self._service.report_usage.remote(self._owner, self._names.key, dict(usage))
 
     async def _send_claims(self) -> None:
         await asyncio.sleep(GROUP_S)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
@@ -39,8 +40,9 @@ from rambla_ray.schema import (
     to_table,
     well_formed,
 )
-from rambla_ray.scoring.outcomes import finish, has_ended
+from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
+from rambla_ray.tasks.reader import Read, shown_fields
 from rambla_ray.tasks.stages import Compare, Generate
 
 PACKED = "samples"  # The one column that streams from pool to pool.
@@ -76,7 +78,7 @@ class PoolActor:
     """A Ray Data callable class. It never raises for a sample: a failure is a step with an error.
 
     Args:
-        name: the model config's name.
+        names: of the model.
         config: the model config, its pool settled.
         tasks: the run's tasks by name.
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
@@ -85,11 +87,13 @@ class PoolActor:
         source: in the first pool of a stream, where its samples come from.
         is_last: whether samples end here, and are read and given their outcome.
         chaos: faults to inject.
+        reader: in a run with a reader, what asks it; the last pool plays its role. A pool that plays no other loads
+            its model when there is something to read.
     """
 
     def __init__(
         self,
-        name: str,
+        names: ModelNames,
         config: ModelConfig,
         tasks: Mapping[str, TaskConfig],
         roles: frozenset[Role],
@@ -98,22 +102,29 @@ class PoolActor:
         source: Source | None,
         is_last: bool,
         chaos: Chaos,
+        reader: Read | None = None,
     ) -> None:
-        self._name = name
+        self._name = names.name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, name, self._drain, self._resume)
+        self._ledger = LedgerClient(ledger, run_id, names, self._drain, self._resume)
         self._source = source
         self._is_last = is_last
-        self._kill_every = chaos.kill_actor_every
+        self._config, self._chaos, self._reader = config, chaos, reader
         self._granted = 0  # requests that this actor was the one to ask
         self._model: Model | None = None
         self._load_error: CallError | None = None  # why the model cannot be asked
         hide_gpus(config.pool)
         self._scores = config.params.produces == SCORE
+        if roles != {Role.READER}:
+            self._load()
+
+    def _load(self) -> None:
+        """Make the model; what goes wrong is why it cannot be asked."""
+        config = self._config
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(RunContext(self._ledger.notify, chaos, self._ledger.is_late))
+            self._model.attach(RunContext(self._ledger.notify, self._chaos, self._ledger.is_late))
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
@@ -129,11 +140,6 @@ class PoolActor:
         """One block of samples through all stages that are their next and this pool's."""
         samples = await self._samples(row)
         await asyncio.gather(*map(self._answer, samples))
-        if self._is_last:
-            for sample in samples:
-                task = self._tasks[sample.task]
-                if has_ended(sample) or len(sample.steps) == len(task.generates):
-                    finish(sample, task)
         self._report_usage()
         return pack(to_table(samples))
 
@@ -181,6 +187,21 @@ class PoolActor:
             sample.steps.append(step)
             if not step.failed:
                 overwrite(sample.fields, stage.output, step.text.strip())
+        if self._is_last and has_passed(sample, task):
+            await self._end(sample, task)
+
+    async def _end(self, sample: Sample, task: TaskConfig) -> None:
+        """Read a sample's answer, or have it read by the reader, and set how it ends."""
+        finish(sample, task)
+        if self._reader is None or not (text := text_for_reader(sample, task)):
+            return
+        shown = replace(sample, fields=shown_fields(task.answer.choices, text))
+        try:
+            sample.steps.append(await self._ask(shown, self._reader, is_last=True))
+        except Draining:
+            sample.outcome = ""  # It has not ended: the run that continues this one asks the reader.
+        else:
+            finish(sample, task)
 
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
         """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
@@ -212,6 +233,8 @@ class PoolActor:
 
     def _loaded_model(self) -> Model:
         """The model. Raises CallError when it could not be loaded, or failed to load when it was first asked."""
+        if self._model is None and self._load_error is None:
+            self._load()
         if self._load_error is not None or self._model is None:
             raise self._load_error or CallError(ErrorKind.LOAD, "no model")
         return self._model
@@ -239,7 +262,8 @@ class PoolActor:
         if isinstance(claim, Record):
             return claim
         self._granted += 1
-        if self._kill_every and self._granted >= self._kill_every and not claim:
+        kill_every = self._chaos.kill_actor_every
+        if kill_every and self._granted >= kill_every and not claim:
             os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
         try:
             response = await model.generate(request)

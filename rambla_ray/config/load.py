@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from rambla_ray.config import secrets
+from rambla_ray.config import labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import ConfigFolder, package_dir
@@ -27,6 +27,7 @@ from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role
+from rambla_ray.storage import Folder
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -57,6 +58,7 @@ def load(words: Sequence[str]) -> RunConfig:
         tasks=tasks,
         datasets=datasets,
         own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
+        changes=line.changes(),
     )
     _refuse_secrets(words, config)
     for name, task in tasks.items():
@@ -64,7 +66,17 @@ def load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
-    return config
+    return _under_its_earlier_name(config)
+
+
+def _under_its_earlier_name(config: RunConfig) -> RunConfig:
+    """The config of a run which an earlier version began under another name; any other as it is."""
+    earlier = config.earlier_run_id
+    if config.options.run_id or earlier == config.run_id:
+        return config
+    if not Folder(f"{config.options.runs_dir.rstrip('/')}/{earlier}").has("config.yaml"):
+        return config
+    return config.model_copy(update={"options": config.options.model_copy(update={"run_id": earlier})})
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:
@@ -83,6 +95,16 @@ class _CommandLine(Generic[Options]):
     options: Options
     targets: dict[str, ModelConfig]
     overrides: Mapping[str, Overrides]  # by the kind of config: root, model, task, dataset
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """By target, what the overrides have changed of it."""
+        keys = [key for key, _ in self.overrides["model"] if key == "name" or key.split(".")[0] == "params"]
+        if not keys:
+            return {}
+        return {
+            name: labels.changes(keys, _as_in_its_file(self.folder, name), model.model_dump(mode="json"))
+            for name, model in self.targets.items()
+        }
 
 
 def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Options]:
@@ -130,10 +152,19 @@ def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelC
     return _checked(ModelConfig, _override(value, overrides, where), where)
 
 
+def _as_in_its_file(folder: ConfigFolder, name: str) -> dict[str, Any]:
+    """A model config without overrides. What its file lacks to be one, such as a variable, the overrides may bring."""
+    try:
+        return _load_model(folder, name, []).model_dump(mode="json")
+    except UserError:
+        return folder.read_config("model", name)[0]
+
+
 def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> dict[Role, RoleModel]:
-    """The model of each role, other than the target, that a stage of the tasks asks."""
+    """The model of each role, other than the target, that a stage of the tasks asks; and of the reader, if given."""
     roles: dict[Role, RoleModel] = {}
-    for role in dict.fromkeys(stage.role for task in tasks for stage in task.generates):
+    asked = dict.fromkeys(stage.role for task in tasks for stage in task.generates)
+    for role in [*asked, *({Role.READER} & line.options.roles.keys())]:
         if role == Role.TARGET:
             continue
         if role not in line.options.roles:

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from rambla_ray.config import labels
 from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name
+from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.schema import Role, canonical_json
+from rambla_ray.tasks.reader import Read
 
 
 def _words(value: Any) -> Any:
@@ -36,7 +38,10 @@ class RunOptions(Closed):
     data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
     limit: int | None = Field(None, gt=0, description="the first N items of each dataset")
     seed: int = Field(1234, ge=0, lt=2**32, description="for stages that set none of their own")
-    roles: dict[Role, Name] = Field(description="the model config of each role other than the target")
+    roles: dict[Role, Name] = Field(
+        description="the model config of each role other than the target; without a reader, rules alone read answers"
+    )
+    reader: ReaderOptions = Field(description="what roles.reader is asked")
     run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
     runs_dir: str = Field("runs", description="where runs are kept")
     ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
@@ -92,6 +97,11 @@ class RunConfig(Closed):
     tasks: dict[str, TaskConfig]
     datasets: dict[str, DatasetConfig]
     own_data: bool = Field(description="task.dataset.path was given, so the demo sets are not read")
+    changes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        exclude=True,  # What the targets are is in `targets`; this is how they came to be so, and is not asked.
+        description="by target, what the command line changed of it",
+    )
 
     @property
     def synthetic(self) -> bool:
@@ -103,9 +113,26 @@ class RunConfig(Closed):
         """The run's name: the same for the same questions to the same models."""
         if self.options.run_id:
             return self.options.run_id
+        return self._name(labels.file_name_part(name, self.changes.get(name, {})) for name in self.targets)
+
+    @property
+    def earlier_run_id(self) -> str:
+        """The name that earlier versions gave to the run: without what the command line changed of its targets."""
+        return self._name(self.targets)
+
+    def _name(self, targets: Iterable[str]) -> str:
         digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
         tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"
-        return "-".join([*self.targets, tasks, digest])[-120:].lstrip("-._")
+        return "-".join([*targets, tasks, digest])[-120:].lstrip("-._")
+
+    def label(self, target: str) -> str:
+        """What people call a target: its name, and what the command line changed of it."""
+        return labels.label(target, self.changes.get(target, {}))
+
+    def is_ambiguous(self, target: str) -> bool:
+        """Whether the name of a target is also that of a role's model which is another."""
+        others = (role.config for role in self.roles.values() if role.config_name == target)
+        return any(other.params != self.targets[target].params for other in others)
 
     @property
     def ledger(self) -> str:
@@ -117,6 +144,16 @@ class RunConfig(Closed):
         """The environment variables that hold the keys of the run's models."""
         return _key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
 
+    @property
+    def reader(self) -> Read | None:
+        """What asks the reader about an answer that the rules cannot read; None in a run without one."""
+        return Read(template=self.options.reader.template) if Role.READER in self.roles else None
+
+    def used_roles(self) -> frozenset[Role]:
+        """Who takes part in the run."""
+        asked = {stage.role for task in self.tasks.values() for stage in task.generates}
+        return frozenset(asked | ({Role.READER} & self.roles.keys()))
+
     def question(self) -> dict[str, Any]:
         """What the run asks, without where and how it runs: two invocations with the same question are one run."""
         whole = self.model_dump(mode="json")
@@ -125,6 +162,8 @@ class RunConfig(Closed):
         for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
             del config["pool"], config["rate"], config["price"]
         del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
+        if Role.READER not in self.roles:
+            del whole["options"]["reader"]
         return whole
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rambla_ray.tasks.reader import ReaderTemplate
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -101,6 +103,12 @@ class Price(Closed):
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars for so many tokens."""
         return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1_000_000
+
+
+class ReaderOptions(Closed):
+    """What the reader is asked, in a run that has one (`roles.reader`)."""
+
+    template: ReaderTemplate = Field(description="its prompt; {choices} and {answer} stand for what it is shown")
 
 
 class FailIf(Closed):

@@ -86,6 +86,11 @@ def _parsed_stages(value: Any) -> Any:
         except ValidationError as error:
             kind = stage if isinstance(stage, str) else next(iter(stage))
             raise ValueError(f"stage {number}: {explain(error, STAGES[kind], kind)}") from None
+        if isinstance(parsed[-1], Generate) and parsed[-1].role == Role.READER:
+            raise ValueError(
+                f"stage {number}: no stage asks the reader, who reads what the rules cannot in a run with "
+                "roles.reader=<model>"
+            )
     return parsed
 
 

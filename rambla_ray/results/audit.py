@@ -18,7 +18,7 @@ from rambla_ray.display import Check
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory, to_json
 from rambla_ray.results.samples import StoredTask, read_spec
-from rambla_ray.schema import Sample, Step
+from rambla_ray.schema import Role, Sample, Step
 from rambla_ray.scoring.outcomes import finish
 from rambla_ray.tasks.stages import STAGES
 
@@ -74,7 +74,7 @@ def _answers(directory: RunDirectory) -> Check:
     config = directory.read_config()
     if config is None:
         raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?")
-    checked = differ = 0
+    checked = differ = by_reader = 0
     for task in spec["tasks"]:
         task_config = _task_config(
             config["question"]["tasks"][task], f"{directory.folder.location}/config.yaml: task {task}"
@@ -83,7 +83,10 @@ def _answers(directory: RunDirectory) -> Check:
             for row in _rows(StoredTask(directory.samples, target, task)):
                 checked += 1
                 differ += not _reads_the_same(row, task_config)
-    return Check(f"answers: checked {checked}, of which {differ} read otherwise", not differ)
+                by_reader += bool(row["answer"]) and row["steps"][-1]["role"] == Role.READER
+    line = f"answers: checked {checked}, of which {differ} read otherwise"
+    line += f"; {by_reader} from what the reader replied" if Role.READER in spec["roles"] else ""
+    return Check(line, not differ)
 
 
 def _task_config(stored: Mapping[str, Any], where: str) -> TaskConfig:

@@ -117,6 +117,7 @@ class RunDirectory:
             "format": RUN_FORMAT,
             "command": list(words),
             "run_id": config.run_id,
+            "model_labels": {target: config.label(target) for target in config.targets},
             "options": options,
             "question": question,
             "pools": {
@@ -190,6 +191,11 @@ class RunDirectory:
         refuse_newer("run directory", document.get("format", 1), RUN_FORMAT, self.folder.location)
         self._format_is_known = True
         return document
+
+    def model_labels(self) -> dict[str, str]:
+        """By target, what people call it; empty in a run that an earlier version wrote."""
+        labels = (self.read_config() or {}).get("model_labels")
+        return {str(target): str(label) for target, label in labels.items()} if isinstance(labels, dict) else {}
 
     def read_json(self, name: str) -> Any:
         """What one of the run's JSON files holds. Raises UserError when there is no such file."""

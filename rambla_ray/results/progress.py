@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rambla_ray.results.calls import throughput
 from rambla_ray.results.report import add_row, console_on, plain_table, print_line
+from rambla_ray.schema import Role
 
 # Where the output is no terminal, lines come at first at least PLAIN_LINE_S apart, later a twentieth of the time that
 # has passed, and never more than SLOWEST_LINE_S.
@@ -32,14 +33,21 @@ class Progress:
 
     Args:
         total: samples of the run.
-        models: the model configs that take part.
+        models: those that take part, by their keys in `counts`.
         counts: returns what `actors.ledger.LedgerService.progress` does. While it raises, nothing is shown: the run
             itself reports why the service cannot be reached.
+        labels: by target, what people call it, where that is more than its config's name.
     """
 
-    def __init__(self, total: int, models: Sequence[str], counts: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        total: int,
+        models: Sequence[str],
+        counts: Callable[[], Mapping[str, Any]],
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._total = total
-        self._models = models
+        self._models, self._labels = models, labels
         self._counts = counts
         self._outcomes: Counter[str] = Counter()
         self._printed_notes: set[str] = set()
@@ -88,7 +96,7 @@ class Progress:
     def _line(self, counts: Mapping[str, Any]) -> str:
         ended = self._outcomes.total()
         elapsed = time.monotonic() - self._began
-        loading = [name for name in self._models if name not in counts["models"]]
+        loading = [self._label(key) for key in self._models if key not in counts["models"]]
         if loading and not ended and not counts["calls"]:
             return f"{elapsed:.0f} s: loading {', '.join(loading)}"
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
@@ -96,13 +104,20 @@ class Progress:
         return (
             f"{elapsed:.0f} s: {ended}/{self._total} samples{f' ({outcomes})' if outcomes else ''}, "
             f"{counts['calls']} calls, {counts['in_flight']} in flight, {ended / elapsed:.1f} samples/s{budget}"
-            f"{''.join(f'; {name} {_local_usage(actors)}' for name, actors in sorted(counts['work'].items()))}"
+            f"{''.join(f'; {self._label(key)} {_local_usage(work)}' for key, work in sorted(counts['work'].items()))}"
         )
+
+    def _label(self, key: str) -> str:
+        """What people call a model. A role's has the key that is the target's name, where both have that name."""
+        label = self._labels.get(key, key)
+        return key if label in self._models else label
 
     def _table(self, counts: Mapping[str, Any]) -> Table:
         table = plain_table(LIVE_COLUMNS, title=self._line(counts))
         for spent in counts["spent"]:
-            add_row(table, [spent["model"], spent["role"], *(str(spent[key]) for key in LIVE_COUNTS)])
+            is_target = spent["role"] == Role.TARGET
+            model = self._labels.get(spent["model"], spent["model"]) if is_target else spent["model"]
+            add_row(table, [model, spent["role"], *(str(spent[key]) for key in LIVE_COUNTS)])
         return table
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.schema import Outcome
+from rambla_ray.schema import Outcome, Role
 
 LONGEST_LINE = 1000  # A printed line is cut at so many characters.
 PLAIN_WIDTH = 150  # Characters: the width of tables where the output is no terminal.
@@ -81,10 +81,16 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
                 *_headline(cell),
                 _percent(cell["coverage"]),
                 _interval(cell["accuracy"]["bounds"]),
-                ", ".join([f"{cell['outcomes'][Outcome.SCORED]} scored", *(f"{n} {o}" for o, n in others.items())]),
+                ", ".join([_scored(cell), *(f"{count} {outcome}" for outcome, count in others.items())]),
             ]
         )
     return rows
+
+
+def _scored(cell: Mapping[str, Any]) -> str:
+    """How many samples were scored, and how many of their answers a model read and not the rules."""
+    by_reader = cell.get("read_by", {}).get("reader")
+    return f"{cell['outcomes'][Outcome.SCORED]} scored" + (f" ({by_reader} read by the reader)" if by_reader else "")
 
 
 def _headline(cell: Mapping[str, Any]) -> tuple[str, str]:
@@ -110,7 +116,7 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
     """What a reader of the numbers should know first: one line for each."""
     lines = [partial_line(scores)] if scores["partial"] else []
     for role, played_by in scores["roles"].items():
-        if role == "judge" and played_by in {cell["model"] for cell in scores["cells"]}:
+        if role == "judge" and played_by in {cell.get("config", cell["model"]) for cell in scores["cells"]}:
             lines.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
     for cell in scores["cells"]:
         readers = cell.get("readers")
@@ -169,6 +175,17 @@ def effect_lines(scores: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What metrics.json and calls.json hold, each target under the name that people call it by."""
+    labels, scores, calls = directory.model_labels(), directory.read_json("metrics.json"), directory.read_calls()
+    for entry in [*scores["cells"], *scores["effects"]]:
+        entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
+    for entry in calls["models"] if calls else ():
+        if entry["role"] == Role.TARGET:
+            entry["model"] = labels.get(entry["model"], entry["model"])
+    return scores, calls
+
+
 def score_table(scores: Mapping[str, Any]) -> Table:
     """The table of a run: one row per cell."""
     synthetic = SYNTHETIC if scores["synthetic"] else ""
@@ -210,7 +227,7 @@ def calls_line(calls: Mapping[str, Any] | None) -> str:
 
 def print_run(directory: RunDirectory, console: Console, *, details: bool = False) -> None:
     """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
-    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
+    scores, calls = read_labelled(directory)
     console.print(score_table(scores))
     if details:
         effects = effects_table(scores)
@@ -228,7 +245,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
 
 def write_summary(directory: RunDirectory) -> None:
     """Write summary.md and report.html from the run directory alone."""
-    scores, calls = directory.read_json("metrics.json"), directory.read_calls()
+    scores, calls = read_labelled(directory)
     lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
     lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]

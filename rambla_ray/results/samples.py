@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
-from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
+from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Role
 from rambla_ray.storage import Folder
 
 SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
@@ -36,7 +36,7 @@ _FEW_VALUES = [
     *(f"steps.list.element.{name}" for name in ("stage", "role", "model", "finish_reason", "error_kind", "error")),
 ]
 
-_TEXT_COLUMNS = ["steps.list.element.text"]
+_TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
 _ERROR_STEP = ("stage", "role", "error_kind", "error", "text")
 _ERROR_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _ERROR_STEP)]
 
@@ -147,14 +147,15 @@ class StoredTask:
                 yield from file.iter_batches(ROWS_PER_GROUP, columns=list(columns))
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """The last texts of samples, by their row in the file."""
+        """The last texts of samples, the reader's aside, by their row in the file."""
         with self._open() as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             begins = list(accumulate(sizes, initial=0))
             groups = [bisect_right(begins, row) - 1 for row in rows]
             read = {group: file.read_row_group(group, columns=_TEXT_COLUMNS)["steps"] for group in set(groups)}
             steps = (read[group][row - begins[group]].as_py() for group, row in zip(groups, rows, strict=True))
-            return [sample_steps[-1]["text"] if sample_steps else "" for sample_steps in steps]
+            lasts = (_last_of_stages(sample_steps) for sample_steps in steps)
+            return [last["text"] if last else "" for last in lasts]
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -183,7 +184,7 @@ def error_lines(folder: Folder) -> Iterator[bytes]:
 
 
 def _error_line(row: Mapping[str, Any]) -> bytes:
-    last = row["steps"][-1] if row["steps"] else dict.fromkeys(_ERROR_STEP, "")
+    last = _last_of_stages(row["steps"]) or dict.fromkeys(_ERROR_STEP, "")
     line = {
         "sample_id": one_line(row["sample_id"], ERROR_CHARS),
         "outcome": row["outcome"],
@@ -192,7 +193,15 @@ def _error_line(row: Mapping[str, Any]) -> bytes:
         "error_kind": last["error_kind"],
         "error": one_line(last["error"], ERROR_CHARS) or f"no answer read from: '{one_line(last['text'])}'",
     }
+    if row["steps"] and row["steps"][-1]["role"] == Role.READER:
+        reader = row["steps"][-1]
+        line["reader"] = one_line(reader["error"], ERROR_CHARS) or f"replied: '{one_line(reader['text'])}'"
     return json.dumps(line).encode() + b"\n"
+
+
+def _last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last step of the task's own stages: not the reader's."""
+    return next((step for step in reversed(steps) if step["role"] != Role.READER), None)
 
 
 class _TaskFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rambla_ray.results.samples import StoredTask, read_spec
-from rambla_ray.schema import Role
+from rambla_ray.schema import Outcome, Role
 from rambla_ray.scoring import metrics, original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
@@ -52,11 +53,22 @@ class ScoredTask(StoredTask):
         table = self.read([*_SCORED_COLUMNS, *(["fields"] if field else [])])
         return {} if table is None else _cells(table, field)
 
+    @cached_property
+    def read_by_reader(self) -> Counter[str]:
+        """Per variant, how many scored samples have their answer from the reader."""
+        table = self.read(["variant", "outcome", "steps.list.element.role"])
+        if table is None:
+            return Counter()
+        steps = table["steps"].combine_chunks()
+        is_reader = pc.equal(steps.flatten().field("role"), Role.READER.value)
+        asked = table.take(pc.list_parent_indices(steps).filter(is_reader))
+        return Counter(asked["variant"].filter(pc.equal(asked["outcome"], Outcome.SCORED.value)).to_pylist())
+
 
 def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
     """The samples of a file as cells, by variant; `table` has `_SCORED_COLUMNS`, and `fields` where one is named."""
     columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
-    columns |= _of_steps(table["steps"].combine_chunks())
+    columns |= _of_steps(_without_reader(table["steps"].combine_chunks()))
     columns["row"] = pa.array(np.arange(table.num_rows))
     columns["scores_against"] = pa.repeat("", table.num_rows)
     if scores_against:
@@ -67,6 +79,14 @@ def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
         variant: Cell(rows.filter(pc.equal(table["variant"], variant)))
         for variant in table["variant"].unique().to_pylist()
     }
+
+
+def _without_reader(steps: pa.Array) -> pa.Array:
+    """The steps of the tasks' own stages: RAmBLA's numbers do not depend on whether the reader's call failed."""
+    flat = steps.flatten()
+    is_stage = pc.not_equal(flat.field("role"), Role.READER.value)
+    counts = np.bincount(pc.list_parent_indices(steps).filter(is_stage).to_numpy(), minlength=len(steps))
+    return pa.ListArray.from_arrays(pa.array([0, *np.cumsum(counts)], pa.int32()), flat.filter(is_stage))
 
 
 def _of_steps(steps: pa.Array) -> dict[str, pa.Array]:
@@ -116,6 +136,8 @@ def score(folder: Folder) -> dict[str, Any]:
             }
             for variant, cell in variants.items():
                 own = metrics.cell_metrics(cell, task_spec["labels"], samples.texts, task_spec.get("judge", ""))
+                if Role.READER in spec["roles"]:
+                    own["read_by"] = _read_by(cell, samples.read_by_reader[variant])
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(_explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
@@ -134,6 +156,11 @@ def _explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers with null for what is undefined, and `null_reasons`, which says why by the dotted place of each."""
     reasons: dict[str, str] = {}
     return {**without_nan(numbers, "", reasons), "null_reasons": reasons}
+
+
+def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
+    """How many of a cell's answers the rules read, and how many the reader."""
+    return {"rules": int(cell.scored.sum()) - by_reader, "reader": by_reader}
 
 
 def _paired(
@@ -159,8 +186,8 @@ def _paired(
     clean = stored(other).cells.get(at)
     if clean is None:
         return Undefined(f"task {pair_with} has no samples yet")
-    same_reader = tasks[task].get("judge") == tasks[other].get("judge")
-    return {"with": pair_with, **metrics.paired_metrics(cell, clean, same_reader=same_reader)}
+    same_judge = tasks[task].get("judge") == tasks[other].get("judge")
+    return {"with": pair_with, **metrics.paired_metrics(cell, clean, same_judge=same_judge)}
 
 
 def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:

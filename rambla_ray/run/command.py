@@ -21,6 +21,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   limit=N              the first N items of each dataset
   seed=N               for shuffles and draws that set no seed of their own
   roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does)
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)

@@ -143,7 +143,8 @@ def models_of(config: RunConfig, cluster: Cluster) -> dict[str, Level]:
             level = level.settled(cluster)
         if any(level.config == other.config for other in models.values()):
             continue
-        name = f"{level.name} as {', '.join(level.roles)}" if level.name in models else level.name
+        label = level.names.label
+        name = f"{label} as {', '.join(level.roles)}" if label in models else label
         models[name] = replace(level, name=name)
     return models
 

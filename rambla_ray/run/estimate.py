@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rambla_ray.config.task import TaskConfig
 from rambla_ray.run.placement import Level
-from rambla_ray.schema import Item
+from rambla_ray.schema import Item, Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
@@ -25,10 +24,12 @@ class StageLoad:
     """What a stage will send, as far as it is known before anything is answered.
 
     Args:
+        stage: the stage, or what asks the reader.
         prompts: for each item that can be asked, the digest of its prompt and about how many tokens that has.
         example: the prompt of the first item.
     """
 
+    stage: Generate
     prompts: NDArray[np.void]
     example: str
 
@@ -37,7 +38,7 @@ class StageLoad:
         """The load of a stage that gets these items, at least one."""
         texts = (_prompt(stage, item) for item in items if not item.fault)
         sizes = ((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
-        return cls(np.fromiter(sizes, dtype=_PROMPT), example=_prompt(stage, items[0]))
+        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), example=_prompt(stage, items[0]))
 
     @property
     def calls(self) -> int:
@@ -66,21 +67,18 @@ def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
     return rows[first]
 
 
-def pool_load(
-    level: Level, tasks: Mapping[str, TaskConfig], stage_loads: Mapping[str, Sequence[StageLoad]]
-) -> dict[str, Any]:
+def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> dict[str, Any]:
     """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost.
 
     Args:
         level: the pool.
-        tasks: the run's tasks by name.
         stage_loads: by task, what each of its stages will send.
     """
     first: list[StageLoad] = []
     later: list[StageLoad] = []
-    for name, task in tasks.items():
-        for number, (stage, load) in enumerate(zip(task.generates, stage_loads[name], strict=True)):
-            if stage.role in level.roles:
+    for loads in stage_loads.values():
+        for number, load in enumerate(loads):
+            if load.stage.role in level.roles:
                 (later if number else first).append(load)
     known = distinct(first)
     later_calls = sum(load.calls for load in later)
@@ -102,17 +100,21 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         yield f"{name}: {task['samples']} samples{variants}"
         for stage in task["stages"]:
+            if stage["role"] == Role.READER:
+                yield f"  {stage['role']} reads what the rules cannot: at most {stage['calls']} requests"
+                continue
             yield (
                 f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
         yield "  | " + task["example_prompt"].replace("\n", "\n  | ")
-    for target, pools in described["streams"].items():
-        yield f"{target}: one stream of {described['samples_per_target']} samples"
+    for pools in described["streams"].values():
+        label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
+        yield f"{label}: one stream of {described['samples_per_target']} samples"
         for pool in pools:
             cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
             calls = (
                 f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
             )
             tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            yield f"  {pool['model']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"
+            yield f"  {pool['label']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"

@@ -170,7 +170,8 @@ def _status(config: RunConfig, scores: Mapping[str, Any]) -> int:
     """The exit status of a finished run; prints the reason where it is not 0."""
     failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
     if failed:
-        where = " ".join(filter(None, (failed[0][key] for key in ("model", "task", "variant"))))
+        first = failed[0]
+        where = " ".join(filter(None, (config.label(first["model"]), first["task"], first["variant"])))
         print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
         return ExitStatus.CELL_FAILED
     gate = config.options.fail_if.coverage_below

@@ -82,7 +82,7 @@ class Run:
         ledger = _start_ledger(plan.config, placements)
         before = ledger.progress.remote()
         for target, placement in placements.items():
-            for note in _notes(target, placement, cluster):
+            for note in _notes(plan.config.label(target), placement, cluster):
                 print(f"note: {note}", file=sys.stderr)
         described = plan.describe()
         described["placement"] = {
@@ -105,12 +105,13 @@ class Run:
         """
         total = self.plan.samples_per_target * len(self.placements)
         levels = [level for placement in self.placements.values() for level in placement.levels]
-        models = sorted({level.name for level in levels})
+        models = sorted({level.names.key for level in levels})
+        labels = {target: self.plan.config.label(target) for target in self.placements}
         growing = levels if self.cluster.grows else []
         gave_up = ""
         with (
             OrderlyStop(self.ledger, self.progress, growing, self.drain_s) as stop,
-            Progress(total, models, self.progress) as shown,
+            Progress(total, models, self.progress, labels) as shown,
         ):
             try:
                 for target in self.placements:
@@ -177,7 +178,7 @@ class Run:
         return stream.map(
             PoolActor,
             fn_constructor_args=(
-                level.name,
+                level.names,
                 level.config,
                 self.plan.config.tasks,
                 frozenset(level.roles),
@@ -186,6 +187,7 @@ class Run:
                 source,
                 is_last,
                 self.plan.config.options.chaos,
+                self.plan.config.reader if is_last else None,
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,
@@ -242,11 +244,11 @@ def _start_ledger(config: RunConfig, placements: Mapping[str, Placement]) -> Any
     )
 
 
-def _notes(target: str, placement: Placement, cluster: Cluster) -> Iterator[str]:
+def _notes(label: str, placement: Placement, cluster: Cluster) -> Iterator[str]:
     """What a user should know about how a target's stream is placed."""
     if not placement.together:
-        order = ", then ".join(f"{level.name} ({', '.join(level.roles)})" for level in placement.levels)
-        yield f"the models of {target}'s stream run one after another: {order}"
+        order = ", then ".join(f"{level.names.label} ({', '.join(level.roles)})" for level in placement.levels)
+        yield f"the models of {label}'s stream run one after another: {order}"
     for level in placement.levels:
         if waiting := waiting_reason(level, cluster):
             yield waiting

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
-from rambla_ray.config.model import ModelConfig
+from rambla_ray.config.labels import ModelNames
+from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.sections import Pool
 from rambla_ray.display import counted
@@ -38,6 +39,11 @@ class PooledModel:
     config: ModelConfig
 
     @property
+    def names(self) -> ModelNames:
+        """The names of the model."""
+        return ModelNames(self.name, self.name, self.name)
+
+    @property
     def pool(self) -> Pool:
         """The pool of actors that run the model."""
         return self.config.pool
@@ -53,9 +59,21 @@ class PooledModel:
 
 @dataclass(frozen=True, slots=True)
 class Level(PooledModel):
-    """One pool of a stream, and the roles it plays: those that follow each other and have the same model config."""
+    """One pool of a stream, and the roles it plays: those that follow each other and have the same model config.
+
+    Args:
+        label: what people call the model, where that is not its name alone.
+        key: what the run directory has it under, where its name stands for another model of the run, too.
+    """
 
     roles: tuple[Role, ...]
+    label: str = ""
+    key: str = ""
+
+    @property
+    def names(self) -> ModelNames:
+        """The names of the model."""
+        return ModelNames(self.name, self.label or self.name, self.key or self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +159,25 @@ def _fit(actors: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> boo
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
     """The pools of a target's stream, in the order in which samples pass them."""
     levels: list[Level] = []
-    used = {stage.role for task in config.tasks.values() for stage in task.generates}
+    used = config.used_roles()
     for role in Role:
         if role not in used:
             continue
-        if role == Role.TARGET:
-            name, model = target, config.targets[target]
-        else:
-            name, model = config.roles[role].config_name, config.roles[role].config
-        if levels and (levels[-1].name, levels[-1].config) == (name, model):
-            levels[-1] = Level(name, model, (*levels[-1].roles, role))
-        else:
-            levels.append(Level(name, model, (role,)))
+        level = _target_level(config, target) if role == Role.TARGET else _role_level(config.roles[role], role)
+        if levels and (levels[-1].name, levels[-1].config) == (level.name, level.config):
+            level = replace(level, roles=(*levels.pop().roles, role))
+        levels.append(level)
     return tuple(levels)
+
+
+def _target_level(config: RunConfig, target: str) -> Level:
+    label = config.label(target)
+    key = label if config.is_ambiguous(target) else target
+    return Level(target, config.targets[target], (Role.TARGET,), label, key)
+
+
+def _role_level(played: RoleModel, role: Role) -> Level:
+    return Level(played.config_name, played.config, (role,))
 
 
 def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
@@ -182,7 +206,7 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
     ):
         if asked > largest:
             raise UserError(
-                f"model {model.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
+                f"model {model.names.label}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
                 f"set pool.num_{what.lower()}={largest:g} or add a node"
             )
     fits = next(
@@ -192,10 +216,10 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
     )
     resources = describe_resources(settled)
     if not fits:
-        raise UserError(f"model {model.name}: one actor asks for {resources}, and no node has both; add a node")
+        raise UserError(f"model {model.names.label}: one actor asks for {resources}, and no node has both; add a node")
     raise UserError(
-        f"model {model.name}: {pool.min_size} actors of {resources} each do not fit the cluster, which has room for "
-        f"{fits}; set pool.min_size={fits} or add nodes"
+        f"model {model.names.label}: {pool.min_size} actors of {resources} each do not fit the cluster, which has "
+        f"room for {fits}; set pool.min_size={fits} or add nodes"
     )
 
 
@@ -212,7 +236,7 @@ def waiting_reason(model: PooledModel, cluster: Cluster) -> str:
         return ""
     actors = f"{counted(pool.min_size, 'actor')} of {describe_resources(pool)}"
     source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
-    return f"model {model.name} waits until there is room for {actors}: {source}"
+    return f"model {model.names.label} waits until there is room for {actors}: {source}"
 
 
 def run_together(levels: Sequence[PooledModel], cluster: Cluster) -> bool:

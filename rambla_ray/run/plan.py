@@ -16,8 +16,8 @@ from rambla_ray.data.source import load_items
 from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, distinct, pool_load
 from rambla_ray.run.placement import Level, levels_of
-from rambla_ray.schema import Item, Role, Sample
-from rambla_ray.tasks.stages import Compare, Transform
+from rambla_ray.schema import SCORE, Item, Role, Sample
+from rambla_ray.tasks.stages import Compare, Generate, Transform
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
@@ -117,7 +117,7 @@ class Plan:
         tasks: dict[str, Any] = {}
         for name, task in self.config.tasks.items():
             items = [item for variant in task.variants for item in self._items[name, variant]]
-            stage_loads[name] = [StageLoad.of(stage, items) for stage in task.generates]
+            stage_loads[name] = [StageLoad.of(stage, items) for stage in self._asking(task)]
             tasks[name] = {
                 "samples": len(items),
                 "variants": [variant for variant in task.variants if variant],
@@ -126,14 +126,14 @@ class Plan:
                 "not_asked": sum(bool(item.fault) for item in items),
                 "stages": [
                     {
-                        "kind": stage.kind,
-                        "role": stage.role,
-                        "writes": stage.output,
+                        "kind": load.stage.kind,
+                        "role": load.stage.role,
+                        "writes": load.stage.output,
                         "calls": load.calls,
                         "distinct_prompts": len(distinct([load])),
                         "prompt_tokens": load.tokens,
                     }
-                    for stage, load in zip(task.generates, stage_loads[name], strict=True)
+                    for load in stage_loads[name]
                 ],
                 "example_prompt": stage_loads[name][0].example,
             }
@@ -145,15 +145,24 @@ class Plan:
                 target: [
                     {
                         "model": level.name,
+                        "label": level.names.label,
                         "kind": level.config.name,
                         "roles": list(level.roles),
-                        **pool_load(level, self.config.tasks, stage_loads),
+                        **pool_load(level, stage_loads),
                     }
                     for level in self.levels(target)
                 ]
                 for target in self.config.targets
             },
         }
+
+    def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:
+        """What asks somebody in a task: its stages, and what asks the reader, unless all answers are scores."""
+        reader, last = self.config.reader, task.generates[-1].role
+        models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
+        if reader is None or all(model.params.produces == SCORE for model in models):
+            return task.generates
+        return (*task.generates, reader)
 
     def preflight(self, *, same_machine: bool) -> None:
         """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
@@ -162,18 +171,20 @@ class Plan:
             params = level.config.params
             if self.config.options.budget.usd is not None and params.is_charged and not level.config.price:
                 raise UserError(
-                    f"budget.usd needs to know what model {level.name} charges: give it a price "
+                    f"budget.usd needs to know what model {level.names.label} charges: give it a price "
                     "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
                 )
             try:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
-                raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+                raise UserError(f"model {level.names.label}: {error}{self._way_out(level)}") from None
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:
             return ""
         role = level.roles[0]
+        if role == Role.READER:
+            return "; it is the reader, choose another with roles.reader=<model>, or leave roles.reader out"
         tasks = [name for name, task in self.config.tasks.items() if any(s.role == role for s in task.generates)]
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
 
@@ -217,10 +228,15 @@ def _check_labels(name: str, task: TaskConfig, items: Sequence[Item]) -> None:
 def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
     if level.config.params.produces == "text":
         return
+    if Role.READER in level.roles:
+        raise UserError(
+            f"model {level.name} compares two texts, so it cannot read an answer; choose a text model with "
+            "roles.reader=<model>"
+        )
     for name, task in tasks.items():
         for stage in task.generates:
             if stage.role in level.roles and not isinstance(stage, Compare):
                 raise UserError(
-                    f"model {level.name} compares two texts, but task {name} asks its {stage.role} for an answer; "
-                    "choose a text model, or a similarity task"
+                    f"model {level.names.label} compares two texts, but task {name} asks its {stage.role} for an "
+                    "answer; choose a text model, or a similarity task"
                 )

@@ -20,7 +20,7 @@ EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
 EXAMPLE_CHARS = 200  # A kept answer is cut at so many characters.
 NO_PAIR = "no item was scored in both"
 OTHER_TARGETS = Undefined("not adjusted: the right answers are not the pair's, so that flips mean another thing")
-OTHER_READER = Undefined("not adjusted: a judge gives one of the two answers, so that flips may be the judge's")
+JUDGED = Undefined("not adjusted: a judge gives one of the two answers, so that flips may be the judge's")
 COMPARED_WITH = "it is what the others are compared with"
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
@@ -128,7 +128,7 @@ def _estimate(estimate: Estimate | None, reason: str) -> dict[str, Any] | Undefi
     return {"value": estimate.value, "ci95": list(estimate.ci95)} if estimate else Undefined(reason)
 
 
-def paired_metrics(cell: Cell, clean: Cell, *, same_reader: bool = True) -> dict[str, Any]:
+def paired_metrics(cell: Cell, clean: Cell, *, same_judge: bool = True) -> dict[str, Any]:
     """How answers to the same items differ from those of the cell they are paired with.
 
     Only items scored in both count. `difference` is that of the accuracies, with its interval; `mcnemar_p` the exact
@@ -138,7 +138,7 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_reader: bool = True) -> dict
     Args:
         cell: the samples.
         clean: those they are compared with.
-        same_reader: whether both hold answers of the target, or both answers of a judge.
+        same_judge: whether no judge answers, or the same kind of judge in both.
     """
     before, after = _pairs(clean, cell)
     was, is_now = clean.correct[before], cell.correct[after]
@@ -155,7 +155,7 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_reader: bool = True) -> dict
         "consistency": float(same_answer.mean()) if len(after) else Undefined(NO_PAIR),
         "difference": _difference(clean, cell),
         "mcnemar_p": p,
-        "mcnemar_p_holm": OTHER_TARGETS if not same_target.all() else p if same_reader else OTHER_READER,
+        "mcnemar_p_holm": OTHER_TARGETS if not same_target.all() else p if same_judge else JUDGED,
     }
 
 

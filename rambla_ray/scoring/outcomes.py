@@ -9,10 +9,12 @@ from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import ErrorKind
 from rambla_ray.schema import NULL, SCORE, Outcome, Role, Sample, Step
 from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
+from rambla_ray.tasks.reader import possible_replies
 from rambla_ray.tasks.stages import Compare
 
 SHORT = 200  # Texts of at most so many characters often come again, so what was read from them is cached.
 _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Outcome.REFUSED}
+_NO_READING = Reading(None, "no answer")
 
 
 def has_ended(sample: Sample) -> bool:
@@ -20,34 +22,75 @@ def has_ended(sample: Sample) -> bool:
     return bool(sample.steps) and (sample.steps[-1].failed or not sample.steps[-1].text.strip())
 
 
+def has_passed(sample: Sample, task: TaskConfig) -> bool:
+    """Whether there is nothing left to ask for the task's own stages."""
+    return has_ended(sample) or len(sample.stage_steps) == len(task.generates)
+
+
 def finish(sample: Sample, task: TaskConfig) -> None:
     """Read the answer of a sample that has passed every pool, and set how it ends.
 
     Answers are stored as labels. A step of another role than the target's that fails or cannot be read is never the
-    target's fault: a judge's ends in `judge_failed`, a rephraser's in `failed`.
+    target's fault: a judge's ends in `judge_failed`, a rephraser's in `failed`. Where the rules read nothing, the
+    answer is the choice that the reader named, if it was asked; RAmBLA's answer is its own rule's alone.
     """
-    last = sample.steps[-1]
-    answered = len(sample.steps) == len(task.generates) and not last.failed
+    last, answered = _last_step(sample, task)
     if answered and last.finish_reason == SCORE:
         sample.answer = sample.rambla_answer = last.text if _is_score(last.text, task) else ""
         sample.outcome = Outcome.SCORED if sample.answer else Outcome.UNPARSED
         return
-    reading, as_rambla = Reading(None, "no answer"), None
-    if answered:
-        read = _read_cached if len(last.text) <= SHORT else _read
-        reading, as_rambla = read(last.text, task.answer.choices, compares=isinstance(task.generates[-1], Compare))
-    sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
+    reading, as_rambla = _readings(last, task) if answered else (_NO_READING, None)
+    answer = reading.answer or _named_by_reader(sample, task)
+    sample.answer = task.answer.label_of(answer) if answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
-    sample.outcome = Outcome.SCORED if reading.answer else _outcome_without_answer(last, refused=reading.refused)
+    sample.outcome = Outcome.SCORED if answer else _outcome_without_answer(last, refused=reading.refused)
+
+
+def text_for_reader(sample: Sample, task: TaskConfig) -> str:
+    """The text of an answer that the rules cannot read, for the reader; empty where it has nothing to read.
+
+    It has not where there is no whole answer (failed, empty, cut off, declined), where a model gave a score, and where
+    the rules did read one.
+
+    Args:
+        sample: a sample that `finish` has ended.
+        task: its task.
+    """
+    last, answered = _last_step(sample, task)
+    if sample.answer or not answered or last.finish_reason == SCORE:
+        return ""
+    reading, _ = _readings(last, task)
+    return last.text if _reason_without_answer(last, refused=reading.refused) == Outcome.UNPARSED else ""
+
+
+def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
+    """The last step of the task's own stages, and whether it is an answer to the last of them."""
+    steps = sample.stage_steps
+    return steps[-1], len(steps) == len(task.generates) and not steps[-1].failed
+
+
+def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
+    """What each of the two sets of rules reads in an answer to a task."""
+    compares = isinstance(task.generates[-1], Compare)
+    return (_read_cached if len(answer.text) <= SHORT else _read)(answer.text, task.answer.choices, compares=compares)
 
 
 def _read(text: str, choices: tuple[str, ...], *, compares: bool) -> tuple[Reading, str | None]:
-    """The reading of each of the two readers; where two texts are compared, RAmBLA's takes `null` for a choice."""
+    """Where two texts are compared, RAmBLA's rules take `null` for a choice."""
     as_rambla = read_rambla(text, (*choices, NULL) if compares else choices)
     return read_robust(text, choices), None if as_rambla == NULL else as_rambla
 
 
 _read_cached = lru_cache(maxsize=4096)(_read)
+
+
+def _named_by_reader(sample: Sample, task: TaskConfig) -> str | None:
+    """The choice that the reader named; None where it was not asked, failed, or named none."""
+    step = sample.steps[-1]
+    if step.role != Role.READER or step.failed:
+        return None
+    named = read_robust(step.text, possible_replies(task.answer.choices)).answer
+    return named if named in task.answer.choices else None
 
 
 def _is_score(text: str, task: TaskConfig) -> bool:
@@ -63,6 +106,11 @@ def _outcome_without_answer(last: Step, *, refused: bool) -> Outcome:
         return Outcome.JUDGE_FAILED
     if last.role == Role.REPHRASER:
         return Outcome.FAILED
+    return _reason_without_answer(last, refused=refused)
+
+
+def _reason_without_answer(last: Step, *, refused: bool) -> Outcome:
+    """Why nothing was read from a step, whoever made it."""
     if last.failed:
         return _OUTCOME_OF_ERROR.get(ErrorKind(last.error_kind), Outcome.FAILED)
     if refused or last.finish_reason == "content_filter":

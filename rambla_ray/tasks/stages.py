@@ -276,7 +276,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
     if len(multiplying) > 1:
         raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
-    order = list(Role)
+    order: list[Role] = [role for role in Role if role != Role.READER]
     reached = -1
     for number, stage in enumerate(stages, start=1):
         missing = sorted(stage.reads() - fields)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from rambla_ray.actors.local.cpu_attention import uses_grouped_attention
 
@@ -20,10 +21,70 @@ def keeps_all_positions(model: Any) -> bool:
     """Whether the model's cache holds keys and values of every position, so that one row's can serve another."""
     cache = DynamicCache(config=model.config)
     return (
-        not model.config.is_encoder_decoder
+        not (model.config.is_encoder_decoder or model._is_stateful)
         and bool(cache.layers)
         and all(type(layer) is DynamicLayer for layer in cache.layers)
     )
+
+
+def only_attends(config: Any) -> bool:
+    """Whether a model of this config keeps keys and values in all its layers, and no state."""
+    layers = DynamicCache(config=config).layers
+    has_heads = isinstance(getattr(config.get_text_config(), "num_attention_heads", None), int)
+    return has_heads and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def sees_neighbours(model: Any) -> bool:
+    """Whether the rows of a batch, or their padding, change each other's answers, so that each must run alone.
+
+    That is so where a model keeps a state in a way of its own (RWKV, xLSTM in transformers 5.23). What transformers'
+    cache keeps for it (Mamba) stays as it is where the attention mask has a gap.
+    """
+    layers = DynamicCache(config=model.config).layers
+    return model._is_stateful and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBytes:
+    """What the cache takes in memory.
+
+    Args:
+        row: for each prompt, however long it is.
+        token: for each token of it.
+    """
+
+    row: int
+    token: int
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """As the model's config says: a key and a value in each layer. Where it names no heads, as is measured."""
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            one, two = (_measured_bytes(model, tokens) for tokens in (1, 2))
+            return cls(row=max(0, 2 * one - two), token=max(0, two - one))
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(row=0, token=int(2 * config.num_hidden_layers * groups * size * model.dtype.itemsize))
+
+
+def _measured_bytes(model: Any, tokens: int) -> int:
+    """What the model keeps of a prompt of so many tokens."""
+    with torch.inference_mode():
+        out = model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=True)
+    return sum(_tensor_bytes(value) for name, value in out.items() if name != "logits")
+
+
+def _tensor_bytes(value: Any) -> int:
+    """The bytes of all the tensors in what a model returns: in lists and dicts, and in transformers' caches."""
+    if isinstance(value, torch.Tensor):
+        return int(value.nbytes)
+    if isinstance(value, (Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin)):
+        return _tensor_bytes(vars(value))
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def cache_of(model: Any, layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Any:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import resource
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
-from rambla_ray.actors.local import weights
+from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.params import CheckpointParams
@@ -133,6 +131,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         loading = dict(params.loading_params)
         gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading():
+            self._refuse_adapter()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 params.tokenizer_name or params.model_name,
                 **self._shared,
@@ -145,6 +144,20 @@ class BaseHuggingFaceModel(Model, Generic[J]):
                 dtype = self._config.dtype or own or "float32"
         self._dtype = str(dtype).removeprefix("torch.")
         self._loading = {**loading, "dtype": f"torch.{self._dtype}"}
+
+    def _refuse_adapter(self) -> None:
+        """Refuse a checkpoint with an adapter in it, in a folder or on the hub. Raises CallError (`load`)."""
+        from transformers.utils import find_adapter_config_file
+
+        params = self.params
+        file = find_adapter_config_file(
+            params.model_name,
+            revision=params.revision,
+            local_files_only=params.local_files_only,
+            subfolder=params.loading_params.get("subfolder") or "",
+        )
+        if file:
+            raise self.load_error(weights.adapter_reason(Path(file)))
 
     def load_checkpoint(self, kind: Any) -> None:
         """Load the weights with `kind`, one of transformers' Auto classes, by mapping the files.
@@ -179,21 +192,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
 
     def free_bytes(self) -> int:
         """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees."""
-        if self.chip == "cpu":
-            import psutil
-
-            limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-            free = int(psutil.virtual_memory().available)
-            with contextlib.suppress(OSError, ValueError):  # There is no such file, or no limit: then it holds "max".
-                free = min(free, int(limit.read_text()) - int(used.read_text()))
-            return free
-        import torch
-
-        total = 0
-        for number in range(torch.cuda.device_count()):
-            free, whole = torch.cuda.mem_get_info(number)
-            total += min(free, int(self.memory_share * whole) - torch.cuda.memory_reserved(number))
-        return total
+        return memory.free_bytes(self.chip, self.memory_share)
 
     def _check_memory(self) -> None:
         """Refuse weights that cannot fit, where they are in safetensors and nobody has placed them by hand."""
@@ -245,7 +244,9 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """What was loaded: class, weights, tokenizer and how, without a path."""
         params = self.params
         if Path(params.model_name).is_dir():
-            loaded = weights.fingerprint(Path(params.model_name), self._loading.get("gguf_file"))
+            loaded = weights.fingerprint(
+                Path(params.model_name), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
+            )
         else:
             loaded = f"{params.model_name}@{self.commit() or 'main'}"
         return {
@@ -266,15 +267,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             self._engine.drain()
 
     def measure(self) -> LocalUsage:
-        return replace(self.usage, peak_bytes=self._peak_bytes())
-
-    def _peak_bytes(self) -> int:
-        """The most memory that this actor has had: of its GPUs, or of the machine."""
-        if self.chip == "cpu":
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        import torch
-
-        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+        return replace(self.usage, peak_bytes=memory.peak_bytes(self.chip))
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         at, began = time.time(), time.monotonic()

@@ -18,6 +18,7 @@ from rambla_ray.tasks import prompts
 # Loading params that can run or unpickle code of others.
 CODE_RUNNING_PARAMS = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
+ANY_MESSAGE = "any message " * 1000  # It is long, so that a placeholder that cuts its text is found.
 VLLM_LOADING_PARAMS = ("dtype", "quantization")  # The loading params that vLLM's engine takes.
 NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
@@ -93,6 +94,8 @@ class CheckpointParams(ModelParams):
             raise UserError(f"params.model_name: there is no folder {folder}")
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
+        if (adapter := folder / weights.ADAPTER_CONFIG).is_file():
+            raise UserError(f"params.model_name: {folder} cannot be loaded: {weights.adapter_reason(adapter)}")
         if not weights.has_weights(folder):
             raise UserError(
                 f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
@@ -124,8 +127,10 @@ class HuggingFaceParams(CheckpointParams):
             fields = prompts.placeholders(template)
         except ValueError as error:
             raise ValueError(f"message_formatting_template: {error}") from None
-        if fields != {"message"}:
-            raise ValueError("message_formatting_template needs exactly one placeholder, {message}")
+        if fields != {"message"} or template.format(message=ANY_MESSAGE).count(ANY_MESSAGE) != 1:
+            raise ValueError(
+                "message_formatting_template needs exactly one placeholder, {message}, for the whole text"
+            )
         return self
 
     @property
@@ -181,19 +186,22 @@ class HuggingFaceParams(CheckpointParams):
                 f"params.generation_config.max_new_tokens={new} leaves no room in its context of {longest}"
             )
         tokenizer = Path(self.tokenizer_name or folder)
-        if self.needs_chat_template and tokenizer.is_dir() and not weights.has_chat_template(tokenizer):
+        if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
 
-    def choose_backend(self, chip: str) -> tuple[Backend, str]:
+    def choose_backend(self, chip: str, *, pages: bool = True) -> tuple[Backend, str]:
         """The backend that `backend` means where the model runs, and why.
 
         Args:
             chip: cpu or cuda.
+            pages: whether all that the model keeps of a prompt can lie in pages: it has attention in every layer.
         """
         if self.backend != "auto":
             return self.backend, "it was asked for"
         if chip == "cpu":
             return "transformers", "static batches, the fastest on a CPU"
+        if not pages:
+            return "transformers", "static batches, as not all its layers have attention"
         if option := unsupported_option(self.generation_config, "transformers_continuous"):
             return "transformers", f"static batches, as continuous batching cannot honour {option}"
         if self.generation_config.get("do_sample"):

@@ -69,7 +69,11 @@ class Static(BatchingEngine[Prompt]):
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
-            self.batch_tokens = max(1, min(decoded, int(CACHE_SHARE * free_bytes / bytes_per_token(model))))
+            taken, room = cache.CacheBytes.of(model), CACHE_SHARE * free_bytes
+            self.batch_size = _at_most(self.batch_size, room, taken.row)
+            self.batch_tokens = _at_most(decoded, room, taken.token)
+        if cache.sees_neighbours(model):
+            self.batch_size = 1
         use_grouped_attention(model)
         self._prefill = Prefill(model, self._pad, PROMPT_TOKENS[context.chip])
 
@@ -121,9 +125,6 @@ class Static(BatchingEngine[Prompt]):
         self._usage.padding_tokens += batch.padding
 
 
-def bytes_per_token(model: Any) -> int:
-    """What the cache takes for one token: a key and a value in each layer."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+def _at_most(most: int, room: float, bytes_each: int) -> int:
+    """As many as fit into so many bytes, and at most so many; one in any case."""
+    return max(1, min(most, int(room / bytes_each))) if bytes_each else most

@@ -10,7 +10,9 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ FLOATS = {
     "F16": "float16",
     "BF16": "bfloat16",
 }  # The names of safetensors and of torch.
+# Names of what is not loaded to answer: the state of training, earlier checkpoints of it, and what tools hide.
+LEFT_BY_TRAINING = re.compile(
+    r"\..+|checkpoint-\d+|global_step\d+|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|trainer_state\.json"
+)
+ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 # By `quant_method`, the module that quantised weights need beside transformers, and what pip calls its package.
@@ -38,10 +45,17 @@ QUANTISERS = {
 }
 
 
-def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
-    """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits."""
-    weights = [folder / gguf_file] if gguf_file else [p for p in folder.rglob("*") if p.suffix in WEIGHTS]
-    texts = [path for path in folder.rglob("*") if path.suffix in TEXTS]
+def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "") -> str:
+    """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits.
+
+    Args:
+        folder: the checkpoint.
+        gguf_file: the only weights that are loaded, if they are in GGUF.
+        subfolder: of the weights, when they do not lie in the folder itself.
+    """
+    files = list(_files(folder, kept=Path(subfolder).parts[:1]))
+    weights = [folder / gguf_file] if gguf_file else [path for path in files if path.suffix in WEIGHTS]
+    texts = [path for path in files if path.suffix in TEXTS]
     whole = hashlib.sha256()
     for path in sorted({*weights, *texts}):
         with path.open("rb") as stream:
@@ -50,9 +64,42 @@ def fingerprint(folder: Path, gguf_file: str | None = None) -> str:
     return whole.hexdigest()
 
 
+def _files(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
+    """The files in a checkpoint's folder and in those within, but not what training and tools leave there.
+
+    Args:
+        folder: the checkpoint. Links in it are followed, as loading follows them.
+        kept: names of folders that belong to the checkpoint whatever they are called.
+    """
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(place))
+        folders[:] = [
+            name
+            for name in folders
+            if (name in kept or not LEFT_BY_TRAINING.fullmatch(name))
+            and os.path.realpath(Path(place, name)) not in entered  # A link may lead back.
+        ]
+        yield from (Path(place, name) for name in names if not LEFT_BY_TRAINING.fullmatch(name))
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights that transformers would look for."""
-    return any(path.suffix in WEIGHTS for path in folder.iterdir())
+    return any(path.suffix in WEIGHTS and not LEFT_BY_TRAINING.fullmatch(path.name) for path in folder.iterdir())
+
+
+def adapter_reason(config_file: Path) -> str:
+    """Why a checkpoint that holds an adapter, of this config file, cannot be loaded: `it` is the checkpoint.
+
+    transformers puts an adapter on its base where peft is installed. Where it is not, and weights lie beside the
+    adapter, those are loaded alone: the same folder would be two models.
+    """
+    base = _json(config_file).get("base_model_name_or_path")
+    of_base = f" of {base}" if base else ""
+    return (
+        f"it holds an adapter{of_base} ({config_file.name}), which cannot be loaded here: merge it into its base, or "
+        "move it to a folder of its own"
+    )
 
 
 def own_dtype(folder: Path) -> str | None:
@@ -73,9 +120,19 @@ def loaded_bytes(folder: Path, dtype: str) -> int | None:
     return total or None
 
 
+def _loaded_safetensors(folder: Path) -> list[Path]:
+    """The safetensors that transformers loads, where a folder holds the same weights in several forms."""
+    if (whole := folder / "model.safetensors").is_file():
+        return [whole]
+    shards = _json(folder / "model.safetensors.index.json").get("weight_map")
+    if isinstance(shards, dict):
+        return sorted({folder / str(name) for name in shards.values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
 def _tensors(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Type, shape and place of each tensor, from the headers of a folder's safetensors."""
-    for path in sorted(folder.glob("*.safetensors")):
+    """Type, shape and place of each tensor, from the headers of the safetensors that are loaded."""
+    for path in _loaded_safetensors(folder):
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(size, path.stat().st_size)))
@@ -93,11 +150,13 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in a folder brings one."""
-    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return True
-    return bool(_json(folder / "tokenizer_config.json").get("chat_template")) or (folder / "chat_templates").is_dir()
+def chat_template_file(folder: Path) -> str:
+    """The file, or folder, from which a folder's tokenizer takes its chat template; empty where there is none."""
+    # chat_template.json is not among them: it belongs to a processor of images, and no tokenizer reads it.
+    for name in ("chat_template.jinja", "chat_templates"):
+        if (folder / name).exists():
+            return name
+    return "tokenizer_config.json" if _json(folder / "tokenizer_config.json").get("chat_template") else ""
 
 
 def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, Any]) -> str | None:

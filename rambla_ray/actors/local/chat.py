@@ -1,0 +1,134 @@
+"""The chat template of a tokenizer, tried when its model is loaded, so that no question is lost in it later.
+
+A template is a program that comes with the checkpoint. It may take the content of a message as a text or as a list of
+parts, and of the other form it may silently write nothing. It may name today's date, refuse what it is given, or be
+broken. What it does with one user's message is found out before anything is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time
+from typing import Any, Self
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+# A message that must stand in the prompt once and whole. It is long, so that a template that cuts texts is found.
+SENTINEL = f"Sentinel question: {'is it so, ' * 5_000}or is it not?"
+TWO_DAYS = (date(2001, 2, 3), date(2022, 11, 25))  # They differ in all that a date is written with.
+LONGEST_REASON = 300  # What a template says is cut to so many characters.
+FOR_AN_ANSWER: Mapping[str, Any] = {"add_generation_prompt": True}
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def today() -> date:
+    """The day that prompts name, the same on every node wherever it stands."""
+    return datetime.now(UTC).date()
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How messages become tokens.
+
+    Args:
+        tokenizer: transformers' tokenizer, which brings the template.
+        by_parts: content is passed as a list of parts, as the template writes nothing of a plain text.
+        day: the day that it is to the template. It does not move on, so that all prompts of a model name the same.
+        names_day: the day stands in prompts.
+        doubles_bos: the first token of a prompt would stand there twice.
+    """
+
+    tokenizer: Any
+    by_parts: bool
+    day: date
+    names_day: bool = False
+    doubles_bos: bool = False
+
+    @classmethod
+    def of(cls, tokenizer: Any, day: date) -> Self:
+        """The template of a tokenizer that has one.
+
+        Raises:
+            ValueError: a user's message gets lost in it, or cannot be rendered. The reason is a predicate in one line.
+        """
+        chat = cls(tokenizer, by_parts=_takes_parts_only(tokenizer, day), day=day)
+        first, second = (replace(chat, day=day).render(_user(SENTINEL)) for day in TWO_DAYS)
+        return replace(
+            chat, names_day=first != second, doubles_bos=begins_twice(tokenizer, chat.tokens(_user("Yes?")))
+        )
+
+    def identity(self) -> dict[str, object]:
+        """What may change an answer beside the template's text, as far as it is not as with most templates."""
+        return {
+            **({"content": "parts"} if self.by_parts else {}),
+            **({"date": self.day.isoformat()} if self.names_day else {}),
+            **({"bos": "once"} if self.doubles_bos else {}),
+        }
+
+    def render(self, messages: Messages) -> str:
+        """The prompt as a text. Raises whatever the template does, often jinja2's TemplateError."""
+        self._set_day()
+        return str(self.tokenizer.apply_chat_template(self._shaped(messages), tokenize=False, **FOR_AN_ANSWER))
+
+    def tokens(self, messages: Messages) -> list[int]:
+        """The prompt's tokens. Raises whatever the template does, often jinja2's TemplateError."""
+        self._set_day()
+        encoding = self.tokenizer.apply_chat_template(self._shaped(messages), return_dict=True, **FOR_AN_ANSWER)
+        return list(encoding["input_ids"])[int(self.doubles_bos) :]
+
+    def _shaped(self, messages: Messages) -> list[dict[str, Any]]:
+        if not self.by_parts:
+            return [dict(message) for message in messages]
+        return [{**message, "content": [_part(message["content"])]} for message in messages]
+
+    def _set_day(self) -> None:
+        """Give the template its day; transformers would give it the present moment.
+
+        transformers keeps the environment of a template for later prompts. Other models of this process may share it.
+        """
+        from transformers.utils import chat_template_utils
+
+        compiled = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
+        compiled.environment.globals["strftime_now"] = datetime.combine(self.day, time()).strftime
+
+
+def begins_twice(tokenizer: Any, tokens: Sequence[int]) -> bool:
+    """Whether a prompt begins with two tokens for its beginning: a template wrote one, and the tokenizer another."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokens[:2]) == [bos, bos]
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _takes_parts_only(tokenizer: Any, day: date) -> bool:
+    """Whether a message stands in the prompt only if its content is a list of parts. Raises ValueError: in no form."""
+    reason = ""
+    for by_parts in (False, True):
+        try:
+            rendered = ChatTemplate(tokenizer, by_parts, day).render(_user(SENTINEL))
+        except Exception as error:  # noqa: BLE001 - a template is a program, and raises what its author left in it
+            reason = reason or _refusal(error)
+            continue
+        times = 0 if str(_part(SENTINEL)) in rendered else rendered.count(SENTINEL)  # It may print the list itself.
+        if times == 1:
+            return by_parts
+        reason = reason or (
+            f"writes a user's message {times} times" if times else "loses the text of a user's message"
+        )
+    raise ValueError(reason)
+
+
+def _refusal(error: Exception) -> str:
+    words = " ".join(str(error).split())[:LONGEST_REASON]
+    if isinstance(error, TemplateSyntaxError):
+        return f"is broken in line {error.lineno}: {words}"
+    kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+    return f"refuses a user's message: {kind}{words}"

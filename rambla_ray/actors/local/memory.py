@@ -1,0 +1,40 @@
+"""The memory of an actor: what is free before its model is loaded, and the most that it has had."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+
+
+def free_bytes(chip: str, share: float) -> int:
+    """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees.
+
+    Args:
+        chip: cpu or cuda.
+        share: the part of a GPU's memory that is this actor's.
+    """
+    if chip == "cpu":
+        import psutil
+
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        free = int(psutil.virtual_memory().available)
+        with contextlib.suppress(OSError, ValueError):  # There is no such file, or no limit: then it holds "max".
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        return free
+    import torch
+
+    total = 0
+    for number in range(torch.cuda.device_count()):
+        free, whole = torch.cuda.mem_get_info(number)
+        total += min(free, int(share * whole) - torch.cuda.memory_reserved(number))
+    return total
+
+
+def peak_bytes(chip: str) -> int:
+    """The most memory that this actor has had: of its GPUs, or of the machine."""
+    if chip == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
