@@ -14,11 +14,13 @@ from rambla_cases import recorded
 
 from rambla_ray.schema import NULL, Outcome
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
-from rambla_ray.scoring.metrics import cell_metrics, paired_metrics, variant_effects, without_nan
+from rambla_ray.scoring.metrics import cell_metrics, paired_metrics, variant_effects
 from rambla_ray.scoring.rambla import rambla_metrics
-from rambla_ray.scoring.stats import mcnemar_exact, wilson
+from rambla_ray.scoring.stats import mcnemar_exact
+from rambla_ray.scoring.undefined import INFINITE, NAN, Undefined, without_nan
 
 YES_NO_NULL = ["yes", "no", NULL]
+NOT_SCORED = Undefined("no sample was scored")
 
 # Cases of the original that have no counterpart here, and why.
 NOT_COVERED = {
@@ -155,7 +157,7 @@ def test_a_cells_numbers_agree_with_each_other(samples: list[Row]) -> None:
     worst, best = found["accuracy"]["bounds"]
     assert best - worst == pytest.approx(1 - found["coverage"])
     if found["coverage"] == 0:
-        assert (found["accuracy"]["value"], found["accuracy"]["ci95"]) == (None, None)
+        assert found["accuracy"]["value"] == found["accuracy"]["ci95"] == NOT_SCORED
     else:
         low, high = found["accuracy"]["ci95"]
         assert low - 1e-12 <= found["accuracy"]["value"] <= high + 1e-12
@@ -185,7 +187,7 @@ def test_a_cell_of_failures_alone_has_no_metrics_of_rambla() -> None:
     failures = cell(sample("1", outcome="failed"), sample("2", outcome="judge_failed"))
     found = cell_metrics(failures, ["yes", "no"], no_texts)
     assert found["rambla"] == {}
-    assert found["accuracy"] == {"value": None, "ci95": None, "bounds": [0.0, 1.0]}
+    assert found["accuracy"] == {"value": NOT_SCORED, "ci95": NOT_SCORED, "bounds": [0.0, 1.0]}
 
 
 def test_texts_are_asked_for_only_where_the_readers_differ_and_only_three() -> None:
@@ -227,6 +229,15 @@ def test_pairs_are_items_scored_in_both() -> None:
         "wrong_to_right": 1,
         "consistency": 0.25,
         "mcnemar_p": 1.0,
+        "mcnemar_p_holm": 1.0,
+    }
+
+
+def test_thirty_of_thirty_unchanged_have_an_interval() -> None:
+    same = right_or_wrong([number % 3 > 0 for number in range(30)])
+    assert paired_metrics(same, same)["difference"] == {
+        "value": 0.0,
+        "ci95": pytest.approx([-0.1135, 0.1135], abs=5e-5),  # Wilson's and Tango's upper bound of 0 of 30
     }
 
 
@@ -238,7 +249,9 @@ def test_pairs_are_judged_by_their_own_right_answers() -> None:
 @pytest.mark.parametrize("changed", [sample("2"), sample("1", outcome="failed")], ids=["another item", "not scored"])
 def test_without_a_pair_there_is_no_number(changed: Row) -> None:
     paired = paired_metrics(cell(changed), cell(sample("1")))
-    assert (paired["n"], paired["consistency"], paired["mcnemar_p"], paired["difference"]) == (0, None, None, None)
+    assert paired["n"] == 0
+    for name in ("consistency", "difference", "mcnemar_p", "mcnemar_p_holm"):
+        assert paired[name] == Undefined("no item was scored in both")
 
 
 def right_or_wrong(answers: list[bool]) -> Cell:
@@ -249,7 +262,7 @@ def test_effects_of_variants_are_differences_from_the_first_on_the_same_items() 
     clean, worse = right_or_wrong([True] * 100), right_or_wrong([number >= 20 for number in range(100)])
     effects = variant_effects({"n=0": clean, "n=10": worse})
     first, second = effects["variants"]
-    assert (first["accuracy"], first["difference"]) == (1.0, None)
+    assert (first["accuracy"], first["difference"]) == (1.0, Undefined("it is what the others are compared with"))
     assert (second["scored"], second["pairs"]) == (100, 100)
     assert second["difference"]["value"] == pytest.approx(-0.2)
     low, high = second["difference"]["ci95"]
@@ -259,10 +272,15 @@ def test_effects_of_variants_are_differences_from_the_first_on_the_same_items() 
 
 
 def test_the_slope_takes_the_variants_of_an_item_together() -> None:
-    """Items that are right or wrong in all variants alike leave no doubt that nothing changes."""
-    same = [number % 2 == 0 for number in range(100)]
-    effects = variant_effects({name: right_or_wrong(same) for name in ("n=0", "n=10", "n=50")})
-    assert effects["slope"] == {"value": pytest.approx(0, abs=1e-12), "ci95": pytest.approx([0, 0], abs=1e-12)}
+    """Items that are right or wrong in all variants alike leave less doubt than items that differ by chance."""
+    names = ("n=0", "n=10", "n=50")
+    alike = {name: right_or_wrong([number % 2 == 0 for number in range(100)]) for name in names}
+    mixed = {
+        name: right_or_wrong([number * (3 + at) % 8 < 4 for number in range(100)]) for at, name in enumerate(names)
+    }
+    (low, high), (lower, higher) = (variant_effects(cells)["slope"]["ci95"] for cells in (alike, mixed))
+    assert low == pytest.approx(-high)
+    assert 0 < 2 * (high - low) < higher - lower
 
 
 def test_variants_that_are_no_numbers_have_no_slope() -> None:
@@ -273,28 +291,8 @@ def test_variants_that_are_no_numbers_have_no_slope() -> None:
 def test_variants_without_a_scored_sample_have_no_numbers() -> None:
     failed = cell(sample("1", outcome="failed"))
     effects = variant_effects({"n=0": failed, "n=1": failed})
-    assert effects["slope"] is None
-    assert [row["accuracy"] for row in effects["variants"]] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "expected"),
-    [  # Newcombe 1998, table I, method 3
-        (81, 263, (0.2553, 0.3662)),
-        (15, 148, (0.0624, 0.1605)),
-        (0, 20, (0.0, 0.1611)),
-        (1, 29, (0.0061, 0.1718)),
-        (20, 20, (0.8389, 1.0)),
-        (5, 10, (0.2366, 0.7634)),
-    ],
-)
-def test_wilson_gives_published_intervals(successes: int, trials: int, expected: tuple[float, float]) -> None:
-    assert wilson(successes, trials) == pytest.approx(expected, abs=5e-5)
-
-
-def test_wilson_needs_a_trial() -> None:
-    with pytest.raises(ValueError, match="not less than 1"):
-        wilson(0, 0)
+    assert effects["slope"] == Undefined("fewer than two variants have a scored sample")
+    assert [row["accuracy"] for row in effects["variants"]] == [NOT_SCORED, NOT_SCORED]
 
 
 @pytest.mark.parametrize(
@@ -313,10 +311,10 @@ def test_mcnemar_is_the_binomial_test_of_discordant_pairs(only_first: int, only_
     assert mcnemar_exact(only_first, only_second) == pytest.approx(expected)
 
 
-def test_nan_becomes_null_with_a_reason_where_it_stood() -> None:
+def test_what_is_no_number_becomes_null_with_its_reason_where_it_stood() -> None:
     reasons: dict[str, str] = {}
-    value = {"a": math.nan, "b": {"c": [1.0, math.inf, {"d": -math.inf}], "e": None}, "f": "nan", "g": 2}
+    value = {"a": math.nan, "b": {"c": [1.0, math.inf, {"d": -math.inf}], "e": Undefined("why")}, "f": "nan", "g": 2}
     cleaned = without_nan(value, "", reasons)
     assert cleaned == {"a": None, "b": {"c": [1.0, None, {"d": None}], "e": None}, "f": "nan", "g": 2}
-    assert set(reasons) == {"a", "b.c[1]", "b.c[2].d"}
+    assert reasons == {"a": NAN, "b.c[1]": INFINITE, "b.c[2].d": INFINITE, "b.e": "why"}
     assert json.loads(json.dumps(cleaned, allow_nan=False)) == cleaned

@@ -155,7 +155,7 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
                 str(paired["right_to_wrong"]),
                 str(paired["wrong_to_right"]),
                 _percent(paired["consistency"]),
-                f"{paired['mcnemar_p_holm']:.3g}",
+                "—" if paired["mcnemar_p_holm"] is None else f"{paired['mcnemar_p_holm']:.3g}",
             ]
             add_row(table, row)
     return table if table.row_count else None

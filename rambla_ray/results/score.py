@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rambla_ray.schema import Outcome, Role
 from rambla_ray.scoring import metrics, original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
+from rambla_ray.scoring.undefined import Undefined, without_nan
 from rambla_ray.storage import Folder
 
 # The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
@@ -128,46 +129,33 @@ def score(folder: Folder) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
     for model in spec["models"]:
-        first = len(cells)
         for task, task_spec in spec["tasks"].items():
             samples = stored(model, task)
             variants = {
                 variant: samples.cells[variant] for variant in task_spec["variants"] if variant in samples.cells
             }
             for variant, cell in variants.items():
-                numbers, reasons = _own_numbers(cell, task_spec, samples)
+                own = metrics.cell_metrics(cell, task_spec["labels"], samples.texts, task_spec.get("judge", ""))
                 if Role.READER in spec["roles"]:
-                    numbers["read_by"] = _read_by(cell, samples.read_by_reader[variant])
-                pair_with = task_spec["pair_with"]
-                if pair_with and pair_with != f"{task}/{variant}":
-                    other, _, at = pair_with.partition("/")
-                    clean = stored(model, other).cells.get(at) if other in spec["tasks"] else None
-                    numbers["paired"] = _paired(cell, clean, pair_with, spec["tasks"], reasons)
-                cells.append({**numbers, "model": model, "task": task, "variant": variant, "null_reasons": reasons})
+                    own["read_by"] = _read_by(cell, samples.read_by_reader[variant])
+                paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
+                cells.append(_explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
-        _adjust(cells[first:])
+    _adjust(cells)
     return {
+        **_explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
         "scoring": SCORING,
         "synthetic": spec["synthetic"],
         "roles": spec["roles"],
-        "partial": _partial(sum(cell["n"] for cell in cells), spec),
         "cells": cells,
         "effects": effects,
     }
 
 
-def _own_numbers(
-    cell: Cell, task_spec: Mapping[str, Any], stored: ScoredTask
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """A cell's numbers without its pair, and why some are null."""
-    own = metrics.cell_metrics(cell, task_spec["labels"], stored.texts, task_spec.get("judge", ""))
-    numbers = {**own, "paired": None}
+def _explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers with null for what is undefined, and `null_reasons`, which says why by the dotted place of each."""
     reasons: dict[str, str] = {}
-    if numbers["accuracy"]["value"] is None:
-        reasons["accuracy.value"] = (
-            "the model gives scores, not answers" if "score" in numbers else "no sample was scored"
-        )
-    return metrics.without_nan(numbers, "", reasons), reasons
+    return {**without_nan(numbers, "", reasons), "null_reasons": reasons}
 
 
 def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
@@ -176,24 +164,38 @@ def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
 
 
 def _paired(
-    cell: Cell, clean: Cell | None, pair_with: str, tasks: Mapping[str, Any], reasons: dict[str, str]
-) -> dict[str, Any] | None:
-    """The comparison of a cell with its pair; None, with an entry in `reasons`, where the pair has no samples."""
+    cell: Cell, task: str, variant: str, tasks: Mapping[str, Any], stored: Callable[[str], ScoredTask]
+) -> dict[str, Any] | Undefined:
+    """The comparison of a cell with the one its task names; undefined where that is none, itself, or without samples.
+
+    Args:
+        cell: the samples.
+        task: its task.
+        variant: its variant.
+        tasks: how each task of the run is scored.
+        stored: returns the samples of a task by its name, of the same target.
+    """
+    pair_with = tasks[task]["pair_with"]
+    if not pair_with:
+        return Undefined("the task is not compared with another")
+    if pair_with == f"{task}/{variant}":
+        return Undefined(metrics.COMPARED_WITH)
+    other, _, at = pair_with.partition("/")
+    if other not in tasks or at not in tasks[other]["variants"]:
+        return Undefined(f"task {pair_with} is not in this run")
+    clean = stored(other).cells.get(at)
     if clean is None:
-        other, _, at = pair_with.partition("/")
-        planned = other in tasks and at in tasks[other]["variants"]
-        reasons["paired"] = f"task {pair_with} {'has no samples yet' if planned else 'is not in this run'}"
-        return None
-    paired: dict[str, Any] = {"with": pair_with, **metrics.paired_metrics(cell, clean)}
-    return paired
+        return Undefined(f"task {pair_with} has no samples yet")
+    same_judge = tasks[task].get("judge") == tasks[other].get("judge")
+    return {"with": pair_with, **metrics.paired_metrics(cell, clean, same_judge=same_judge)}
 
 
 def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
-    """Add to each comparison of a model's cells its p-value adjusted over all of them (Holm)."""
+    """Adjust the p-values of all comparisons of the run that test the same, whatever their model (Holm)."""
     pairs = {
         str(number): cell["paired"]
         for number, cell in enumerate(cells)
-        if cell["paired"] and cell["paired"]["mcnemar_p"] is not None
+        if cell["paired"] and cell["paired"]["mcnemar_p_holm"] is not None
     }
     for number, adjusted in holm({number: pair["mcnemar_p"] for number, pair in pairs.items()}).items():
         pairs[number]["mcnemar_p_holm"] = adjusted
@@ -224,7 +226,7 @@ def _effects(
     if effects["by"] == "n":
         rambla = {numbers["variant"]: numbers["rambla"] for numbers in numbers_of_cells}
         effects["rambla"] = _relative_changes(rambla, variants, reasons)
-    numbers = metrics.without_nan(effects, "", reasons)
+    numbers = without_nan(effects, "", reasons)
     return [{"model": model, "task": task, **numbers, "null_reasons": reasons}]
 
 
@@ -243,8 +245,10 @@ def _relative_changes(
     return original.changes([rambla[variant] for variant in mutated])
 
 
-def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | None:
-    """How many samples there are of how many; None when all are there."""
+def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | Undefined:
+    """How many samples there are of how many; undefined when all are there."""
     per_target = sum(sum(task_spec["expected"].values()) for task_spec in spec["tasks"].values())
     expected = per_target * len(spec["models"])
-    return {"samples": samples, "expected": expected} if samples < expected else None
+    if samples >= expected:
+        return Undefined("every sample is there")
+    return {"samples": samples, "expected": expected}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,15 @@ from rambla_ray.schema import Outcome
 from rambla_ray.scoring import original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell, Mask, Rows, as_mask
 from rambla_ray.scoring.rambla import quality
-from rambla_ray.scoring.stats import Estimate, bootstrap_mean, mcnemar_exact, roc_auc, slope, wilson
+from rambla_ray.scoring.stats import Estimate, mcnemar_exact, mean, roc_auc, slope
+from rambla_ray.scoring.undefined import Undefined
 
-SEED = 1234  # Every bootstrap draws with this seed.
 EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
 EXAMPLE_CHARS = 200  # A kept answer is cut at so many characters.
+NO_PAIR = "no item was scored in both"
+OTHER_TARGETS = Undefined("not adjusted: the right answers are not the pair's, so that flips mean another thing")
+JUDGED = Undefined("not adjusted: a judge gives one of the two answers, so that flips may be the judge's")
+COMPARED_WITH = "it is what the others are compared with"
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
 
@@ -27,7 +30,7 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts, judge: str = "
     """The numbers of one cell, without `paired`.
 
     `accuracy` is over scored samples; `coverage` says how many those are; `bounds` what the accuracy would be if
-    everything not scored were wrong, or right. Where a model gave scores instead of answers, accuracy is None and
+    everything not scored were wrong, or right. Where a model gave scores instead of answers, accuracy is undefined and
     `score` says how well they tell the labels apart.
 
     Args:
@@ -60,16 +63,20 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts, judge: str = "
     }
 
 
-def _lengths(cell: Cell) -> dict[str, float]:
-    """Tokens of the target's answers, an empty one having 0; all NaN where the model reports no tokens at all."""
+def _lengths(cell: Cell) -> dict[str, float] | dict[str, Undefined]:
+    """Tokens of the target's answers, an empty one having 0; undefined where the model reports no tokens at all."""
     lengths = cell["completion_tokens"].to_numpy()[as_mask(cell["target_answered"])]
-    return quality(lengths.tolist() if lengths.any() else [])
+    if not lengths.any():
+        return dict.fromkeys(quality([]), Undefined("no answer of the target has a number of tokens"))
+    return quality(lengths.tolist())
 
 
-def _accuracy(cell: Cell) -> tuple[float | None, list[float] | None]:
-    """The share of scored samples that are right, and its 95 % interval; None for both without any."""
-    right, scored = int(cell.correct.sum()), int(cell.scored.sum())
-    return (right / scored, list(wilson(right, scored))) if scored else (None, None)
+def _accuracy(cell: Cell) -> tuple[float | Undefined, list[float] | Undefined]:
+    """The share of scored samples that are right, and its 95 % interval."""
+    share = mean(cell.correct[cell.scored], _items(cell["root_id"], cell.scored))
+    if share is None:
+        return Undefined("no sample was scored"), Undefined("no sample was scored")
+    return share.value, list(share.ci95)
 
 
 def _score_metrics(cell: Cell) -> dict[str, Any]:
@@ -77,19 +84,20 @@ def _score_metrics(cell: Cell) -> dict[str, Any]:
     values, positives = (
         cell[column].filter(pa.array(cell.scored)).cast(pa.float64()).to_numpy() for column in ("answer", "label")
     )
-    area = roc_auc(positives, values, _items(cell["root_id"], cell.scored), SEED)
+    area = roc_auc(positives, values, _items(cell["root_id"], cell.scored))
+    no_answers = Undefined("the model gives scores, not answers")
     return {
-        "accuracy": {"value": None, "ci95": None, "bounds": None},
-        "score": {"roc_auc": _estimate(area)},
+        "accuracy": dict.fromkeys(("value", "ci95", "bounds"), no_answers),
+        "score": {"roc_auc": _estimate(area, "all scored samples have the same label")},
         "rambla": original.scores(cell),
     }
 
 
-def _label_bias(cell: Cell, label: str) -> dict[str, Any] | None:
+def _label_bias(cell: Cell, label: str) -> dict[str, Any] | Undefined:
     """How much more often a label is answered than it is right, as a share of the scored samples."""
     answered, right = (as_mask(pc.equal(cell[column], label))[cell.scored] for column in ("answer", "target"))
     surplus = answered.astype(np.float64) - right
-    return _estimate(bootstrap_mean(surplus, _items(cell["root_id"], cell.scored), SEED))
+    return _estimate(mean(surplus, _items(cell["root_id"], cell.scored), -1, 1), "no sample was scored")
 
 
 def _items(root_ids: pa.Array, chosen: Mask | Rows) -> Rows:
@@ -116,27 +124,38 @@ def _readers(cell: Cell, texts: Texts) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    return {"value": estimate.value, "ci95": estimate.ci95 and list(estimate.ci95)} if estimate else None
+def _estimate(estimate: Estimate | None, reason: str) -> dict[str, Any] | Undefined:
+    return {"value": estimate.value, "ci95": list(estimate.ci95)} if estimate else Undefined(reason)
 
 
-def paired_metrics(cell: Cell, clean: Cell) -> dict[str, Any]:
+def paired_metrics(cell: Cell, clean: Cell, *, same_judge: bool = True) -> dict[str, Any]:
     """How answers to the same items differ from those of the cell they are paired with.
 
-    Only items scored in both count. `difference` is that of the accuracies, with a bootstrap interval over items;
-    `mcnemar_p` the exact two-sided p of McNemar's test on right and wrong.
+    Only items scored in both count. `difference` is that of the accuracies, with its interval; `mcnemar_p` the exact
+    two-sided p of McNemar's test on right and wrong. `mcnemar_p_holm` is the same p, for the caller to adjust, where
+    the test asks what it asks elsewhere: does another prompt for the same right answer change the target's accuracy?
+
+    Args:
+        cell: the samples.
+        clean: those they are compared with.
+        same_judge: whether no judge answers, or the same kind of judge in both.
     """
     before, after = _pairs(clean, cell)
     was, is_now = clean.correct[before], cell.correct[after]
     to_wrong, to_right = int((was & ~is_now).sum()), int((is_now & ~was).sum())
-    same = as_mask(pc.equal(clean["answer"].take(pa.array(before)), cell["answer"].take(pa.array(after))))
+    same_answer, same_target = (
+        as_mask(pc.equal(clean[column].take(pa.array(before)), cell[column].take(pa.array(after))))
+        for column in ("answer", "target")
+    )
+    p = mcnemar_exact(to_wrong, to_right) if len(after) else Undefined(NO_PAIR)
     return {
         "n": len(after),
         "right_to_wrong": to_wrong,
         "wrong_to_right": to_right,
-        "consistency": float(same.mean()) if len(after) else None,
+        "consistency": float(same_answer.mean()) if len(after) else Undefined(NO_PAIR),
         "difference": _difference(clean, cell),
-        "mcnemar_p": mcnemar_exact(to_wrong, to_right) if len(after) else None,
+        "mcnemar_p": p,
+        "mcnemar_p_holm": OTHER_TARGETS if not same_target.all() else p if same_judge else JUDGED,
     }
 
 
@@ -147,23 +166,22 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
         variants: the cell of each variant (`n=10`), in the plan's order; the first is what others are compared with.
 
     Returns:
-        `variants`: per variant its accuracy and its difference from the first, with a bootstrap interval over items;
-        where variants are numbers also `slope`, the change of accuracy per unit.
+        `variants`: per variant its accuracy and its difference from the first, each with its interval; where variants
+        are numbers also `slope`, the change of accuracy per unit.
     """
     names = list(variants)
     first = variants[names[0]]
     rows = []
-    accuracies: dict[str, float | None] = {}
     for name, cell in variants.items():
-        accuracies[name], interval = _accuracy(cell)
+        accuracy, interval = _accuracy(cell)
         rows.append(
             {
                 "variant": name,
                 "scored": int(cell.scored.sum()),
-                "accuracy": accuracies[name],
+                "accuracy": accuracy,
                 "ci95": interval,
                 "pairs": len(_pairs(first, cell)[0]),
-                "difference": _difference(first, cell) if name != names[0] else None,
+                "difference": Undefined(COMPARED_WITH) if name == names[0] else _difference(first, cell),
             }
         )
     effects: dict[str, Any] = {"by": names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
@@ -172,13 +190,13 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
     return effects
 
 
-def _slope(cells: Mapping[float, Cell]) -> dict[str, Any] | None:
+def _slope(cells: Mapping[float, Cell]) -> dict[str, Any] | Undefined:
     """The change of accuracy per mutation, from the cells by their number of mutations."""
     scored = np.concatenate([cell.scored for cell in cells.values()])
     x = np.repeat(list(cells), [len(cell) for cell in cells.values()])
     y = np.concatenate([cell.correct for cell in cells.values()])
     items = _items(pa.concat_arrays([cell["root_id"] for cell in cells.values()]), scored)
-    return _estimate(slope(x[scored], y[scored], items, SEED))
+    return _estimate(slope(x[scored], y[scored], items), "fewer than two variants have a scored sample")
 
 
 def _pairs(first: Cell, second: Cell) -> tuple[Rows, Rows]:
@@ -189,20 +207,8 @@ def _pairs(first: Cell, second: Cell) -> tuple[Rows, Rows]:
     return in_first[matches.drop_null().to_numpy()], in_second[as_mask(matches.is_valid())]
 
 
-def _difference(first: Cell, second: Cell) -> dict[str, Any] | None:
+def _difference(first: Cell, second: Cell) -> dict[str, Any] | Undefined:
     """The accuracy of the second cell less that of the first, on the items that were scored in both."""
     before, after = _pairs(first, second)
     change = second.correct[after].astype(np.float64) - first.correct[before]
-    return _estimate(bootstrap_mean(change, _items(second["root_id"], after), SEED))
-
-
-def without_nan(value: Any, where: str, reasons: dict[str, str]) -> Any:
-    """`value` with None for every NaN or infinity, for each of which `reasons` gets an entry by its dotted place."""
-    if isinstance(value, float) and not math.isfinite(value):
-        reasons[where] = "0/0 is undefined"
-        return None
-    if isinstance(value, Mapping):
-        return {key: without_nan(inner, f"{where}.{key}" if where else key, reasons) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_nan(inner, f"{where}[{number}]", reasons) for number, inner in enumerate(value)]
-    return value
+    return _estimate(mean(change, _items(second["root_id"], after), -1, 1), NO_PAIR)
