@@ -34,15 +34,15 @@ def finish(sample: Sample, task: TaskConfig) -> None:
     reading, as_rambla = Reading(None, "no answer"), None
     if answered:
         read = _read_cached if len(last.text) <= SHORT else _read
-        reading, as_rambla = read(last.text, task.answer.choices)
+        reading, as_rambla = read(last.text, task.answer.choices, last.finish_reason == "length")
     sample.answer = task.answer.label_of(reading.answer) if reading.answer else ""
     sample.rambla_answer = task.answer.label_of(as_rambla) if as_rambla else ""
     sample.outcome = Outcome.SCORED if reading.answer else _outcome_without_answer(last, refused=reading.refused)
 
 
-def _read(text: str, choices: tuple[str, ...]) -> tuple[Reading, str | None]:
-    """The reading of each of the two readers."""
-    return read_robust(text, choices), read_rambla(text, choices)
+def _read(text: str, choices: tuple[str, ...], cut: bool) -> tuple[Reading, str | None]:
+    """The reading of each of the two readers; `cut` says that the text reached its length limit."""
+    return read_robust(text, choices, cut=cut), read_rambla(text, choices)
 
 
 _read_cached = lru_cache(maxsize=4096)(_read)
