@@ -15,6 +15,7 @@ _JOIN = (
     r"""(?:(?:perhaps|maybe|possibly)\s)?["'(\[]{0,2}"""
 )
 _LIST = re.compile(rf"{CHOICE}(?:{_JOIN}{CHOICE})+")
+_COUNTED = re.compile(rf"({CHOICE})[\"']?\s?[(=:]\s?\d{{1,6}}\b\)?")  # "yes (12), no (8)"
 _OPTION = re.compile(rf"^[ \t]*[(\[]?({CHOICE}|\w)[).:\]](?=[ \t]+\S)", re.MULTILINE)
 _QUOTED_QUESTION = re.compile(r'"[^"\n]{0,400}\?"')
 _QUESTION = re.compile(r"[^.!?;\n]{0,400}\?")
@@ -28,7 +29,7 @@ _ABLE = (
     r"|table|document)"
     r"|read (?:the|your|this|pdfs?|files?|links?|images?)|answer (?:questions?|your|this|that|any|medical|it)"
     r"|provide|offer|give (?:you |out )?(?:medical|personal|legal|health|any|an?) "
-    r"|diagnose|prescribe|love to|like to|process|analy[sz]e (?:the|this|your|an?)|summari[sz]e|comply|do (?:that"
+    r"|diagnose|prescribe|process|analy[sz]e (?:the|this|your|an?)|summari[sz]e|comply|do (?:that"
     r"|this|so)|search"
     r"|(?:an|just an|only an) (?:ai|assistant)|a (?:large )?language model|here\b|ready|access\b|the ability"
     r"|real-time|personal"
@@ -38,9 +39,11 @@ _CHATTER = re.compile(
     rf"{CHOICE}[,.!:]? (?:(?:sorry|unfortunately|of course|sure|certainly|absolutely|indeed|okay|i'm afraid"
     rf"|gladly)[,!.]? )*"
     r"(?:(?:i|we)(?:'d|'ll|'m|'ve| would| will| can(?:not|'t)?| could(?:n't)?| am| do(?:n't)?| have(?:n't)?| did)?"
-    r"(?: (?:not|also|certainly|gladly|be|am|just|now|currently|really|able to|unable to|more than|very|going to"
+    r"(?: (?:love to|like to|not|also|certainly|gladly|be|am|just|now|currently|really|able to|unable to|more than"
+    r"|very|going to"
     r"|have))*"
-    rf" {_ABLE}|let me (?:know|take|look|see|help)|that(?:'s| is) an? (?:\w+ )?(?:good|great|interesting|important"
+    rf" {_ABLE}|let me (?:know|take|look|see|help)|as an ai|that(?:'s| is) an? (?:\w+ )?(?:good|great|interesting"
+    r"|important"
     rf"|excellent|valid|fair|common) |(?:great|good|interesting|excellent) question|thank|go ahead|feel free"
     rf"|how (?:can|may)|what (?:would|can|is your)|which (?:one|abstract))"
     rf"|{CHOICE}[,!]? (?:(?:of course|sure|certainly)[,!.]? )?please\b(?! (?:note|see|refer|bear))"
@@ -61,12 +64,14 @@ _DENIED = re.compile(
     r"|refut\w+|reject\w*|ruled? out|rules out|excludes?|wrong|incorrect|inaccurate|mistake\w*|erroneous\w*"
     r"|unjustified|premature|misleading|naive"
     r"|unwarranted|unfounded|inappropriate|far from|by no means|instead of|rather than|other than|anything but"
-    r"|opposed to|contrary to|little|few"
+    r"|opposed to|contrary to|little|few|no longer|contradict(?:s|ed|ing)?|conflicts?|disprov\w+|argues? against"
+    r"|no \w+ (?:would|could|can|should|has|have|ever|will)"
     r"|no (?:\w+ ){0,2}(?:reason|basis|evidence|grounds?|support|indication|way|justification|proof|case)|overstat\w*"
     r"|fails? to|failed to|too \w+ to|(?:hard|difficult|impossible|reluctant|unable|insufficient|unsafe|unwise"
     r"|rash|tempting|not enough) to|stops? short of"
-    r"|short of|against|without|avoid\w*|prevent\w*|no (?:[\w-]+ ){0,3}[\"']?$|refus\w+|hesitat\w+|unsure"
+    r"|short of|against|without|avoid\w*|prevent\w*|refus\w+|hesitat\w+|unsure"
     r"|uncertain|unclear|unknown|unproven|skeptical|sceptical|myth|fallacy|caution\w*|ignor\w+)\b|n't\b"
+    r"|\bno (?:[\w-]+ ){0,3}[\"']?$"
 )
 _SUPPOSED = re.compile(
     r"\b(?:if|whether|suppos\w+|assum\w+|imagin\w+|unless|until|in case (?:of|the answer|it)\b|provid(?:ed"
@@ -75,20 +80,24 @@ _SUPPOSED = re.compile(
     r"|initial\w*|at first|first (?:thought|impression|instinct|reaction|glance)|previously"
     r"|originally|earlier|formerly|might|may|could|possibly|perhaps|partly|partially|maybe|one can|can (?:say"
     r"|think|argue|answer)|seem(?:s|ed)? to (?:suggest|say) at|pretend\w*|wonder\w*|depend\w*|require[sd]?"
-    r"|expect(?:ed|s)?|want(?:s|ed)?|wish\w*|hop(?:e|ed|ing)|almost|nearly|not quite|for example|for instance"
+    r"|expect(?:ed|s)?|want(?:s|ed)?|wish\w*|hop(?:e|ed|ing)|used to|almost(?! certainly| surely)|nearly|not quite"
+    r"|for example|for instance"
     r"|e\.g\.|such as)\b"
-    r"|^\s*(?:to (?:answer|say|conclude|call|label)|(?:answering|saying|calling|labell?ing|concluding"
+    r"|\b(?:has|have|had) (?:\w+ )?been\s[\"']?$|^\s*(?:to (?:answer|say|conclude|call|label)|(?:answering|saying"
+    r"|calling|labell?ing|concluding"
     r"|choosing))\s(?:[\w']+\s){0,3}[\"']?$"
 )
 _EVIDENT_IF = re.compile(
-    r"\bif (?:i|we|one|you|forced|pressed|asked|anything)\b(?: (?:had|have|has|must|was|were|am|go|going|look|rely"
+    r"\bif (?:i|we|one|you|forced|pressed|asked|anything)\b(?: (?:had|have|has|must|was|were|am|go|going|look"
+    r"|insist|rely"
     r"|judge|are|is|follow|trust|believe|only|forced|pressed|to|by|choose|pick|decide))*"
     r"|\bif (?:the|this|these) (?:abstract|authors?|data|study|results?|text|findings?"
     r"|paper)\b[^,]{0,30}\b(?:right|correct|believed|trusted|reliable)"
-    r"|\b(?:even|as) if\b|\bwhether (?:or not\b|\w+ or \w+)"
+    r"|\b(?:even|as) if\b|\bwhether (?:or not\b|\w+ or \w+)|\b(?:to|on) (?:the )?(?:question (?:of "
+    r"|as to )?)?whether\b"
 )
 _SUPPOSES = re.compile(
-    r"(?:(?:^|[.,;:]\s)\s*(?:were|had|should) (?:the|it|this|that|there|they|we|i)|(?:^|[\n\s(\"'])(?:if|suppos\w+"
+    r"(?:(?:^|[.,;:]\s)\s*(?:were|should|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|suppos\w+"
     r"|assuming|imagine|until|provid(?:ed|ing) that|only (?:if|when)|whether))\s"
 )
 _STATES = (
@@ -97,7 +106,9 @@ _STATES = (
     r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided)"
 )
 _SAYS = (
-    r"(?:says?|said|claim(?:s|ed)?|argu(?:e|es|ed)|believe[sd]?|thinks?|thought|replie[sd]|responds|responded"
+    r"(?:(?:(?<=would )|(?<=will )|(?<=should )|(?<=must )|(?<=to )|(?<=they )|(?<=you ))answer|says?|said"
+    r"|claim(?:s|ed)?|argu(?:e|es|ed)|believe[sd]?|thinks?|thought(?<!second thought)|replie[sd]|responds"
+    r"|responded"
     r"|answers|answered|concludes?|concluded|votes|voted"
     r"|maintain(?:s|ed)?|contend(?:s|ed)?|insist(?:s|ed)?|assert(?:s|ed)?|wrote|writes|guess(?:ed|es)|chose|picked"
     r"|selected|opted"
@@ -109,9 +120,13 @@ _OWN_SUBJECT = re.compile(
     rf"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|explicitly|hereby|firmly|strongly"
     rf"|fairly|confidently|in the end|ultimately|have|has|to))*\s$"
 )
+_ONCE = re.compile(  # "I first thought", "I was going to say"
+    r"\bi (?:(?:initially|first|had|once|almost|nearly) )?(?:thought|considered|guessed|believed|suspected|felt|said)$"
+    r"|\bi (?:was|wanted|used|would like|tried|hoped|intended|meant|almost|would have(?! to)) "
+)
 _MINE = re.compile(
     r"\b(?:i|we|i'd|i'll|i'm|me|let's|safe to|fair to|reasonable to|have to|has to|one must|led to"
-    r"|question (?:\w+ ){1,3}be)\b"
+    r"|question (?:\w+ ){1,3}be|(?:every|good|strong|ample) reason to|it (?:can|must|should) be)\b"
 )
 _OTHERS = re.compile(
     r"\b(?:previous|earlier|prior|other|another|(?:their|his|her|your)(?! (?:discussion|conclusions?|abstract"
@@ -126,6 +141,13 @@ _SAY_VERB = re.compile(
     rf"\b{_SAYS}\b(?=\s*(?:(?:that|the|it|this|to be|so|an?|for|with|as|against|in favou?r|[{NO_CHOICE}])(?=\W|$)"
     rf"|[\"':,(]|$))"
 )
+_QUOTING = re.compile(
+    r"\b(?:says?|said|repl(?:ies|ied)|answer(?:s|ed)|respond(?:s|ed)|wrote|writes|argue[sd]|claim(?:s|ed)|told"
+    r"|asked|exclaimed)\b(?:[^,:]{0,20}[,:]\s*[\"']|[,:]\s*)$"
+)  # The patient replied, "No."
+_ORDER = re.compile(
+    r"\s*(?:please )?(?:answer|say|reply|respond|write|choose|select|mark)\s[\"']?$"
+)  # "When in doubt, answer no."
 _INFERS = re.compile(
     r"\b(?:suggest|show|indicate|impl[iy]|support|conclude|prove|mark|label|labell|rate|judge|consider|code)(?:s"
     r"|es|ed|d)?\b"
@@ -182,6 +204,8 @@ def without_mentions(text: str) -> str:
     """A tokenised text in which only the choices that may be asserted are left."""
     text = re.sub(rf"({CHOICE})(?:[ \t]+\1)+", r"\1", text)
     text = _LIST.sub(_unless_asserted, text)
+    if len(set(_COUNTED.findall(text))) > 1:
+        text = _COUNTED.sub("~", text)
     if len(set(_OPTION.findall(text))) > 1:
         text = _OPTION.sub(lambda option: "~" if re.search(CHOICE, option.group()) else option.group(), text)
     text = _QUESTION.sub("?", _QUOTED_QUESTION.sub("~", text))
@@ -253,6 +277,10 @@ def _clauses(before: str) -> tuple[str, str]:
 def _is_reported(lead: str, clause: str) -> bool:
     if _THEIR_WORD.search(clause) or _PASSIVE.search(clause):
         return True
+    if _QUOTING.search(lead) and not _own(lead.rstrip(", \"'")):
+        return True
+    if lead.strip() and _ORDER.match(clause):
+        return True
     if _ACCORDING_TO_OTHERS.search(lead) and not re.search(r"\bbut\b", lead):
         return True
     if lead.rstrip().endswith(":"):
@@ -268,10 +296,7 @@ def _own(clause: str) -> bool:
     """Whether what a clause says is the model's own word, or the finding of the study that it was given."""
     verb = list(_SAY_VERB.finditer(clause))[-1]
     subject = clause[: verb.start()]
-    if re.search(
-        r"\bi (?:initially |first |had |once )?(?:thought|considered|guessed|believed|suspected|felt)$",
-        clause[: verb.end()],
-    ):
+    if _ONCE.search(clause[: verb.end()]):
         return False
     mine = _OWN_SUBJECT.search(subject) or _MINE.search(subject)
     return bool(mine) and not _OTHERS.search(" ".join(subject.split()[-_SUBJECT:]))

@@ -9,20 +9,25 @@ import re
 
 from rambla_ray.scoring.answer_tokens import CHOICE
 
-_CANNOT = r"(?:cannot|can't|can not|could not|couldn't|unable to|not able to|not possible to|impossible to)"
+_CANNOT = (
+    r"(?:cannot|can't|can not|(?<=\bit )could not|(?<=\bi )could not|(?<=\bi )couldn't|unable to|not able to"
+    r"|not possible to|impossible to)"
+)
 _SOURCE = r"(?:abstract|context|text|passage|information|document|premise|excerpt|article|paper|study|source)s?"
 _SILENT = (
     rf"\b{_SOURCE} (?:provided |given |above )?(?:does not|doesn't|do not|don't|did not|didn't|never|fails? to"
     rf"|is silent)"
 )
 CANNOT_TELL = re.compile(
-    rf"{_CANNOT} (?:\w+ )?(?:be )?(?:\w+ly )?(?:determine|tell\b|known?\b|conclude|infer|decide|ascertain"
-    rf"|establish|say\b(?! (?:~|that)))"
+    rf"{_CANNOT} (?:\w+ )?(?:be )?(?:\w+ly )?(?:determined?|tell|known?|concluded?|infer(?:red)?|decided?"
+    r"|ascertain(?:ed)?"
+    rf"|establish(?:ed)?|say\b(?! (?:~|that)))\b(?! (?:how|why|which|what|when|who|the (?:cause|reason|mechanism))\b)"
     rf"|\b(?:nothing|nowhere) in (?:the|this) (?:\w+ )?{_SOURCE} (?:\w+ )?(?:address|answer|mention|say|state|tell"
     rf"|indicate|suggest|relate|speak|help)"
+    rf"|{_SOURCE} lacks? (?:\w+ ){{0,3}}(?:information|data|details?|evidence)"
     rf"|{_SOURCE} (?:\w+ )?(?:gives?|provides?|contains?|offers?|has|makes?) no (?:\w+ )?(?:answer|mention"
     rf"|information|details?|indication|statement|clue|hint)"
-    rf"|{_CANNOT} (?:be )?answer(?:ed)?\b[^.\n]{{0,40}}\b(?:from|based on|with|using) (?:the|this|what)"
+    rf"|{_CANNOT} (?:be )?answer(?:ed)?\b(?! [\"']?~)[^.\n]{{0,40}}\b(?:from|based on|with|using) (?:the|this|what)"
     r"|(?:insufficient|not enough|inadequate|lack of|\bno|does not|doesn't) (?:\w+ )?(?:enough |sufficient )?"
     r"(?:(?:information|evidence|data|details?) (?:\w+ ){0,4}"
     r"to (?:answer|determine|say|tell|know|conclude|decide|draw|assess|make|give)"
@@ -30,7 +35,9 @@ CANNOT_TELL = re.compile(
     r"|(?:insufficient|not enough) information"
     r"|\b(?:i|we) (?:do not|don't) know\b(?! (?:how|why|which|what|when|who))|\bno way (?:to|of) (?:know|tell"
     r"|answer|say)|\b(?:cannot|can't|could not|couldn't|unable to) find (?:the|an|any|this) (?:answer|information"
-    r"|mention)|\bno (?:\w+ )?(?:answer|conclusion) (?:can|could|is|exists|to)|\bno telling|\bnot (?:stated"
+    r"|mention)|\bno (?:\w+ )?(?:answer|conclusion) (?:can|could|is|exists|to|in the|given|provided)|\bno telling"
+    r"|\b(?:it|this|that|answer|information|outcome|effect|association|question|topic)(?: (?:is|was|are"
+    r"|were))? not (?:stated"
     r"|mentioned|specified|addressed|reported|given|answered|answerable|discussed|found|contained|available"
     r"|covered|determinable) (?:in|from|by) (?:the|this)"
     rf"|\b(?:the answer|it|this) (?:is|was) not (?:in|given|stated|found|answerable|to be found|provided"
@@ -75,9 +82,11 @@ REFUSAL = re.compile(
 # Whole answers, or first sentences, in other words than the choices'.
 
 _NOT_KNOWN = (
-    r"(?:i(?:'m| am) |it(?:'s| is) |it remains |this (?:is|remains) |still |(?:honestly|sorry),? |the answer (?:is"
+    r"(?:(?:the |this )?(?:evidence|information|data|abstract|results?|findings?) (?:is|are|remains?) |i(?:'m"
+    r"| am) |it(?:'s| is) |it remains |this (?:is|remains) |still |(?:honestly|sorry),? |the answer (?:is"
     r"|remains) |that is )?(?:currently |largely |quite |too |very )?(?:unclear|not clear|uncertain|undetermined"
-    r"|indeterminate|inconclusive|unanswerable|not answerable|not known|unsure|not sure|undecided"
+    r"|indeterminate|inconclusive|unanswerable|not answerable|not known|unsure|not sure|undecided|insufficient"
+    r"|not sufficient"
     r"|hard to (?:say|tell|know)|difficult to (?:say|tell)|can't (?:tell|say)|cannot (?:tell|say|know|be (?:known"
     r"|determined|answered|said|inferred|concluded))|can't be (?:known|determined|answered)|not determinable"
     r"|not possible to (?:say|tell)"

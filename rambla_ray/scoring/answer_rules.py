@@ -72,9 +72,10 @@ _CUE = (
     r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give)(?: (?:this|it"
     r"|the (?:pair|question|answer|claim|statement|relation(?:ship)?)))?"
     # "in one word:", "the authors conclude:", "according to the abstract:", "answers the question with a clear"
-    r"|\b(?:in one word|in a word|concludes?(?: with| that)?|to answer (?:your|the|this) question"
+    r"|\b(?:(?:in|on|for|with) (?:one|a|a single) word|one[- ]word answer|concludes?(?: with| that)?"
+    r"|to answer (?:your|the|this) question"
     rf"|(?:according to|based on|given|from)\s[^.!?;:,\n{NO_CHOICE}]{{0,80}})\s?[,:]"
-    r"|\banswers? the question with|\bconcludes? with|\banswer it with"
+    r"|\banswers? (?:it|(?:the|this|that|its own) question)(?: with\b)?|\bconcludes? with|\banswer it with"
     # "the evidence is clear: yes"
     r"|\b(?:clear|plain|simple|straightforward|obvious|i agree|unequivocal|unambiguous|conclusive|direct|brief"
     r"|short|firm|in a nutshell|briefly|put (?:simply|shortly)|to put it \w+|simply put|in other words|in essence"
@@ -108,7 +109,8 @@ _FACTS = (
     "abstract|evidence|stud(?:y|ies)|passage|text|data|premise|sentence|results?|findings?|it|this|trial|paper|article"
 )
 _AGREE = (
-    r"(?:(?:well|sure|ok|okay|oh|hm+|probably|likely|most likely|very likely|definitely|certainly|absolutely"
+    r"(?:(?:well|sure|ok|okay|oh|hm+|probably|likely|most likely|very likely|almost certainly|definitely|certainly"
+    r"|absolutely"
     r"|clearly|simply|overall|a clear|a definite|in general|generally|again|of course|maybe not"
     r"|then)[\s,:!]{1,3})?"
 )
@@ -143,7 +145,12 @@ ASSERTIONS = [
         (0, "predicate", rf"\b(?:in|form|constitutes?|represents?) (?:an? |clear |direct )*{_CHOSEN}"),
         (1, "leading", rf"{_START}{_AGREE}{_CHOSEN}"),  # "Yes, because", "Sure! No.", "Probably yes."
         (1, "leading", rf"{_START}{CHOICE}, {_CHOSEN}"),  # "Yes, no, maybe"
-        (1, "leading", rf"\A[\s\"'(]{{0,4}}(?:option|choice|answer|letter)\s{_CHOSEN}"),  # "Option C"
+        (
+            1,
+            "leading",
+            r"\A[\s\"'(]{0,4}(?:(?:option|choice|letter)"
+            rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s{_CHOSEN}",
+        ),  # "Option C"
         (1, "set_off", rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}"),  # "It does, yes.", "but yes, it is safe"
         (1, "set_off", rf"→ (?:[^.;!?\n{NO_CHOICE}]{{0,40}}: )?{_CHOSEN}"),  # "p = 0.6 → no"
         (1, "correction", rf"{_BACK}[\s,:-]{{0,4}}{_FILL}{_CHOSEN}"),  # "actually no", "Correction: yes"
@@ -164,7 +171,7 @@ STATEMENT = re.compile(
     r"\b(?:answer\w*|question|verdict|say|go|going|call|lean\w*|conclu\w+|evidence|data|results?|abstract"
     r"|findings?|study|trial|authors?|vote|favou?r\w*|point\w*"
     rf"|suggest\w*|support\w*|indicat\w*|mean\w*|settle|opt|confident|inclined"
-    rf"|decide)\b[^.;!?:\n{NO_CHOICE}]{{0,60}}\s[\"']?({CHOICE})"
+    rf"|decide)\b[^.;!?:\n{NO_CHOICE}]{{0,60}}(?<!\bwas)(?<!\bwere)\s[\"']?({CHOICE})"
     r"(?=[\"')]{0,2}\s?(?:[.!]|$)|[\"']? (?:on this|here|to this|in this|because|since|as|given|from me)\b)",
     re.MULTILINE,
 )

@@ -6,6 +6,7 @@ write are no part of it.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def spoken(text: str) -> str:
     """The model's first turn without its hidden reasoning, normalised (NFKC), and of a very long one the two ends."""
     spoken = _without_reasoning(text)
     turn = next((turn for turn in _END_OF_TURN.split(spoken) if turn.strip()), "")
-    return unicodedata.normalize("NFKC", _two_ends(turn)).replace("\ufe0f", "").replace("\u200b", "")
+    return unicodedata.normalize("NFKC", _two_ends(html.unescape(turn))).replace("\ufe0f", "").replace("\u200b", "")
 
 
 def _without_reasoning(text: str) -> str:
@@ -103,10 +104,10 @@ _LABEL_TAG = (
     r"(?:answer|verdict|label|result|decision|prediction|conclusion|choice|classification|output|response|solution)"
 )
 _MARKUP = [
-    (re.compile(r"<final>|<(?:final[ _-]?)?answer>|\\boxed\b", re.IGNORECASE), "\nfinal answer: "),
+    (re.compile(r"<final>|[<\[](?:final[ _-]?)?answer[>\]]|\\boxed\b", re.IGNORECASE), "\nfinal answer: "),
     (re.compile(rf"<(?:final[ _-]?)?{_LABEL_TAG}>", re.IGNORECASE), "\nanswer: "),
     (re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{1,200}</\1>", re.IGNORECASE), " "),
-    (re.compile(r"</[a-z][^<>\n]{0,80}>", re.IGNORECASE), "\n"),
+    (re.compile(r"\[/[a-z]{2,20}\]|</[a-z][^<>\n]{0,80}>", re.IGNORECASE), "\n"),
     (re.compile(r"<[a-z][^<>\n]{0,80}>|\\(?:text|math)[a-z]{0,4}\b|_", re.IGNORECASE), " "),
     (re.compile(r"-{0,3}(?<!\w-)->|={1,3}>|[→⇒➜➔⟶➡⟹]|\\(?:right|Right)arrow\b"), " → "),
     (re.compile(r"[“”„«»「」『』]"), '"'),

@@ -20,13 +20,14 @@ _GOES_ON = (
     r"(?:because|since|as|but|although|though|while|based|according|given|due|it|the|this|that|these|those|they|there"
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
     r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each)"
-    r"|is (?:correct|right|the|my|best|what))\b"
+    r"|is (?:correct|right|the|my|best))\b"
 )
 _IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"
 FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
 # And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
 FOLLOWED_BY_MORE = (
-    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:relation(?:ship)?|label|pair|with respect|between|of (?:the|each))\b))"
+    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
+    r"|each))\b))"
 )
 # "No." for number: "No. 12", "Grant No. R01"; but "No. 12 patients relapsed in each arm" answers.
 _NUMBER = re.compile(
@@ -54,8 +55,10 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CITED = re.compile(r"\[\d{1,2}\] \w")  # "[1] Smith et al."
+_ANSWER_LABEL = re.compile(r":\s{0,3}[(\[]?[A-E][)\].]{0,2}\s*$", re.MULTILINE)  # "A: B", where A is for answer
 _NEXT_WORD = re.compile(r" ([a-z]+)\b", re.IGNORECASE)
 _JOINING = {"or", "and", "nor", "vs", "versus", "vote", "votes", "answer", "answers", "response", "if", "is", "was"}
+_JOINING |= {"would", "cannot", "could", "can", "may", "might", "does", "has", "needs", "requires", "seems", "means"}
 _JOINING |= {"for", "in", "among", "at", "only", "to", "on", "with", "when"}
 _OTHER_WORDS = {"yes": r"|yep|yeah|yup|yea", "no": r"|nope|nah"}
 
@@ -123,6 +126,8 @@ class Vocabulary:
             return found.group()
         if _CITED.match(found.string, max(0, found.start() - 1)):
             return found.group()
+        if self.names[index] == "a" and _ANSWER_LABEL.match(found.string, found.end()):
+            return found.group()
         token = chr(_FIRST + index)
         return f"{token}," if self.names[index] == "yes" and _runs_on(found, self.names) else token
 
@@ -158,4 +163,4 @@ def _runs_on(found: re.Match[str], names: tuple[str, ...]) -> bool:
     if found.start() > 20 or re.search(r"\w", found.string[: found.start()]):
         return False
     following = _NEXT_WORD.match(found.string, found.end())
-    return bool(following) and following.group(1).lower() not in (*names, *_JOINING)
+    return following is not None and following.group(1).lower() not in (*names, *_JOINING)
