@@ -21,6 +21,8 @@ CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
 # Answers that are read wrongly, and as what.
 KNOWN_MISSES: dict[str, str | None] = {
     "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
+    "No benefit, no harm, no cost: no.": None,
+    "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
 FRAGMENTS = [

@@ -9,7 +9,7 @@ from rambla_ray.scoring.answer_tokens import CHOICE, Vocabulary
 
 _LETTER = r"[(\[]?([A-Ea-e1-5])[.):\]]{1,2}\s{0,3}"
 _OPTION = re.compile(
-    rf"(?:^|[ ,;:]){_LETTER}[\"']?({CHOICE})[\"']?(?=[ ]{{0,2}}(?:$|[,;.]|or\b|[(\[]?[A-Ea-e1-5][.):\]]))",
+    rf"(?:^|[ ,;:]){_LETTER}[\"']?({CHOICE})[\"']?(?=[ ]{{0,2}}(?:$|[,;.]|or\b|and\b|[(\[]?[A-Ea-e1-5][.):\]]))",
     re.MULTILINE,
 )
 

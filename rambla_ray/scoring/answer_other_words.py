@@ -74,7 +74,8 @@ REFUSAL = re.compile(
     r"|\bi(?:'m| am) (?:just |only |merely )?(?:an ai|a (?:large )?language model)\b[^\n]{0,120}\b(?:cannot|can't"
     r"|unable|not able|don't|do not|consult)"
     r"|\bi (?:do not|don't) (?:currently )?have (?:access to|the ability to|personal|medical)|\b(?:this|that"
-    r"|your) (?:request|question|prompt) (?:violates|goes against|is against)|\bagainst my (?:guidelines|policy"
+    r"|your) (?:request|question|prompt) (?:violates|goes against|is against)|\bnot (?:appropriate|possible"
+    r"|ethical|right|able) for me to|\bagainst my (?:guidelines|policy"
     r"|policies|programming)"
     r"|\bcannot (?:comply|assist|help with)|\bi(?:'d| would) (?:rather|prefer) not (?:to )?answer"
 )
@@ -83,7 +84,7 @@ REFUSAL = re.compile(
 
 _NOT_KNOWN = (
     r"(?:(?:the |this )?(?:evidence|information|data|abstract|results?|findings?) (?:is|are|remains?) |i(?:'m"
-    r"| am) |it(?:'s| is) |it remains |this (?:is|remains) |still |(?:honestly|sorry),? |the answer (?:is"
+    r"| am) |it(?:'s| is) |it remains |this (?:is|remains) |still |(?:honestly|sorry),? |the answer (?:is:?"
     r"|remains) |that is )?(?:currently |largely |quite |too |very )?(?:unclear|not clear|uncertain|undetermined"
     r"|indeterminate|inconclusive|unanswerable|not answerable|not known|unsure|not sure|undecided|insufficient"
     r"|not sufficient"

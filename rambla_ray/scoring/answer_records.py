@@ -202,8 +202,8 @@ def _number(value: Any) -> float | None:
 
 # Boxes and lists of probabilities.
 
-_TICKED = r"[☑✅✔☒🗹🔘●◉⦿]|\[[xX✓✔*]\]|\([xX✓✔•*]\)"
-_UNTICKED = r"[☐⬜□○◯❌❎✗✘]|\[[ _]?\]|\( ?\)"
+_TICKED = r"[☑✅✔☒🗹🔘●◉⦿◼■]|\[[xX✓✔*]\]|\([xX✓✔•*]\)"
+_UNTICKED = r"[☐⬜□◻○◯❌❎✗✘]|\[[ _]?\]|\( ?\)"
 _BOX = re.compile(rf"(?P<ticked>{_TICKED})|(?P<open>{_UNTICKED})")
 _SHARE = re.compile(
     rf"^[ \t]*[-|*]?[ \t]*(?:p(?:rob(?:ability)?)?[ ]?(?:of )?)?[(\[\"']{{0,2}}({CHOICE})[\"')\]]{{0,2}}"
@@ -247,7 +247,7 @@ def _likeliest(text: str, words: Vocabulary) -> Form | None:
     """The likeliest choice of a text that is only a list such as "Yes: 0.2", "P(no) = 80 %"."""
     if not any(digit in text for digit in "0123456789") or len(text) > 400:
         return None
-    lines = re.sub(r"[,;]\s*(?=[pP]?\(?[\w\"])", "\n", words.tokenise(re.sub(r"[*`]", "", text).strip()))
+    lines = re.sub(r"[,;]\s+(?=\D)", "\n", words.tokenise(re.sub(r"[*`]", "", text).strip()))
     shares = {words.choice(label): float(number) for label, number in _SHARE.findall(lines)}
     if len(shares) < 2 or _SHARE.sub("", lines).strip():
         return None

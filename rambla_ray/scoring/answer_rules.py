@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import re
 
-from rambla_ray.scoring.answer_tokens import CHOICE, FOLLOWED_BY_MORE, NO_CHOICE
+from rambla_ray.scoring.answer_lookalikes import FOLLOWED
+from rambla_ray.scoring.answer_tokens import CHOICE, NO_CHOICE
 
+# And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
+_FOLLOWED = (
+    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
+    r"|each))\b))"
+)
 _FILL = (  # It may stand between a cue and its choice.
     r"(?:(?:an?|the|this|that|it|is|are|be|as|to|towards?|with|for|of|on|in|favou?r|pair|statement|claim"
     r"|relation(?:ship)?|option|choice|letter"
@@ -19,8 +25,8 @@ _FILL = (  # It may stand between a cue and its choice.
     r"|simple|therefore|thus|indeed|in fact|still|certainly|ultimately|just|labell?ed|classified|considered"
     r"|best (?:described|classified|labell?ed)|down)[\s,:]{1,3}){0,8}"
 )
-_LETTER = r"(?:[(\[]?(?:\d{1,2}|[a-e])[.):\]]{1,2}\s{1,2})?"  # "(b) no"
-_CHOSEN = rf"{_LETTER}[\"'(\[]{{0,2}}({CHOICE}){FOLLOWED_BY_MORE}"
+_LETTER = r"(?:[(\[]?(?:\d{1,2}|[a-e])(?:[.):\]]{1,2}\s{1,2}|\s(?=\()))?"  # "(b) no", "B (no)"
+_CHOSEN = rf"{_LETTER}[\"'(\[]{{0,2}}({CHOICE}){_FOLLOWED}"
 _START = r"(?:^|[.!?;]\s|(?<!\b\w)[.!?;])[\s>.|\"'(\[-]{0,5}(?:[\da-e][.)\]]\s)?"
 _GAP = (
     rf"(?:\s(?:to|of|for|here|in|between|based on|from)\b[^.!?;:\n{NO_CHOICE}]{{0,80}}?"
@@ -38,7 +44,7 @@ _NOUN = (
     r"|entailment relation|take|view|opinion|call|pick|vote|guess|stance)\b"
 )
 _LABEL = (  # Before a colon alone, in any language.
-    rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|take-?home message"
+    rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|letter|take-?home message"
     rf"|final thought|upshot|overall"
     r"|respuesta(?: final| correcta)?|conclusión|veredicto|resultado|etiqueta|antwort|endgültige antwort|fazit"
     r"|ergebnis|urteil"
@@ -60,9 +66,9 @@ _FOREIGN = (  # "la respuesta es"
 _CUE = (
     # "the answer to the question is", "the two sentences are"
     rf"(?:\b(?:(?:the|my|this|that|our|'s)\s{_ADJECTIVE}{_NOUN}|answer|label|verdict){_GAP}"
-    r"\s?(?:is|are|would be|should be|must be|has to be|remains|becomes|comes out as|should read|will be|=)"
+    r"\s?(?:is|are|would be|should be|must be|has to be|remains|becomes|comes out as|should read|will be|=|:)"
     # "Answer:", "Label -", "A:", "Respuesta:", "Verdict →"
-    rf"|{_START}(?:{_ADJECTIVE}{_LABEL}|final {_LABEL}){_GAP}\s?[:=→-]"
+    rf"|{_START}(?:{_ADJECTIVE}{_LABEL}|final {_LABEL}){_GAP}\s?[:=→|-]"
     rf"|{_FOREIGN}"
     # "I would say"
     r"|\bi(?:'d|'ll)?(?: (?:would|will|must|have to|need to|therefore|thus|still|also|now|change|changed|revise"
@@ -129,7 +135,8 @@ ASSERTIONS = [
         (
             0,
             "predicate",
-            rf"\b(?:it|this|that|these|they)(?: is|'s| are|'d be| would be| must be| should be) {_FILL}{_CHOSEN}",
+            r"\b(?:it|this|that|these|they|(?:this|the) (?:study|paper|trial|record))(?: is|'s| are|'d be"
+            rf"| would be| must be| should be) {_FILL}{_CHOSEN}",
         ),
         (
             0,
@@ -148,10 +155,14 @@ ASSERTIONS = [
         (
             1,
             "leading",
-            r"\A[\s\"'(]{0,4}(?:(?:option|choice|letter)"
+            r"\A[\s\"'(]{0,4}(?:(?:option|choice|letter|choose|pick|select)"
             rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s{_CHOSEN}",
         ),  # "Option C"
-        (1, "set_off", rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}"),  # "It does, yes.", "but yes, it is safe"
+        (
+            1,
+            "set_off",
+            rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}(?![)\]]\s\w)",
+        ),
         (1, "set_off", rf"→ (?:[^.;!?\n{NO_CHOICE}]{{0,40}}: )?{_CHOSEN}"),  # "p = 0.6 → no"
         (1, "correction", rf"{_BACK}[\s,:-]{{0,4}}{_FILL}{_CHOSEN}"),  # "actually no", "Correction: yes"
         (2, "cue", _CUE + _CHOSEN),  # "The answer is yes"
@@ -159,7 +170,8 @@ ASSERTIONS = [
             2,
             "cue",
             rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be)\b(?: (?:the|my|most|by far|clearly|therefore|thus"
-            rf"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate)\b|(?:does|fits(?: better| best)?"
+            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|(?<=my )(?:choice|pick|option"
+            r"|vote))\b|(?:does|fits(?: better| best)?"
             rf"|applies|it is|is it|is better)\b(?=\s?(?:[.,;!]|$)))",
         ),  # "B is correct"
         (3, "conclusion", rf"{_SO}(?:{_CUE})?{_FILL}{_CHOSEN}"),  # "..., so yes", "Therefore the answer is no"

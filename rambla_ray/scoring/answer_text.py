@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _THOUGHT = (
     r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflections?|reflect|scratch_?pad|analysis|rationale"
@@ -75,24 +75,30 @@ _PROMPT = re.compile(
     r"|next[*_ ]{0,3}:|\[(?:question|abstract|context|instruction)\])",
     re.MULTILINE | re.IGNORECASE,
 )
-_ONLY_WORDS = re.compile(r"\A[\W_]{0,20}\w+(?:[ -]\w+)?[\W_]{0,20}$", re.MULTILINE)
-_NEW_QUESTION = re.compile(r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?)", re.MULTILINE)
+_FIRST_LINE = re.compile(r"\s*(\S[^\n]{0,40})$", re.MULTILINE)
+_NEW_QUESTION = re.compile(
+    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _SECOND_THOUGHT = re.compile(r"\b(?:wait|actually|correction|hmm|sorry|edit|however|reconsider)\b", re.IGNORECASE)
 
 
-def parts(text: str) -> Iterator[str]:
-    """The answer, which is the text up to the next prompt; or, of a text that begins with one, what follows each."""
+def parts(text: str, is_answer: Callable[[str], bool]) -> Iterator[str]:
+    """The answer, which is the text up to the next prompt; or, of a text that begins with one, what follows each.
+
+    `is_answer` says whether a line is a choice and nothing else.
+    """
     first, *later = _PROMPT.split(text)
     if re.search(r"\w", first) and not first.rstrip(" *_\n").endswith(":"):  # "Here is my analysis:" introduces a form
-        yield _up_to_new_question(first)
+        yield _up_to_new_question(first, is_answer)
     else:
         yield from later
 
 
-def _up_to_new_question(text: str) -> str:
-    """A one-word line that a question or a ruled line follows is the whole answer, if no second thoughts follow."""
-    line = _ONLY_WORDS.match(text)
-    if line and not _SECOND_THOUGHT.search(text):
+def _up_to_new_question(text: str, is_answer: Callable[[str], bool]) -> str:
+    """The first line, where it is a choice and a question or a ruled line follows; all, where second thoughts do."""
+    line = _FIRST_LINE.match(text)
+    if line and is_answer(line.group(1)) and not _SECOND_THOUGHT.search(text):
         question = _NEW_QUESTION.search(text, line.end())
         return text[: question.start()] if question else text
     return text

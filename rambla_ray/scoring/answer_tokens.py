@@ -11,40 +11,12 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rambla_ray.scoring.answer_lookalikes import is_lookalike
+
 _FIRST = 0xE000
 CHOICE = "[\ue000-\uf8ff]"
 NO_CHOICE = "\ue000-\uf8ff"  # Inside [^...] it matches up to the next choice.
 
-# What may follow a choice that begins no phrase such as "no difference".
-_GOES_ON = (
-    r"(?:because|since|as|but|although|though|while|based|according|given|due|it|the|this|that|these|those|they|there"
-    r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
-    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each)"
-    r"|is (?:correct|right|the|my|best))\b"
-)
-_IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"
-FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
-# And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
-FOLLOWED_BY_MORE = (
-    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
-    r"|each))\b))"
-)
-# "No." for number: "No. 12", "Grant No. R01"; but "No. 12 patients relapsed in each arm" answers.
-_NUMBER = re.compile(
-    r"\. (?:of|per)\b|(?:\.|°)?[ ]{0,2}#?(?:[A-Z]{1,4}-?)?\d[\w./-]*(?!\s?%)(?![.,]?\d)"
-    r"(?!\s(?:of\s(?:the\s)?\d|out of|percent|in \d|(?!was|is|has|does|this|series|days)[a-z]{2,}s\b|women|men"
-    r"|children|people|mg))"
-)
-_AS_ANSWER = re.compile(rf"{FOLLOWED}|\s?(?:/|\||\b(?:or|and|nor|vs|versus|for|in|among|no)\b|=)", re.MULTILINE)
-_IN_A_LIST = re.compile(r"(?:\bor|\band|\bnor|\bvs\.?|\bversus|[/|])\s?[\"'(\[]{0,2}$")
-_BEFORE_NOUN = re.compile(
-    r"(?:\b(?:(?<!go )(?<!going )(?<!answer )(?<!answered )(?<!went )(?<!gone )with|had|have|has|having|show(?:s"
-    r"|ed|ing)?|found|finds?|reveal(?:s|ed)|report(?:s|ed)|there (?:is|are|was|were|be)"
-    r"|almost|virtually|essentially|practically|repeat|detected|caused|of|little or)|[a-z] table|[a-z] ref)\s$",
-    re.IGNORECASE,
-)
-_LISTED_NOUN = re.compile(r"\s?[,(/-]|\s(?:or|and|for|in|at)\b|\s*$")
-_WRAPPED = re.compile(r"\n(?!no\b|yes\b|because\b)[a-z]")
 _ADVERB = "(?:semantically|fully|strictly|entirely|really|completely|clinically|statistically|logically|truly|in fact)"
 _CONTRACTED = re.compile(r"n't\b", re.IGNORECASE)
 _ANSWER_IS = re.compile(
@@ -54,8 +26,6 @@ _ANSWER_IS = re.compile(
     r"|not known)(?= ?(?:[.,;:!)]|$))",
     re.IGNORECASE | re.MULTILINE,
 )
-_CITED = re.compile(r"\[\d{1,2}\] \w")  # "[1] Smith et al."
-_ANSWER_LABEL = re.compile(r":\s{0,3}[(\[]?[A-E][)\].]{0,2}\s*$", re.MULTILINE)  # "A: B", where A is for answer
 _NEXT_WORD = re.compile(r" ([a-z]+)\b", re.IGNORECASE)
 _JOINING = {"or", "and", "nor", "vs", "versus", "vote", "votes", "answer", "answers", "response", "if", "is", "was"}
 _JOINING |= {"would", "cannot", "could", "can", "may", "might", "does", "has", "needs", "requires", "seems", "means"}
@@ -95,10 +65,6 @@ class Vocabulary:
         """The choice that a token stands for, as the task writes it."""
         return self.choices[ord(token) - _FIRST]
 
-    def token(self, name: str) -> str | None:
-        """The token of the choice called `name`, where there is one."""
-        return chr(_FIRST + self.names.index(name)) if name in self.names else None
-
     def named(self, text: str) -> str | None:
         """The choice that a whole text names."""
         name = normalised(text).strip(" .!\"'*`()[]")
@@ -122,11 +88,7 @@ class Vocabulary:
 
     def _token_of(self, found: re.Match[str]) -> str:
         index = self.longest_first[(found.lastindex or 1) - 1]
-        if self.names[index] == "no" and not _is_answer(found):
-            return found.group()
-        if _CITED.match(found.string, max(0, found.start() - 1)):
-            return found.group()
-        if self.names[index] == "a" and _ANSWER_LABEL.match(found.string, found.end()):
+        if is_lookalike(found, self.names[index]):
             return found.group()
         token = chr(_FIRST + index)
         return f"{token}," if self.names[index] == "yes" and _runs_on(found, self.names) else token
@@ -140,22 +102,6 @@ def vocabulary(choices: tuple[str, ...]) -> Vocabulary:
     pattern = rf"(?<!\w)(?<!\w['-])(?<!\d\.)(?:{words})(?!['-]?\w|\.\d|\s?%)"
     names = tuple(normalised(choice) for choice in choices)
     return Vocabulary(choices, names, order, re.compile(pattern, re.IGNORECASE | re.MULTILINE))
-
-
-def _is_answer(found: re.Match[str]) -> bool:
-    """Whether a "no" may be an answer: no determiner ("no deaths", "no (3 %) deaths") and no "No." for number."""
-    text, start, end = found.string, found.start(), found.end()
-    before = text[max(0, start - 24) : start]
-    if found.group()[0] == "N" and found.group() != "NO" and _NUMBER.match(text, end):
-        return False
-    if _IN_A_LIST.search(before):
-        return True
-    wrapped = re.search(r"[a-z] $", before) and _WRAPPED.match(text, end)
-    return (
-        bool(_AS_ANSWER.match(text, end))
-        and not wrapped
-        and not (_LISTED_NOUN.match(text, end) and _BEFORE_NOUN.search(before))
-    )
 
 
 def _runs_on(found: re.Match[str], names: tuple[str, ...]) -> bool:

@@ -60,7 +60,7 @@ def read_robust(text: str, choices: Sequence[str], *, cut: bool = False) -> Read
     `cut` says that the text reached its length limit: an answer in mid-thought is then none.
     """
     words = vocabulary(tuple(choices))
-    for part in parts(spoken(text)):
+    for part in parts(spoken(text), lambda line: words.named(line) is not None):
         reading = _read_part(part, words)
         if reading.rule != "nothing":
             return _unless_in_mid_thought(part, reading, words) if cut and reading.answer else reading
@@ -147,10 +147,11 @@ def _stated(text: str, words: Vocabulary) -> dict[int, tuple[int, str, str]]:
 
 def _read_other_words(text: str, tokenised: str, words: Vocabulary) -> Reading:
     """What a text says in other words than the choices': a short form, no answer to be had, a refusal."""
+    unlabelled = _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
     for name, where, pattern in SHORT:
-        if name in words.names and pattern.fullmatch(_bare(text) if where == "whole" else _bare(_opening(text))):
+        if name in words.names and pattern.fullmatch(_bare(unlabelled if where == "whole" else _opening(unlabelled))):
             return Reading(words.choices[words.names.index(name)], "short")
-    if _says_it_cannot_tell(text):
+    if _says_it_cannot_tell(unlabelled):
         return Reading(
             words.choices[words.names.index("unknown")] if "unknown" in words.names else None, "cannot_tell"
         )
@@ -172,6 +173,9 @@ def _read_relation(text: str, words: Vocabulary) -> Reading:
     ):
         return _NOTHING
     return Reading(words.choices[words.names.index(named.pop())], "entails")
+
+
+_LABEL = re.compile(r"\s*(?:the )?(?:final )?(?:answer|verdict|label|conclusion|result)(?: is)?\s?[:=-]\s*")
 
 
 def _opening(text: str) -> str:
@@ -199,6 +203,7 @@ def _unless_in_mid_thought(text: str, reading: Reading, words: Vocabulary) -> Re
     """The reading of a text that was cut off, if it is an answer at its beginning or a final answer without a but."""
     if reading.rule in ("json", "yaml", "box"):
         return reading
+    text = without_markup(text, words.choices)
     opening = re.match(r"\s*[^\n]{1,400}?(?:[.!?:](?=[\s*]|$)|\n|$)(?:\s*[^\s.!?\n]{1,40}[.!]?(?=\s|$))?", text)
     first = _read_sentences(opening.group(), words) if opening else _NOTHING
     if opening and opening.end() == len(text) and first.rule != "leading" and _TURNS.search(text):
