@@ -58,6 +58,8 @@ _EVIDENT_IF = re.compile(
 _SUPPOSES = re.compile(
     r"(?:(?:^|[.,;:]\s)\s*(?:were|should|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|suppos\w+"
     r"|assuming|imagine|until|provid(?:ed|ing) that|only (?:if|when)|whether))\s"
+    r"|\b(?:hypothetically|theoretically|in theory|in principle|on paper|(?:on|under) (?:the|this"
+    r"|that) (?:assumption|condition|premise))\b"
 )
 _STATES = (
     r"(?:abstract|stud(?:y|ies)|authors?|texts?|results?|data|findings?|papers?|articles?|evidence|trials?|passage"
@@ -76,7 +78,8 @@ _SAYS = (
 )
 _OWN_SUBJECT = re.compile(
     rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?(?: (?:would|will"
-    rf"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|explicitly|hereby|firmly|strongly"
+    r"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|themselves|explicitly|hereby|firmly"
+    r"|strongly"
     rf"|fairly|confidently|in the end|ultimately|have|has|(?:am|'m) \w+ in))*\s$"
 )
 _ONCE = re.compile(  # "I first thought", "I was going to say"
@@ -116,7 +119,8 @@ _INFERS = re.compile(
     r"|es|ed|d)?\b"
 )
 _PASSIVE = re.compile(
-    r"\b(?:is|are|was|were|been|being)(?: (?:often|widely|generally|commonly|sometimes|frequently|usually|long"
+    r"\b(?:rumou?r|word|legend|gossip) (?:is|has it)\b|\b(?:is|are|was|were|been|being)(?: (?:often|widely"
+    r"|generally|commonly|sometimes|frequently|usually|long"
     r"|once|now))* (?:claimed|believed|said|argued|thought|assumed|held|hypothesi[sz]ed|supposed|suspected|alleged"
     r"|rumou?red|asserted|contended|labell?ed|marked|rated|recorded|coded)\b"
 )
@@ -131,7 +135,8 @@ _THEIR_WORD = re.compile(
     r"|temptin\w+)(?:'s)? (?:\w+ )?(?:answer|reply|response|verdict|view|opinion|label|option|choice)\b"
 )
 _ACCORDING_TO_OTHERS = re.compile(
-    rf"\b(?:according to|in the (?:opinion|view|eyes|words) of)\s(?!(?:the |this |these |its |our |my "
+    r"(?:\b(?:according to|in the (?:opinion|view|eyes|words) of)|(?:^|[.;]\s)\s*per)\s(?!(?:the |this |these "
+    r"|its |our |my "
     rf"|what )?(?:[\w-]+ ){{0,2}}{_STATES}\b)|\baccording to (?:\w+ )?(?:previous|earlier|prior|other|some)\b"
 )
 

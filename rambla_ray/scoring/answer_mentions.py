@@ -46,7 +46,8 @@ _OPINION = (  # What "I" says in an answer: "Yes, I think so.", "No, I cannot se
 )
 _COURTESY = (
     r"(?:let me (?:know|take|look|see|help)|as an ai|(?:great|good|interesting|excellent) question|thank|go ahead"
-    r"|feel free|how (?:can|may)|what (?:would|can|is your)|which (?:one|abstract)|(?:so )?(?:happy|glad|pleased) to"
+    r"|feel free|how (?:can|may)|what(?:'s (?:the|your)| would| can| is your)|let's (?:begin|start|go|get|do)"
+    r"|which (?:one|abstract)|(?:so )?(?:happy|glad|pleased) to"
     r"|got it|understood|noted|that (?:makes sense|sounds|works|would be (?:great|fine|helpful|nice))"
     r"|that(?:'s| is) (?:fine|ok|okay|alright|all right|an? (?:\w+ )?(?:good|great|interesting|important|excellent"
     r"|valid"
@@ -73,8 +74,8 @@ def without_mentions(text: str) -> str:
         text = _COUNTED.sub("~", text)
     if len(set(_OPTION.findall(text))) > 1:
         text = _OPTION.sub(lambda option: "~" if re.search(CHOICE, option.group()) else option.group(), text)
+    text = _SURVEY.sub("~", _CHATTER.sub("~", text))  # before questions: "Yes! What's the question?"
     text = _QUESTION.sub("?", _QUOTED_QUESTION.sub("~", text))
-    text = _SURVEY.sub("~", _CHATTER.sub("~", text))
     return "".join(_sentences(text))
 
 

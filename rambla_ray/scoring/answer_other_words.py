@@ -11,15 +11,16 @@ from rambla_ray.scoring.answer_tokens import CHOICE
 
 _CANNOT = (
     r"(?:cannot|can't|can not|(?<=\bit )could not|(?<=\bi )could not|(?<=\bi )couldn't|unable to|not able to"
-    r"|not possible to|impossible to)"
+    r"|(?:not|isn't) possible to|impossible to)"
 )
 _SOURCE = r"(?:abstract|context|text|passage|information|document|premise|excerpt|article|paper|study|source)s?"
 _SILENT = (
     rf"\b{_SOURCE} (?:provided |given |above )?(?:does not|doesn't|do not|don't|did not|didn't|never|fails? to"
-    rf"|is silent)"
+    rf"|is silent|(?:says?|mentions?|states?|contains?) nothing)"
 )
 CANNOT_TELL = re.compile(
-    rf"{_CANNOT} (?:\w+ )?(?:be )?(?:\w+ly )?(?:determined?|tell|known?|concluded?|infer(?:red)?|decided?"
+    rf"{_CANNOT} (?:\w+ )?(?:be )?(?:\w+ly )?(?:sure\b|certain\b|determined?|tell|known?|concluded?|infer(?:red)?"
+    r"|decided?"
     r"|ascertain(?:ed)?"
     rf"|establish(?:ed)?|say\b(?! (?:~|that)))\b(?! (?:how|why|which|what|when|who|the (?:cause|reason|mechanism))\b)"
     rf"|\b(?:nothing|nowhere) in (?:the|this) (?:\w+ )?{_SOURCE} (?:\w+ )?(?:address|answer|mention|say|state|tell"
@@ -32,7 +33,7 @@ CANNOT_TELL = re.compile(
     r"(?:(?:information|evidence|data|details?) (?:\w+ ){0,4}"
     r"to (?:answer|determine|say|tell|know|conclude|decide|draw|assess|make|give)"
     r"|(?:information|details?) (?:\w+ ){0,4}(?:about|on|regarding))\b"  # a study may well lack evidence on a matter
-    r"|(?:insufficient|not enough) information"
+    r"|(?:insufficient|not enough|too little) information"
     r"|\b(?:i|we) (?:do not|don't) know\b(?! (?:how|why|which|what|when|who))|\bno way (?:to|of) (?:know|tell"
     r"|answer|say)|\b(?:cannot|can't|could not|couldn't|unable to) find (?:the|an|any|this) (?:answer|information"
     r"|mention)|\bno (?:\w+ )?(?:answer|conclusion) (?:can|could|is|exists|to|in the|given|provided)|\bno telling"

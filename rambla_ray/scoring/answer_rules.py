@@ -54,7 +54,7 @@ _LABEL = (  # Before a colon alone, in any language.
     r"|відповідь|отговор|одговор"
     r"|(?:最终|最終|正确)?(?:答案|回答|答え|答|结论|結論|判断|判定|结果|結果|标签)"
     r"|(?:최종 )?(?:정답|답변|답|결론)|(?:الإجابة|الجواب|إجابة|جواب)|उत्तर"
-    r"|คำตอบ|תשובה|پاسخ)"
+    r"|উত্তর|คำตอบ|תשובה|پاسخ)"
 )
 _FOREIGN = (  # "la respuesta es"
     r"(?:la (?:respuesta(?: correcta| final)?|risposta(?: corretta| finale)?) (?:es|è)"
@@ -163,7 +163,7 @@ ASSERTIONS = [
             "set_off",
             rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}(?![)\]]\s\w)",
         ),
-        (1, "set_off", rf"→ (?:[^.;!?\n{NO_CHOICE}]{{0,40}}: )?{_CHOSEN}"),  # "p = 0.6 → no"
+        (1, "set_off", rf"→ (?:[^.;!?\n{NO_CHOICE}]{{0,40}}: )?{_AGREE}{_CHOSEN}"),  # "p = 0.6 → no"
         (1, "correction", rf"{_BACK}[\s,:-]{{0,4}}{_FILL}{_CHOSEN}"),  # "actually no", "Correction: yes"
         (2, "cue", _CUE + _CHOSEN),  # "The answer is yes"
         (

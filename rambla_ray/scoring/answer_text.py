@@ -121,7 +121,10 @@ _MARKUP = [
     (re.compile(r"[–—−―]"), " - "),
     (re.compile(r"[。।]"), ". "),
     (re.compile(r"、"), ", "),
-    (re.compile(r"""[^\w\s.,;:!?'"()\[\]/|=%→-]"""), " "),  # bold, code, headings, braces, emojis
+    (
+        re.compile(r"""[^\w\s.,;:!?'"()\[\]/|=%→\u064b-\u065f\u0900-\u0e4f-]"""),
+        " ",
+    ),  # bold, code, headings, braces, emojis
     (re.compile(r"[^\S\n]+"), " "),
 ]
 
