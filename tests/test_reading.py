@@ -15,6 +15,9 @@ from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
 CORPUS: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "data/answers.jsonl").read_text("utf-8").splitlines()
 ]
+CLAUSES: list[dict[str, Any]] = [
+    json.loads(line) for line in (Path(__file__).parent / "data/clauses.jsonl").read_text("utf-8").splitlines()
+]
 CHOICES = [("yes", "no"), ("yes", "no", "unknown"), ("entailment", "neutral", "contradiction"), ("a", "b", "c")]
 CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
 
@@ -22,6 +25,7 @@ CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
 KNOWN_MISSES: dict[str, str | None] = {
     "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
     "No benefit, no harm, no cost: no.": None,
+    'answer: "no" # p = 0.6': None,  # a comment after the value
     "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
@@ -44,6 +48,11 @@ TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS)).map(" ".join)
 
 def read(line: dict[str, Any]) -> Reading:
     return read_robust(line["text"], line["choices"], cut=line.get("cut", False))
+
+
+def filled(clause: str, choice: str) -> str:
+    """A clause with a choice in place of {x}, and of {X} where it begins with a capital letter."""
+    return clause.replace("{x}", choice).replace("{X}", choice.capitalize())
 
 
 def bare(draw_from: list[tuple[str, ...]]) -> st.SearchStrategy[tuple[str, tuple[str, ...]]]:
@@ -122,6 +131,30 @@ def test_every_rule_reads_some_answer_of_the_corpus() -> None:
 )
 def test_the_rule_that_reads(text: str, reading: Reading) -> None:
     assert read_robust(text, ("yes", "no", "unknown")) == reading
+
+
+@pytest.mark.parametrize(
+    "choices", [("yes", "no", "unknown"), ("entailment", "neutral", "contradiction")], ids="-".join
+)
+@pytest.mark.parametrize("line", CLAUSES, ids=lambda line: repr(line["clause"]))
+def test_the_clause_around_a_choice_says_whether_it_is_asserted(
+    line: dict[str, Any], choices: tuple[str, ...]
+) -> None:
+    readings = {choice: read_robust(filled(line["clause"], choice), choices).answer for choice in choices}
+    if line["asserts"]:
+        assert readings == {choice: choice for choice in choices}
+    else:
+        assert readings == dict.fromkeys(choices)
+
+
+@pytest.mark.parametrize("line", CLAUSES, ids=lambda line: repr(line["clause"]))
+def test_what_is_only_mentioned_leaves_the_answer_beside_it_alone(line: dict[str, Any]) -> None:
+    for choice, other in (("yes", "no"), ("no", "yes")):
+        text = filled(line["clause"], choice)
+        if line["asserts"]:
+            assert read_robust(f"{text}\n\nThe rate fell, with no deaths.", ("yes", "no")).answer == choice
+        else:
+            assert read_robust(f"{text} So the answer is {other}.", ("yes", "no")).answer == other
 
 
 @settings(deadline=None)

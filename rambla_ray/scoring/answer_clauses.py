@@ -16,7 +16,8 @@ _NO_DENIAL = re.compile(
     r"|\bwhy not\b|\bdo(?:es)? not change\b"
 )
 _DENIED = re.compile(
-    r"\b(?:not|never|nobody|nothing|nowhere|no one|no-one|none|neither|nor|cannot|hardly|scarcely|barely|unlikely"
+    r"\b(?:not|never|nobody|scant|refrain\w*|nothing|nowhere|no one|no-one|none|neither|nor|cannot|hardly|scarcely"
+    r"|barely|unlikely"
     r"|doubt\w*|den(?:y"
     r"|ies|ied)|disput\w+|disagree\w*"
     r"|refut\w+|reject\w*|ruled? out|rules out|excludes?|wrong|incorrect|inaccurate|mistake\w*|erroneous\w*"
@@ -67,7 +68,8 @@ _STATES = (
     r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided)"
 )
 _SAYS = (
-    r"(?:(?:(?<=would )|(?<=will )|(?<=should )|(?<=must )|(?<=to )|(?<=they )|(?<=you ))answer|says?|said"
+    r"(?:(?:(?<=would )|(?<=will )|(?<=should )|(?<=must )|(?<=to )|(?<=they )|(?<=you ))answer|saying|answering"
+    r"|says?|said"
     r"|claim(?:s|ed)?|argu(?:e|es|ed)|believe[sd]?|thinks?|thought(?<!second thought)|replie[sd]|responds"
     r"|responded"
     r"|answers|answered|concludes?|concluded|votes|voted"

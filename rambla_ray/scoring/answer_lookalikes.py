@@ -6,7 +6,9 @@ import re
 
 # What may follow a choice that begins no phrase such as "no difference".
 _GOES_ON = (
-    r"(?:because|since|as|but|although|though|while|based|according|given|due|it|the|this|that|these|those|they|there"
+    r"(?:because|since|as|not (?:really|at all)|but|although|though|while|based|according|given|due|it|the|this"
+    r"|that|these|those"
+    r"|they|there"
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
     r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each)"
     r"|is (?:correct|right|the|my|best))\b"

@@ -46,6 +46,7 @@ _OPINION = (  # What "I" says in an answer: "Yes, I think so.", "No, I cannot se
 )
 _COURTESY = (
     r"(?:let me (?:know|take|look|see|help)|as an ai|(?:great|good|interesting|excellent) question|thank|go ahead"
+    r"|go on\b|carry on|continue|proceed"
     r"|feel free|how (?:can|may)|what(?:'s (?:the|your)| would| can| is your)|let's (?:begin|start|go|get|do)"
     r"|which (?:one|abstract)|(?:so )?(?:happy|glad|pleased) to"
     r"|got it|understood|noted|that (?:makes sense|sounds|works|would be (?:great|fine|helpful|nice))"

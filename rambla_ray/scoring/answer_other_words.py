@@ -41,7 +41,7 @@ CANNOT_TELL = re.compile(
     r"|were))? not (?:stated"
     r"|mentioned|specified|addressed|reported|given|answered|answerable|discussed|found|contained|available"
     r"|covered|determinable) (?:in|from|by) (?:the|this)"
-    rf"|\b(?:the answer|it|this) (?:is|was) not (?:in|given|stated|found|answerable|to be found|provided"
+    rf"|\b(?:the answer|it|this|information) (?:is|was) not (?:in|given|stated|found|answerable|to be found|provided"
     rf"|mentioned)\b|\bquestion (?:is not|isn't|was not|cannot be|can't be) answer"
 )
 # What a text does not say is the answer only where it opens the reply or is what was asked.

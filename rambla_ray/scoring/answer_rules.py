@@ -101,7 +101,8 @@ _SO = (
 )
 _BACK = (
     r"(?:(?:^|[.,;:!?(-])\s{0,3}(?:oh,? |no,? |but |hmm,? |or )?"
-    r"(?:wait|actually|correction|edit|update|sorry|rather|i mean|hold on|apologies|make that|revised"
+    r"(?:wait|actually|correction|edit|update|sorry|rather|i meant?|oops|whoops|my bad|hold on|apologies|make that"
+    r"|revised"
     r"|on re-?reading|on (?:a )?(?:second|closer) (?:reading|look|inspection)|strike that|scratch that|never mind"
     r"|revision|erratum)\b"
     r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|i (?:misread|misspoke"
@@ -187,7 +188,8 @@ STATEMENT = re.compile(
     r"(?=[\"')]{0,2}\s?(?:[.!]|$)|[\"']? (?:on this|here|to this|in this|because|since|as|given|from me)\b)",
     re.MULTILINE,
 )
-LABELLED = re.compile(rf"\A\s{{0,5}}\w[\w ]{{0,40}}\s?[:=]\s?[\"']?({CHOICE})[\"']?[\s.!]*\Z")  # "Risk of bias: low"
+# "Risk of bias: low", "They cannot both be true: contradiction.", where the choices are neither yes and no nor letters
+LABELLED = re.compile(rf"(?:\A\s{{0,5}}\w[\w ]{{0,40}}\s?[:=]|\w+ \w+ \w+:)\s?[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z")
 CONCEDED = re.compile(rf"{CHOICE},[^.;!?\n]{{0,200}}\b(?:but|although|though|however)\b")
 ARROW = re.compile(
     rf"{CHOICE}[\"')]{{0,2}}[^.;!?\n{NO_CHOICE}]{{0,40}}→(?=[^.;!?\n{NO_CHOICE}]{{0,40}}{CHOICE})"

@@ -19,7 +19,7 @@ from rambla_ray.scoring.answer_other_words import (
 from rambla_ray.scoring.answer_records import Form, read_broken_json, read_form
 from rambla_ray.scoring.answer_rules import ARROW, ASSERTIONS, CONCEDED, CORRECTION, LABELLED, STATEMENT
 from rambla_ray.scoring.answer_text import parts, spoken, without_markup
-from rambla_ray.scoring.answer_tokens import Vocabulary, vocabulary
+from rambla_ray.scoring.answer_tokens import CHOICE, Vocabulary, normalised, vocabulary
 
 
 def read_rambla(text: str, choices: Sequence[str]) -> str | None:
@@ -134,7 +134,17 @@ def _weigh(text: str, words: Vocabulary) -> Reading:
         elif token != held:
             held, held_rule = "", "conflict"
         since = position
+    taken_back = _taken_back(text, since, corrections, words) if held_rank >= 0 else set()
+    if taken_back - {held}:
+        held, held_rule = (taken_back.pop(), "correction") if len(taken_back) == 1 else ("", "conflict")
     return Reading(words.choice(held) if held else None, held_rule)
+
+
+def _taken_back(text: str, since: int, corrections: list[int], words: Vocabulary) -> set[str]:
+    """A yes or no behind a correction, which no rule read: "no" in "Yes. I misread the table: no."."""
+    later = [at for at in corrections if at > since]
+    tokens = set(re.findall(CHOICE, text[min(later) :])) if later else set()
+    return {token for token in tokens if normalised(words.choice(token)) in ("yes", "no")}
 
 
 def _stated(text: str, words: Vocabulary) -> dict[int, tuple[int, str, str]]:
@@ -150,11 +160,9 @@ def _read_other_words(text: str, tokenised: str, words: Vocabulary) -> Reading:
     unlabelled = _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
     for name, where, pattern in SHORT:
         if name in words.names and pattern.fullmatch(_bare(unlabelled if where == "whole" else _opening(unlabelled))):
-            return Reading(words.choices[words.names.index(name)], "short")
+            return Reading(words.named(name), "short")
     if _says_it_cannot_tell(unlabelled):
-        return Reading(
-            words.choices[words.names.index("unknown")] if "unknown" in words.names else None, "cannot_tell"
-        )
+        return Reading(words.named("unknown"), "cannot_tell")
     if REFUSAL.search(tokenised):  # "No, I cannot open links." begins with what is no answer
         return Reading(None, "refusal", refused=True)
     return _read_relation(text, words)
@@ -168,13 +176,12 @@ def _says_it_cannot_tell(text: str) -> bool:
 def _read_relation(text: str, words: Vocabulary) -> Reading:
     """The relation of two sentences as a verb: "the premise entails the hypothesis"."""
     named = {name for name, pattern in ENTAILS if name in words.names for found in pattern.finditer(text)}
-    if len(named) != 1 or re.search(
-        r"\b(?:not|neither|nor|cannot|never|no|if|would|might|may|whether)\b|n't\b|\?|~", text
-    ):
+    if len(named) != 1 or _UNSURE_RELATION.search(text):
         return _NOTHING
-    return Reading(words.choices[words.names.index(named.pop())], "entails")
+    return Reading(words.named(named.pop()), "entails")
 
 
+_UNSURE_RELATION = re.compile(r"\b(?:not|neither|nor|cannot|never|no|if|would|might|may|whether)\b|n't\b|\?|~")
 _LABEL = re.compile(r"\s*(?:the )?(?:final )?(?:answer|verdict|label|conclusion|result)(?: is)?\s?[:=-]\s*")
 
 
