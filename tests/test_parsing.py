@@ -121,6 +121,14 @@ def test_a_sample_ends_in(steps: list[Step], task: TaskConfig, outcome: str, ans
     assert (sample.outcome, sample.answer, sample.rambla_answer) == (outcome, answer, answer)
 
 
+def test_an_answer_in_a_thought_that_was_cut_off_is_not_scored() -> None:
+    cut, whole = (sample_of(step("target", "Let me see. The rate fell, so yes.", end)) for end in ("length", "stop"))
+    finish(cut, ONE_STAGE)
+    finish(whole, ONE_STAGE)
+    assert (cut.outcome, cut.answer, cut.rambla_answer) == ("truncated", "", "yes")
+    assert (whole.outcome, whole.answer) == ("scored", "yes")
+
+
 def test_the_table_above_has_every_outcome() -> None:
     assert {outcome for _, _, outcome, _ in ENDS.values()} == set(Outcome)
 

@@ -15,17 +15,18 @@ from rambla_ray.scoring.reading import Reading, read_rambla, read_robust
 CORPUS: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "data/answers.jsonl").read_text("utf-8").splitlines()
 ]
+CLAUSES: list[dict[str, Any]] = [
+    json.loads(line) for line in (Path(__file__).parent / "data/clauses.jsonl").read_text("utf-8").splitlines()
+]
 CHOICES = [("yes", "no"), ("yes", "no", "unknown"), ("entailment", "neutral", "contradiction"), ("a", "b", "c")]
 CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
 
 # Answers that are read wrongly, and as what.
-KNOWN_MISSES = {
-    "No. 3 in the series was excluded.": "no",  # "No." for number
-    "Both B and C raise potassium, which leaves A.": None,  # by elimination
-    "Affirmative.": None,  # other words for a choice
-    "Nope, the trial was stopped for futility.": None,
-    "The premise entails the hypothesis.": None,
-    "These two sentences are in contradiction.": None,
+KNOWN_MISSES: dict[str, str | None] = {
+    "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
+    "No benefit, no harm, no cost: no.": None,
+    'answer: "no" # p = 0.6': None,  # a comment after the value
+    "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
 FRAGMENTS = [
@@ -46,7 +47,12 @@ TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS)).map(" ".join)
 
 
 def read(line: dict[str, Any]) -> Reading:
-    return read_robust(line["text"], line["choices"])
+    return read_robust(line["text"], line["choices"], cut=line.get("cut", False))
+
+
+def filled(clause: str, choice: str) -> str:
+    """A clause with a choice in place of {x}, and of {X} where it begins with a capital letter."""
+    return clause.replace("{x}", choice).replace("{X}", choice.capitalize())
 
 
 def bare(draw_from: list[tuple[str, ...]]) -> st.SearchStrategy[tuple[str, tuple[str, ...]]]:
@@ -66,13 +72,14 @@ def test_the_known_misses_are_few_and_still_missed() -> None:
     missed = {line["text"]: read(line).answer for line in CORPUS if read(line).answer != line["answer"]}
     assert missed == KNOWN_MISSES
     assert len(KNOWN_MISSES) <= 0.05 * len(CORPUS)
+    assert set(KNOWN_MISSES.values()) == {None}, "missed is well; another choice is not"
 
 
 def test_the_robust_reader_agrees_with_humans_more_often_than_rambla_does() -> None:
     robust = sum(read(line).answer == line["answer"] for line in CORPUS)
     rambla = sum(read_rambla(line["text"], line["choices"]) == line["answer"] for line in CORPUS)
     print(f"agreement with the labels: robust {robust}/{len(CORPUS)}, rambla {rambla}/{len(CORPUS)}")
-    assert robust / len(CORPUS) >= 0.95
+    assert robust / len(CORPUS) >= 0.97
     assert rambla < robust
 
 
@@ -86,8 +93,10 @@ def test_the_corpus_is_large_balanced_and_has_each_line_once() -> None:
 
 
 def test_every_rule_reads_some_answer_of_the_corpus() -> None:
-    asserting = {"leading", "set_off", "predicate", "correction", "cue", "conclusion", "final", "json"}
-    assert {read(line).rule for line in CORPUS} == {*asserting, "cannot_tell", "conflict", "refusal", "nothing"}
+    asserting = {"leading", "set_off", "predicate", "statement", "correction", "cue", "conclusion", "final"}
+    forms = {"json", "yaml", "box", "probabilities", "option", "short", "entails"}
+    none = {"cannot_tell", "conflict", "cut", "refusal", "nothing"}
+    assert {read(line).rule for line in CORPUS} == asserting | forms | none
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,12 @@ def test_every_rule_reads_some_answer_of_the_corpus() -> None:
         pytest.param("It is unknown.", Reading("unknown", "predicate"), id="predicate"),
         pytest.param("The abstract does not say.", Reading("unknown", "cannot_tell"), id="cannot tell"),
         pytest.param("I can't help with that.", Reading(None, "refusal", refused=True), id="refusal"),
+        pytest.param("Absolutely not.", Reading("no", "short"), id="a short form"),
+        pytest.param("[ ] yes\n[x] no", Reading("no", "box"), id="a ticked box"),
+        pytest.param("yes: 0.1\nno: 0.7\nunknown: 0.2", Reading("no", "probabilities"), id="probabilities"),
+        pytest.param("result:\n  label: no\n  n: 3", Reading("no", "yaml"), id="yaml, where a bare no is false"),
+        pytest.param("A. yes\nB. no\nAnswer: B", Reading("no", "option"), id="the letter of a listed option"),
+        pytest.param("The question can be answered with yes.", Reading("yes", "statement"), id="statement"),
         pytest.param("The study shows a benefit.", Reading(None, "nothing"), id="nothing"),
         pytest.param("<yes>", Reading("yes", "leading"), id="a choice in angle brackets is not a tag"),
         pytest.param("[/INST] Yes", Reading("yes", "leading"), id="a leaked mark of the turn"),
@@ -116,6 +131,30 @@ def test_every_rule_reads_some_answer_of_the_corpus() -> None:
 )
 def test_the_rule_that_reads(text: str, reading: Reading) -> None:
     assert read_robust(text, ("yes", "no", "unknown")) == reading
+
+
+@pytest.mark.parametrize(
+    "choices", [("yes", "no", "unknown"), ("entailment", "neutral", "contradiction")], ids="-".join
+)
+@pytest.mark.parametrize("line", CLAUSES, ids=lambda line: repr(line["clause"]))
+def test_the_clause_around_a_choice_says_whether_it_is_asserted(
+    line: dict[str, Any], choices: tuple[str, ...]
+) -> None:
+    readings = {choice: read_robust(filled(line["clause"], choice), choices).answer for choice in choices}
+    if line["asserts"]:
+        assert readings == {choice: choice for choice in choices}
+    else:
+        assert readings == dict.fromkeys(choices)
+
+
+@pytest.mark.parametrize("line", CLAUSES, ids=lambda line: repr(line["clause"]))
+def test_what_is_only_mentioned_leaves_the_answer_beside_it_alone(line: dict[str, Any]) -> None:
+    for choice, other in (("yes", "no"), ("no", "yes")):
+        text = filled(line["clause"], choice)
+        if line["asserts"]:
+            assert read_robust(f"{text}\n\nThe rate fell, with no deaths.", ("yes", "no")).answer == choice
+        else:
+            assert read_robust(f"{text} So the answer is {other}.", ("yes", "no")).answer == other
 
 
 @settings(deadline=None)
@@ -169,6 +208,18 @@ HOSTILE = {
     "fillers": "answer is " + "the " * 250_000,
     "conditions": "if " * 350_000,
     "tags": "<a" * 500_000,
+    "marks of reasoning": "assistantfinal <|channel|>analysis " * 30_000,
+    "objects": '{"answer": "yes"} ' * 60_000,
+    "nested lists": "[" * 4000 + "]" * 4000,
+    "a mapping": "answer:\n  label: yes\n" * 50_000,
+    "references": "{a: &a [no, no], b: " + "[*a, *a]" * 300 + "}",
+    "ticked boxes": "[x] yes [ ] no " * 70_000,
+    "lists of letters": "A. yes\nB. no\n" * 80_000,
+    "shares": "yes: 0.1\n" * 100_000,
+    "denials": "it is not that the answer is yes and no " * 25_000,
+    "words before a choice": ("while the men " * 60 + "the answer is yes. ") * 1000,
+    "lines of prompts": "question: yes\n" * 70_000,
+    "arrows": "yes -> " * 150_000,
     "one line": "x" * 1_000_000,
     "characters that grow": "\ufdfa" * 1_000_000,
     "combining marks": "a" + "\u0301" * 1_000_000,

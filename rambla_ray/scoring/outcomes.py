@@ -71,14 +71,15 @@ def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
 
 def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
     """What each of the two sets of rules reads in an answer to a task."""
-    compares = isinstance(task.generates[-1], Compare)
-    return (_read_cached if len(answer.text) <= SHORT else _read)(answer.text, task.answer.choices, compares=compares)
+    read = _read_cached if len(answer.text) <= SHORT else _read
+    compares, cut = isinstance(task.generates[-1], Compare), answer.finish_reason == "length"
+    return read(answer.text, task.answer.choices, compares=compares, cut=cut)
 
 
-def _read(text: str, choices: tuple[str, ...], *, compares: bool) -> tuple[Reading, str | None]:
-    """Where two texts are compared, RAmBLA's rules take `null` for a choice."""
+def _read(text: str, choices: tuple[str, ...], *, compares: bool, cut: bool) -> tuple[Reading, str | None]:
+    """Where texts are compared, RAmBLA's rules take `null` for a choice; `cut` is a text that reached its limit."""
     as_rambla = read_rambla(text, (*choices, NULL) if compares else choices)
-    return read_robust(text, choices), None if as_rambla == NULL else as_rambla
+    return read_robust(text, choices, cut=cut), None if as_rambla == NULL else as_rambla
 
 
 _read_cached = lru_cache(maxsize=4096)(_read)
@@ -89,7 +90,8 @@ def _named_by_reader(sample: Sample, task: TaskConfig) -> str | None:
     step = sample.steps[-1]
     if step.role != Role.READER or step.failed:
         return None
-    named = read_robust(step.text, possible_replies(task.answer.choices)).answer
+    replies, cut = possible_replies(task.answer.choices), step.finish_reason == "length"
+    named = read_robust(step.text, replies, cut=cut).answer
     return named if named in task.answer.choices else None
 
 
