@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from omegaconf import OmegaConf
 from rambla_ray.config import labels
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig
+from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results import report
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.placement import levels_of
 from rambla_ray.run.plan import Plan
 from rambla_ray.schema import canonical_json
+from rambla_ray.storage import Folder
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")  # A Name, which is a folder's.
 
@@ -151,6 +154,46 @@ def test_a_run_that_has_its_earlier_name_is_continued_under_it(tmp_path: Path) -
     assert loaded(*words).run_id == new.earlier_run_id
     assert loaded(*words, "run_id=own").run_id == "own"
     assert loaded(*words).question() == new.question()
+
+
+RECORDED = Path(__file__).parent / "data" / "recorded" / "2026-11" / "ledger"
+
+
+def torn(folder: Path) -> Path:
+    (segment,) = folder.glob("*.ledger")
+    segment.write_bytes(segment.read_bytes()[7:])
+    return folder
+
+
+def empty(folder: Path) -> Path:
+    (segment,) = folder.glob("*.ledger")
+    segment.write_bytes(b"")
+    return folder
+
+
+def as_it_is(folder: Path) -> Path:
+    return folder
+
+
+def gone(folder: Path) -> Path:
+    return folder / "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("ledger", "run_id", "has"),
+    [
+        (as_it_is, "mock-2tasks-580dd227", True),
+        (as_it_is, "mock-2tasks-580dd228", False),
+        (torn, "mock-2tasks-580dd227", False),
+        (empty, "mock-2tasks-580dd227", False),
+        (gone, "mock-2tasks-580dd227", False),
+    ],
+)
+def test_a_ledger_says_whether_a_run_has_written_into_it(
+    tmp_path: Path, ledger: Callable[[Path], Path], run_id: str, has: bool
+) -> None:
+    folder = ledger(shutil.copytree(RECORDED, tmp_path / "ledger"))
+    assert has_records_of(Folder(str(folder)), run_id) == has
 
 
 # Where people read it

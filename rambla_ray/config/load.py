@@ -70,17 +70,14 @@ def load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
-    return _under_its_earlier_name(config)
+    return config.under_its_earlier_name() if _has_earlier_directory(config) else config
 
 
-def _under_its_earlier_name(config: RunConfig) -> RunConfig:
-    """The config of a run which an earlier version began under another name; any other as it is."""
-    earlier = config.earlier_run_id
-    if config.options.run_id or earlier == config.run_id:
-        return config
-    if not Folder(f"{config.options.runs_dir.rstrip('/')}/{earlier}").has("config.yaml"):
-        return config
-    return config.model_copy(update={"options": config.options.model_copy(update={"run_id": earlier})})
+def _has_earlier_directory(config: RunConfig) -> bool:
+    """Whether an earlier version has begun the run under another name."""
+    if not config.has_earlier_name:
+        return False
+    return Folder(f"{config.options.runs_dir.rstrip('/')}/{config.earlier_run_id}").has("config.yaml")
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:

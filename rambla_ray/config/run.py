@@ -120,6 +120,15 @@ class RunConfig(Closed):
         """The name that earlier versions gave to the run: without what the command line changed of its targets."""
         return self._name(self.targets)
 
+    @property
+    def has_earlier_name(self) -> bool:
+        """Whether earlier versions named the run otherwise."""
+        return self.options.run_id is None and self.run_id != self.earlier_run_id
+
+    def under_its_earlier_name(self) -> RunConfig:
+        """The same run under its `earlier_run_id`, to go on with what it has under that name."""
+        return self.model_copy(update={"options": self.options.model_copy(update={"run_id": self.earlier_run_id})})
+
     def _name(self, targets: Iterable[str]) -> str:
         digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
         tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"

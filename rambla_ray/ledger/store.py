@@ -9,6 +9,7 @@ where each answer stands, not the answer.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-from rambla_ray.ledger.record import Kind, NewerFormat, Record, check, mark_line, peek
+from rambla_ray.ledger.record import Kind, NewerFormat, Record, check, mark_line, peek, run_tag
 from rambla_ray.ledger.spent import Spent, Tally
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
@@ -81,6 +82,21 @@ class _OwnSegment:
 
     def __del__(self) -> None:
         self.file.close()
+
+
+def has_records_of(folder: Folder, run_id: str) -> bool:
+    """Whether a run has written into a ledger on a local disk; False for any other, whose parts are too many to see.
+
+    A segment has one writer, of one run, so that its first line says whose it is.
+    """
+    if not folder.is_local:
+        return False
+    tag = run_tag(run_id).encode()
+    for name in folder.names(SUFFIX):
+        with open(folder.path(name), "rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
+            if check(file.readline())[2] == tag:
+                return True
+    return False
 
 
 class Ledger:

@@ -143,8 +143,7 @@ def models_of(config: RunConfig, cluster: Cluster) -> dict[str, Level]:
             level = level.settled(cluster)
         if any(level.config == other.config for other in models.values()):
             continue
-        label = level.names.label
-        name = f"{label} as {', '.join(level.roles)}" if label in models else label
+        name = f"{level.name} as {', '.join(level.roles)}" if level.name in models else level.name
         models[name] = replace(level, name=name)
     return models
 

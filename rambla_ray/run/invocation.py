@@ -19,6 +19,7 @@ from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
 from rambla_ray.display import one_line
 from rambla_ray.errors import NotWritten, RunStopped
+from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
@@ -76,7 +77,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     """
     words = [as_typed(word) for word in words]
     command = CommandLine(words, program, SubmittedJob.current())
-    config = load(words)
+    config = _as_it_was_begun(load(words))
     own_cluster = command.job is None and cluster_address(config.options.address) == "local"
     if not own_cluster and not config.options.dry_run:
         refuse_relative({"runs_dir": config.options.runs_dir, "ledger": config.ledger}, command.job)
@@ -93,6 +94,12 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     directory = RunDirectory.create(config)
     Folder(config.ledger).make_writable("ledger")
     return _run(plan, directory, command, own_cluster=own_cluster)
+
+
+def _as_it_was_begun(config: RunConfig) -> RunConfig:
+    """The config of a run under the name that it has in the ledger, where an earlier version began it."""
+    is_begun = config.has_earlier_name and has_records_of(Folder(config.ledger), config.earlier_run_id)
+    return config.under_its_earlier_name() if is_begun else config
 
 
 def _diagnose(config: RunConfig) -> int:

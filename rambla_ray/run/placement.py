@@ -206,7 +206,7 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
     ):
         if asked > largest:
             raise UserError(
-                f"model {model.names.label}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
+                f"model {model.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
                 f"set pool.num_{what.lower()}={largest:g} or add a node"
             )
     fits = next(
@@ -216,9 +216,9 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
     )
     resources = describe_resources(settled)
     if not fits:
-        raise UserError(f"model {model.names.label}: one actor asks for {resources}, and no node has both; add a node")
+        raise UserError(f"model {model.name}: one actor asks for {resources}, and no node has both; add a node")
     raise UserError(
-        f"model {model.names.label}: {pool.min_size} actors of {resources} each do not fit the cluster, which has "
+        f"model {model.name}: {pool.min_size} actors of {resources} each do not fit the cluster, which has "
         f"room for {fits}; set pool.min_size={fits} or add nodes"
     )
 
@@ -236,7 +236,7 @@ def waiting_reason(model: PooledModel, cluster: Cluster) -> str:
         return ""
     actors = f"{counted(pool.min_size, 'actor')} of {describe_resources(pool)}"
     source = "others give it back" if cluster.holds([pool]) else "the cluster's autoscaler brings it"
-    return f"model {model.names.label} waits until there is room for {actors}: {source}"
+    return f"model {model.name} waits until there is room for {actors}: {source}"
 
 
 def run_together(levels: Sequence[PooledModel], cluster: Cluster) -> bool:

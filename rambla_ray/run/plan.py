@@ -189,13 +189,13 @@ class Plan:
             params = level.config.params
             if self.config.options.budget.usd is not None and params.is_charged and not level.config.price:
                 raise UserError(
-                    f"budget.usd needs to know what model {level.names.label} charges: give it a price "
+                    f"budget.usd needs to know what model {level.name} charges: give it a price "
                     "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
                 )
             try:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
-                raise UserError(f"model {level.names.label}: {error}{self._way_out(level)}") from None
+                raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:
@@ -262,6 +262,6 @@ def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
         for stage in task.generates:
             if stage.role in level.roles and not isinstance(stage, Compare):
                 raise UserError(
-                    f"model {level.names.label} compares two texts, but task {name} asks its {stage.role} for an "
+                    f"model {level.name} compares two texts, but task {name} asks its {stage.role} for an "
                     "answer; choose a text model, or a similarity task"
                 )
