@@ -83,7 +83,7 @@ GENERATION = f"{PARAMS}generation_config"
         (["model=llama_ft", f"{PARAMS}model_name=../a/"], "llama_ft[model_name=a~9c9a5e]", None),
         # Of URLs the host, of texts a checksum, of many changes some.
         (
-            ["model=openai_chat", f"{PARAMS}base_url=http://me@10.0.0.1:8000/v1?key=hidden"],
+            ["model=openai_chat", f"{PARAMS}base_url=http://10.0.0.1:8000/v1?tenant=hidden"],
             "openai_chat[base_url=10.0.0.1:8000]",
             "openai_chat-base_url_10.0.0.1_8000",
         ),

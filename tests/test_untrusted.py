@@ -5,7 +5,6 @@ Each trap is sprung once on purpose, so that a test that sees it unsprung has se
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import os
@@ -25,7 +24,6 @@ from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.load import load
 from rambla_ray.data.source import load_items
 from rambla_ray.errors import CallError, UserError
-from rambla_ray.schema import Request
 
 if TYPE_CHECKING:
     from rambla_ray.actors.huggingface import HuggingFaceLLM
@@ -234,9 +232,8 @@ def test_a_chat_template_is_kept_in_its_sandbox(tiny: Path, tmp_path: Path, spru
     shutil.copytree(tiny, folder)
     template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(sprung) + "') }}"
     (folder / "chat_template.jinja").write_text(template)
-    model = load_model(folder, is_finetuned=True)
-    with pytest.raises(Exception, match="unsafe"):
-        asyncio.run(model.generate(Request("What is ischaemia?")))
+    with pytest.raises(CallError, match="unsafe"):
+        load_model(folder, is_finetuned=True)
     assert not sprung.exists()
     jinja2.Template(template).render()
     assert sprung.exists()
