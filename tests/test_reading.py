@@ -26,6 +26,7 @@ KNOWN_MISSES: dict[str, str | None] = {
     "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
     "No benefit, no harm, no cost: no.": None,
     'answer: "no" # p = 0.6': None,  # a comment after the value
+    "No increase in risk was found. Therefore the drug is safe: yes.": None,
     "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
