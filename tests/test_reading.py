@@ -26,6 +26,7 @@ KNOWN_MISSES: dict[str, str | None] = {
     "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
     "No benefit, no harm, no cost: no.": None,
     'answer: "no" # p = 0.6': None,  # a comment after the value
+    "No increase in risk was found. Therefore the drug is safe: yes.": None,
     "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
@@ -155,6 +156,20 @@ def test_what_is_only_mentioned_leaves_the_answer_beside_it_alone(line: dict[str
             assert read_robust(f"{text}\n\nThe rate fell, with no deaths.", ("yes", "no")).answer == choice
         else:
             assert read_robust(f"{text} So the answer is {other}.", ("yes", "no")).answer == other
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "answer"),
+    [
+        pytest.param("Let me see. The rate fell, so yes.", False, "yes", id="a whole text"),
+        pytest.param("Let me see. The rate fell, so yes.", True, None, id="the limit was reached"),
+        pytest.param("Let me see. The rate fell, so yes. But the", False, None, id="the last word shows it"),
+        pytest.param("Yes. The rate fell, and the", True, "yes", id="the answer came first"),
+        pytest.param("The rate fell, so yes.\n\nQuestion: Is it", True, "yes", id="only a next question was cut off"),
+    ],
+)
+def test_an_answer_in_mid_thought_is_none(text: str, cut: bool, answer: str | None) -> None:
+    assert read_robust(text, ("yes", "no"), cut=cut).answer == answer
 
 
 @settings(deadline=None)

@@ -90,7 +90,7 @@ _ONCE = re.compile(  # "I first thought", "I was going to say"
 )
 _MINE = re.compile(  # "I am inclined to say", "it is safe to say", "the question can be answered"
     r"\b(?:(?:i|we|i'd|i'll|i'm|me|let's)(?: (?:am|are|can|cannot|can't|do|don't|not|only|\w+ly|inclined|prepared"
-    r"|going|ready|able|happy|glad"
+    r"|going|ready|able|regret|sorry|pleased|happy|glad"
     r"|comfortable|confident|forced|compelled|bound|tempted|need|want|have|had|lean|in|to))*"
     r"|(?:safe|fair|reasonable|have|has|need|led|justified|possible|enough|(?:every|good|strong|ample) reason"
     r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one must|question (?:\w+ ){1,3}be"

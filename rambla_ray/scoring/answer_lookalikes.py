@@ -10,7 +10,7 @@ _GOES_ON = (
     r"|that|these|those"
     r"|they|there"
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
-    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each)"
+    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me)"
     r"|is (?:correct|right|the|my|best))\b"
 )
 _IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"

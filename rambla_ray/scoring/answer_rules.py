@@ -91,7 +91,8 @@ _CUE = (
     r"|\b(?:which|this|that|these|results?|data|findings?|evidence|abstract) (?:\w+ )?(?:means?|implies|imply"
     r"|suggests?|indicates?|supports?|favou?rs?|leaves?(?: us| me)?(?: with)?(?: only)?|makes? (?:it|this"
     r"|the answer)|gives?)"
-    r"|\b(?:settled on|decided on|opting for|going with|changed? (?:\w+ ){0,2}to)"
+    r"|\btells? (?:us|me)|\b(?:looks|sounds|feels) like|\b(?:settled on|decided on|opting for|going with"
+    r"|changed? (?:\w+ ){0,2}to)"
     rf")[\s:,-]{{0,4}}{_FILL}"
 )
 _SO = (

@@ -57,13 +57,15 @@ def read_robust(text: str, choices: Sequence[str], *, cut: bool = False) -> Read
 
     `choices` are lower-case words or phrases. Hidden reasoning and markup go first; a base model that goes on with
     a question of its own is read up to there. Only the two ends of a long text are read, so the time is bounded.
-    `cut` says that the text reached its length limit: an answer in mid-thought is then none.
+    `cut` says that the text reached its length limit: an answer in mid-thought is then none. So it is where the last
+    word shows that the text goes on.
     """
-    words = vocabulary(tuple(choices))
-    for part in parts(spoken(text), lambda line: words.named(line) is not None):
+    words, own = vocabulary(tuple(choices)), spoken(text)
+    for part in parts(own, lambda line: words.named(line) is not None):
         reading = _read_part(part, words)
         if reading.rule != "nothing":
-            return _unless_in_mid_thought(part, reading, words) if cut and reading.answer else reading
+            is_cut = (cut and own.endswith(part)) or _ENDS_OPEN.search(part[-40:])
+            return _unless_in_mid_thought(part, reading, words) if is_cut and reading.answer else reading
     return _NOTHING
 
 
@@ -200,6 +202,10 @@ _THINKING = re.compile(
     r"|step by step|first,"
     r"|the question (?:is|asks)|but (?:is|then|what|maybe)|maybe|however|on the other hand|to (?:decide|determine"
     r"|answer))\b",
+    re.IGNORECASE,
+)
+_ENDS_OPEN = re.compile(
+    r"\b(?:the|an?|of|and|but|is|are|was|were|to|in|on|that|because|whether|if|with|for|by|from|as|which|however)\s*$",
     re.IGNORECASE,
 )
 _TURNS = re.compile(r"\b(?:but|unless|although|while|whereas|if|except|yet)\b", re.IGNORECASE)
