@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rambla_ray.scoring.answer_mentions import without_mentions
-from rambla_ray.scoring.answer_options import Lettered, lettered, option_texts
-from rambla_ray.scoring.answer_other_words import (
+from rambla_ray.scoring.answers.mentions import without_mentions
+from rambla_ray.scoring.answers.options import Lettered, lettered, option_texts
+from rambla_ray.scoring.answers.other_words import (
     CANNOT_TELL,
     ENTAILS,
     REFUSAL,
@@ -16,10 +16,10 @@ from rambla_ray.scoring.answer_other_words import (
     SILENT_AT_FIRST,
     SILENT_ON_QUESTION,
 )
-from rambla_ray.scoring.answer_records import Form, read_broken_json, read_form
-from rambla_ray.scoring.answer_rules import ARROW, ASSERTIONS, CONCEDED, CORRECTION, LABELLED, STATEMENT
-from rambla_ray.scoring.answer_text import parts, spoken, without_markup
-from rambla_ray.scoring.answer_tokens import CHOICE, Vocabulary, normalised, vocabulary
+from rambla_ray.scoring.answers.records import Form, read_broken_json, read_form
+from rambla_ray.scoring.answers.rules import ARROW, ASSERTIONS, CONCEDED, CORRECTION, LABELLED, STATEMENT
+from rambla_ray.scoring.answers.text import parts, spoken, without_markup
+from rambla_ray.scoring.answers.tokens import CHOICE, Vocabulary, normalised, vocabulary
 
 
 def read_rambla(text: str, choices: Sequence[str]) -> str | None:

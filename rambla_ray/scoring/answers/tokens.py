@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rambla_ray.scoring.answer_lookalikes import is_lookalike
+from rambla_ray.scoring.answers.lookalikes import is_lookalike
 
 _FIRST = 0xE000
 CHOICE = "[\ue000-\uf8ff]"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from rambla_ray.scoring.answer_clauses import is_mention
-from rambla_ray.scoring.answer_tokens import CHOICE
+from rambla_ray.scoring.answers.clauses import is_mention
+from rambla_ray.scoring.answers.tokens import CHOICE
 
 _JOIN = (
     r"""["')\]]{0,2}\s?(?:[,/|]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rambla_ray.scoring.answer_tokens import CHOICE, Vocabulary
+from rambla_ray.scoring.answers.tokens import CHOICE, Vocabulary
 
 _LETTER = r"[(\[]?([A-Ea-e1-5])[.):\]]{1,2}\s{0,3}"
 _OPTION = re.compile(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rambla_ray.scoring.answer_tokens import NO_CHOICE
+from rambla_ray.scoring.answers.tokens import NO_CHOICE
 
 # Each is looked for in the words of the clause that stand before the choice.
 _NO_DENIAL = re.compile(

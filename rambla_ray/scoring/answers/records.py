@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rambla_ray.scoring.answer_tokens import CHOICE, Vocabulary
+from rambla_ray.scoring.answers.tokens import CHOICE, Vocabulary
 
 Read = Callable[[str], str | None]
 _WORD = (

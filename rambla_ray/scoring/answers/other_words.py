@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rambla_ray.scoring.answer_tokens import CHOICE
+from rambla_ray.scoring.answers.tokens import CHOICE
 
 _CANNOT = (
     r"(?:cannot|can't|can not|(?<=\bit )could not|(?<=\bi )could not|(?<=\bi )couldn't|unable to|not able to"

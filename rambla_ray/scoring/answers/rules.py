@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from rambla_ray.scoring.answer_lookalikes import FOLLOWED
-from rambla_ray.scoring.answer_tokens import CHOICE, NO_CHOICE
+from rambla_ray.scoring.answers.lookalikes import FOLLOWED
+from rambla_ray.scoring.answers.tokens import CHOICE, NO_CHOICE
 
 # And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
 _FOLLOWED = (

@@ -1,0 +1,1 @@
+"""What an answer is made of: reasoning and markup, tokens, clauses, forms; `scoring.reading` weighs it."""
