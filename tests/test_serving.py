@@ -200,8 +200,9 @@ def test_what_fails_behind_a_model_is_told_and_others_are_answered(endpoint, fau
 
 
 def heard(endpoint: Endpoint) -> str | None:
-    """What the API behind the relay answers."""
-    return endpoint.client.chat.completions.create(model="relay", messages=HELLO).choices[0].message.content
+    """What the API behind the relay answers to a client that comes again when it is told to."""
+    client = endpoint.client.with_options(max_retries=openai.DEFAULT_MAX_RETRIES)
+    return client.chat.completions.create(model="relay", messages=HELLO).choices[0].message.content
 
 
 def test_the_key_is_asked_for_everywhere(endpoint):
