@@ -152,7 +152,7 @@ def _taken_back(text: str, since: int, corrections: list[int], words: Vocabulary
 def _stated(text: str, words: Vocabulary) -> dict[int, tuple[int, str, str]]:
     """The choices that stand where an answer stands, without the words of a rule."""
     row = STATEMENT if {"yes", "no"} <= set(words.names) else LABELLED
-    if all(len(name) == 1 for name in words.names):
+    if all(len(name) == 1 for name in words.names) or len(set(re.findall(CHOICE, text))) > 1:
         return {}
     return {m.start(1): (0, "statement", m.group(1)) for m in row.finditer(text)}
 

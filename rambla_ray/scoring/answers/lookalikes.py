@@ -10,18 +10,27 @@ _GOES_ON = (
     r"|that|these|those"
     r"|they|there"
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
-    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me)"
+    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me|one another)"
     r"|is (?:correct|right|the|my|best))\b"
 )
 _IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"
 FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
-_AS_ANSWER = re.compile(rf"{FOLLOWED}|\s?(?:/|\||\b(?:or|and|nor|vs|versus|for|in|among|no)\b|=)", re.MULTILINE)
+_AS_ANSWER = re.compile(
+    rf"{FOLLOWED}|\s?(?:/|\||\b(?:or|and|nor|vs|versus|for|in|among|no|to [\"']?yes)\b|=)", re.MULTILINE
+)
 # "No." for number: "No. 12", "Grant No. R01"; but "No. 12 patients relapsed in each arm" answers.
 _NUMBER = re.compile(
     r"\. (?:of|per)\b|(?:\.|°)?[ ]{0,2}#?(?:[A-Z]{1,4}-?)?\d[\w./-]*(?!\s?%)(?![.,]?\d)"
     r"(?!\s(?:of\s(?:the\s)?\d|out of|percent|in \d|(?!was|is|has|does|this|series|days)[a-z]{2,}s\b|women|men"
     r"|children|people|mg))"
 )
+_NUMBERED = re.compile(  # "ref. no. 14", "grant no 7"
+    r"\b(?:ref|refs|references?|grants?|awards?|trials?|registration|registry|tables?|figures?|fig|protocols?|patients?|cases?"
+    r"|records?|id|lot|batch|cat|catalogue?|approval|permit|project|contract|sample|series|question|item|page|vol|issue"
+    r"|article|report|identifier|document|licen[cs]e|code)\.?[ :]{1,2}[(]?$",
+    re.IGNORECASE,
+)
+_DIGIT = re.compile(r"\.?[ ]{0,2}#?[A-Z]{0,4}-?\d", re.IGNORECASE)
 _IN_A_LIST = re.compile(r"(?:\bor|\band|\bnor|\bvs\.?|\bversus|[/|])\s?[\"'(\[]{0,2}$")
 _BEFORE_NOUN = re.compile(
     r"(?:\b(?:(?<!go )(?<!going )(?<!answer )(?<!answered )(?<!went )(?<!gone )with|had|have|has|having|show(?:s"
@@ -57,7 +66,9 @@ def _is_answer(found: re.Match[str]) -> bool:
     before = text[max(0, start - 24) : start]
     if found.group() != "NO" and _NUMBER.match(text, end):
         return False
-    if _IN_A_LIST.search(before):
+    if _NUMBERED.search(before) and _DIGIT.match(text, end):
+        return False
+    if _IN_A_LIST.search(before) or (text[end : end + 1] in ("'", '"') and before.endswith(text[end])):
         return True
     wrapped = re.search(r"[a-z] $", before) and _WRAPPED.match(text, end)
     return (

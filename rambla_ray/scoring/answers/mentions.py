@@ -18,7 +18,9 @@ _JOIN = (
 _LIST = re.compile(rf"{CHOICE}(?:{_JOIN}{CHOICE})+")
 _COUNTED = re.compile(rf"({CHOICE})[\"']?\s?[(=:]\s?\d{{1,6}}\b\)?")  # "yes (12), no (8)"
 _OPTION = re.compile(rf"^[ \t]*[(\[]?({CHOICE}|\w)[).:\]](?=[ \t]+\S)", re.MULTILINE)
-_QUOTED_QUESTION = re.compile(r'"[^"\n]{0,400}\?"')
+_QUOTED_QUESTION = re.compile(
+    r"""\"[^"\n]{0,400}\?\"|(?<!\w)'[^"\n]{0,400}?\?'(?!\w)|(?<=\banswer to )[^?"\n]{0,300}\?(?=\s(?:is|would be)\b)"""
+)
 _QUESTION = re.compile(r"[^.!?;\n]{0,400}\?")
 _SURVEY = re.compile(rf"\b(?:answered|answering|said|replied|responded|voted) [\"']?{CHOICE}[\"']? to \b")
 
@@ -69,7 +71,7 @@ _SENTENCE_END = re.compile(r"[.!?;](?=[\s\"')]|$)|\n")
 
 def without_mentions(text: str) -> str:
     """A tokenised text in which only the choices that may be asserted are left."""
-    text = re.sub(rf"({CHOICE})(?:[ \t]+\1)+", r"\1", text)
+    text = re.sub(rf"({CHOICE})(?:(?:[ \t]+\1)+|,? and \1(?=\s?[.!;]|$))", r"\1", text)
     text = _LIST.sub(_unless_asserted, text)
     if len(set(_COUNTED.findall(text))) > 1:
         text = _COUNTED.sub("~", text)

@@ -27,7 +27,10 @@ _FILL = (  # It may stand between a cue and its choice.
 )
 _LETTER = r"(?:[(\[]?(?:\d{1,2}|[a-e])(?:[.):\]]{1,2}\s{1,2}|\s(?=\()))?"  # "(b) no", "B (no)"
 _CHOSEN = rf"{_LETTER}[\"'(\[]{{0,2}}({CHOICE}){_FOLLOWED}"
-_START = r"(?:^|[.!?;]\s|(?<!\b\w)[.!?;])[\s>.|\"'(\[-]{0,5}(?:[\da-e][.)\]]\s)?"
+_START = (
+    r"(?:^|[.!?;]\s|(?<!\b\w)[.!?;])[\s>.|\"'(\[-]{0,5}"
+    r"(?:(?:(?:option|choice|answer|letter)\s)?[(\[]?[\da-e](?:[.)\]]{1,2}|\s-|(?<=\w\s\w):)\s)?"
+)
 _GAP = (
     rf"(?:\s(?:to|of|for|here|in|between|based on|from)\b[^.!?;:\n{NO_CHOICE}]{{0,80}}?"
     rf"|\s?[,(][^.!?;:\n{NO_CHOICE}]{{0,80}}?[,)])?"
@@ -45,9 +48,10 @@ _NOUN = (
 )
 _LABEL = (  # Before a colon alone, in any language.
     rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|letter|take-?home message"
-    rf"|final thought|upshot|overall"
+    rf"|final thought|selected|chosen|picked|upshot|overall"
     r"|respuesta(?: final| correcta)?|conclusión|veredicto|resultado|etiqueta|antwort|endgültige antwort|fazit"
-    r"|ergebnis|urteil"
+    r"|ergebnis|urteil|entscheidung|bewertung|schlussfolgerung|lösung|décision(?: finale)?|jugement|decisión(?: final)?"
+    r"|decisione|decisão|beslissing|решение|заключение|决定|判定结果|판정|결과|القرار|निष्कर्ष|निर्णय"
     r"|réponse(?: finale)?|résultat|étiquette|ответ|итог|вывод|risposta(?: finale)?|risultato|resposta(?: final)?"
     r"|conclusão|antwoord|conclusie|svar|slutsats|vastaus"
     r"|odpowiedź|odpověď|odpoveď|válasz|răspuns|răspunsul|απάντηση|cevap|yanıt|jawaban|câu trả lời|đáp án|trả lời"
@@ -65,21 +69,24 @@ _FOREIGN = (  # "la respuesta es"
 )
 _CUE = (
     # "the answer to the question is", "the two sentences are"
-    rf"(?:\b(?:(?:the|my|this|that|our|'s)\s{_ADJECTIVE}{_NOUN}|answer|label|verdict){_GAP}"
+    rf"(?:\b(?:(?:the|my|this|that|these|both|our|'s)\s{_ADJECTIVE}{_NOUN}|answer|label|verdict){_GAP}"
     r"\s?(?:is|are|would be|should be|must be|has to be|remains|becomes|comes out as|should read|will be|=|:)"
     # "Answer:", "Label -", "A:", "Respuesta:", "Verdict →"
     rf"|{_START}(?:{_ADJECTIVE}{_LABEL}|final {_LABEL}){_GAP}\s?[:=→|-]"
     rf"|{_FOREIGN}"
     # "I would say"
-    r"|\bi(?:'d|'ll)?(?: (?:would|will|must|have to|need to|therefore|thus|still|also|now|change|changed|revise"
+    r"|\b(?:i|we)(?:'d|'ll|'m|'re)?(?: (?:would|will|can|may|am|are|\w+ly|hence|so|must|have to|need to|therefore|thus|still|also|now|change|changed|revise"
     r"|can only|do|hereby|should|am inclined to|am going to|am going with|stand by))*"
     r"(?: (?:my|the) (?:\w+ )?(?:answer|verdict|label|mind))?"
     r" (?:say|think|answer|choose|pick|select|go with|go for|conclude|rate|classify|respond|label|lean|vote|to"
-    r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give)(?: (?:this|it"
-    r"|the (?:pair|question|answer|claim|statement|relation(?:ship)?)))?"
+    r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give|reply|answering|choosing"
+    r"|selecting|picking|saying|replying|responding with|concluding|voting|going (?:with|for)|consider|regard|deem|find)(?: (?:this(?: one)?|it"
+    r"|the (?:(?:two|given|present) )?(?:pair|question|answer|claim|sentences|statements?|texts|relation(?:ship)?)))?"
+    r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)"
+    r"|~[\"']? (?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
     # "in one word:", "the authors conclude:", "according to the abstract:", "answers the question with a clear"
     r"|\b(?:(?:in|on|for|with) (?:one|a|a single) word|one[- ]word answer|concludes?(?: with| that)?"
-    r"|to answer (?:your|the|this) question"
+    r"|to answer (?:(?:your|the|this|that) question(?: \w+)?|\w+ly)"
     rf"|(?:according to|based on|given|from)\s[^.!?;:,\n{NO_CHOICE}]{{0,80}})\s?[,:]"
     r"|\banswers? (?:it|(?:the|this|that|its own) question)(?: with\b)?|\bconcludes? with|\banswer it with"
     # "the evidence is clear: yes"
@@ -106,12 +113,16 @@ _BACK = (
     r"|revised"
     r"|on re-?reading|on (?:a )?(?:second|closer) (?:reading|look|inspection)|strike that|scratch that|never mind"
     r"|revision|erratum)\b"
-    r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|i (?:misread|misspoke"
+    r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|chang(?:ed|ing) my (?:answer|verdict|label|mind)|i (?:misread|misspoke"
     r"|was wrong|stand corrected|take (?:that|it) back|change my|now say|have to revise|must revise|revise my"
     r"|retract)"
     r"|i apologi[sz]e|(?:made a|my) mistake|(?:looking|look|reading|reread|rereading|re-reading"
     r"|thinking) (?:\w+ )?(?:more closely|closer|again|the \w+)|after (?:re-?reading|checking|a second)"
     r"|revised (?:answer|verdict|label)|(?:corrected|updated|new) answer|changed my mind))"
+)
+_CHANGED = (  # "changed my answer from yes to no"
+    r"\b(?:chang|switch|revis|mov|updat|correct|flip|amend)(?:e|ed|es|ing|ped|ping)? "
+    rf"(?:(?:my|the) {_ADJECTIVE}{_NOUN} |it )?from [\"']?{CHOICE}[\"']? (?:in)?to [\"']?"
 )
 _FACTS = (
     "abstract|evidence|stud(?:y|ies)|passage|text|data|premise|sentence|results?|findings?|it|this|trial|paper|article"
@@ -119,7 +130,7 @@ _FACTS = (
 _AGREE = (
     r"(?:(?:well|sure|ok|okay|oh|hm+|probably|likely|most likely|very likely|almost certainly|definitely|certainly"
     r"|absolutely"
-    r"|clearly|simply|overall|a clear|a definite|in general|generally|again|of course|maybe not"
+    r"|clearly|simply|indeed|obviously|evidently|apparently|naturally|surely|unfortunately|sadly|overall|a clear|a definite|in general|generally|again|of course|maybe not"
     r"|then)[\s,:!]{1,3})?"
 )
 _FIRM = (
@@ -138,7 +149,7 @@ ASSERTIONS = [
             0,
             "predicate",
             r"\b(?:it|this|that|these|they|(?:this|the) (?:study|paper|trial|record))(?: is|'s| are|'d be"
-            rf"| would be| must be| should be) {_FILL}{_CHOSEN}",
+            rf"| would be| must be| should be| has to be| will be| can only be) {_FILL}{_CHOSEN}",
         ),
         (
             0,
@@ -151,6 +162,17 @@ ASSERTIONS = [
             rf"\b(?:{_FACTS}) (?:\w+ly )?({CHOICE}) (?:the|this|that) (?:claim|statement|hypothesis|premise"
             rf"|sentence)\b",
         ),
+        (
+            0,
+            "predicate",
+            rf"\bwhich (?:is|would be|corresponds to|matches) (?:option|choice|answer|letter) {_CHOSEN}(?=[\"')]*\s?(?:\.|$))",
+        ),
+        (
+            0,
+            "predicate",
+            r"\b(?:affirms?|confirms?|supports?|shows?|speaks?|agrees?|answers?|settles?|establish(?:es)?|works?|safe|effective)\b"
+            rf"[^.!?;:\n{NO_CHOICE}]{{0,40}}:\s[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z",
+        ),  # "The conclusion confirms it: yes."
         (0, "predicate", rf"\b(?:in|form|constitutes?|represents?) (?:an? |clear |direct )*{_CHOSEN}"),
         (1, "leading", rf"{_START}{_AGREE}{_CHOSEN}"),  # "Yes, because", "Sure! No.", "Probably yes."
         (1, "leading", rf"{_START}{CHOICE}, {_CHOSEN}"),  # "Yes, no, maybe"
@@ -165,6 +187,8 @@ ASSERTIONS = [
             "set_off",
             rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}(?![)\]]\s\w)",
         ),
+        (1, "set_off", rf"~[\"']?,? but (?:after|on|upon|following) (?:\w+ ){{1,4}}{_CHOSEN}"),
+        (1, "correction", rf"{_CHANGED}({CHOICE})"),
         (1, "set_off", rf"→ (?:[^.;!?\n{NO_CHOICE}]{{0,40}}: )?{_AGREE}{_CHOSEN}"),  # "p = 0.6 → no"
         (1, "correction", rf"{_BACK}[\s,:-]{{0,4}}{_FILL}{_CHOSEN}"),  # "actually no", "Correction: yes"
         (2, "cue", _CUE + _CHOSEN),  # "The answer is yes"
@@ -172,7 +196,8 @@ ASSERTIONS = [
             2,
             "cue",
             rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be)\b(?: (?:the|my|most|by far|clearly|therefore|thus"
-            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|(?<=my )(?:choice|pick|option"
+            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified|reasonable|well supported"
+            r"|supported|(?<=my )(?:choice|pick|option"
             r"|vote))\b|(?:does|fits(?: better| best)?"
             rf"|applies|it is|is it|is better)\b(?=\s?(?:[.,;!]|$)))",
         ),  # "B is correct"

@@ -77,7 +77,9 @@ _PROMPT = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*(\S[^\n]{0,40})$", re.MULTILINE)
 _NEW_QUESTION = re.compile(
-    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b)",
+    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b"
+    r"|(?:the|here is a|read the|answer the|consider the) following\b|(?:now )?(?:read|answer|choose|select|based on) the\b"
+    r"|you are (?:an?|given)\b)",
     re.MULTILINE | re.IGNORECASE,
 )
 _SECOND_THOUGHT = re.compile(r"\b(?:wait|actually|correction|hmm|sorry|edit|however|reconsider)\b", re.IGNORECASE)
@@ -116,8 +118,10 @@ _MARKUP = [
     (re.compile(r"\[/[a-z]{2,20}\]|</[a-z][^<>\n]{0,80}>", re.IGNORECASE), "\n"),
     (re.compile(r"<[a-z][^<>\n]{0,80}>|\\(?:text|math)[a-z]{0,4}\b|_", re.IGNORECASE), " "),
     (re.compile(r"-{0,3}(?<!\w-)->|={1,3}>|[→⇒➜➔⟶➡⟹]|\\(?:right|Right)arrow\b"), " → "),
+    (re.compile(r"«\s(?=\w)|(?<=[\w.])\s»(?!\w)"), '"'),
     (re.compile(r"[“”„«»「」『』]"), '"'),
     (re.compile(r"[‘’´]"), "'"),
+    (re.compile(r"(?<=\S)[ ]{1,3}#[ ]"), " - "),  # a comment after the value
     (re.compile(r"[–—−―]"), " - "),
     (re.compile(r"[。।]"), ". "),
     (re.compile(r"、"), ", "),
