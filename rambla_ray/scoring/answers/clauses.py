@@ -10,8 +10,9 @@ from rambla_ray.scoring.answers.tokens import NO_CHOICE
 _NO_DENIAL = re.compile(
     r"\b(?:no|without(?: any)?|beyond|little|leaves? no|not a) (?:\w+ )?(?:doubt|question|dispute)\b(?! of)"
     r"|\bnot (?:only|just|merely|surprising\w*)\b"
-    r"|\b(?:nobody|no one|no-one|none|cannot|can't|can not|hardly)\b.{0,20}?\b(?:den(?:y|ied|ies)|doubts?|doubted"
-    r"|disput\w+|but)\b"
+    r"|\b(?:nobody|no one|no-one|none|few (?:would|will|could|can)|cannot|can't|can not"
+    r"|hardly)\b.{0,20}?\b(?:den(?:y|ied|ies)|doubts?|doubted"
+    r"|disput\w+|contest|object|but)\b"
     r"|\b(?:undeniabl|undoubted|doubtless)\w*|\bno (?:wonder|surprise|matter)\b|\bthan not\b|\bwhether or not\b"
     r"|\bwhy not\b|\bdo(?:es)? not change\b"
 )
@@ -59,15 +60,19 @@ _EVIDENT_IF = re.compile(
     r"|as to )?)?whether\b"
 )
 _SUPPOSES = re.compile(
-    r"(?:(?:^|[.,;:]\s)\s*(?:were|should|(?:as|so) long as|on condition that|provid(?:ed|ing)(?! (?:by|in|with|for|to|context"
-    r"|abstract|text|above|information))|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|unless|suppos\w+"
+    r"(?:(?:^|[.,;:]\s)\s*(?:were|should|(?:as|so) long as|on condition that|provid(?:ed|ing)(?! (?:by|in|with|for"
+    r"|to|context"
+    r"|abstract|text|above|information))|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|unless"
+    r"|suppos\w+"
     r"|assuming|imagine|until|provid(?:ed|ing) that|only (?:if|when)|whether))\s"
-    r"|\b(?:hypothetically|theoretically|in theory|in principle|on paper|(?:on|under) (?:the|this"
+    r"|\bin (?:an?|another|some other) (?:\w+ )?(?:world|universe|scenario)\b|\b(?:hypothetically|theoretically"
+    r"|in theory|in principle|on paper|(?:on|under) (?:the|this"
     r"|that) (?:assumption|condition|premise))\b"
 )
 _STATES = (
     r"(?:abstract|stud(?:y|ies)|authors?|texts?|results?|data|findings?|papers?|articles?|evidence|trials?|passage"
-    r"|context|investigators|researchers|analys[ei]s|conclusions?|numbers|statistics|p[ -]values?|intervals?|ratios?|curves|tables?|figures?|experiments?|review"
+    r"|context|investigators|researchers|analys[ei]s|conclusions?|numbers|statistics|p[ -]values?|intervals?"
+    r"|ratios?|curves|tables?|figures?|experiments?|review"
     r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided)"
 )
 _SAYS = (
@@ -92,11 +97,13 @@ _ONCE = re.compile(  # "I first thought", "I was going to say"
     r"|\bi (?:was|wanted|used|would like|tried|hoped|intended|meant|almost|would have(?! to)) "
 )
 _MINE = re.compile(  # "I am inclined to say", "it is safe to say", "the question can be answered"
-    r"\b(?:(?:i|we|i'd|i'll|i'm|me|let's)(?: (?:am|are|can|cannot|can't|do|don't|not|only|\w+ly|inclined|prepared|therefore|thus|hence|so|now|also|still"
+    r"\b(?:(?:i|we|i'd|i'll|i'm|me|let's)(?: (?:am|are|can|cannot|can't|do|don't|not|only|\w+ly|inclined|prepared"
+    r"|therefore|thus|hence|so|now|also|still"
     r"|going|ready|able|regret|sorry|pleased|happy|glad"
     r"|comfortable|confident|forced|compelled|bound|tempted|need|want|have|had|lean|in|to))*"
     r"|(?:safe|fair|reasonable|have|has|need|led|justified|possible|enough|(?:every|good|strong|ample) reason"
-    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one must|question (?:[\w~]+ ){0,3}(?:is|be)(?: \w+ly)?"
+    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one must|question (?:[\w~]+ ){0,3}(?:is"
+    r"|be)(?: \w+ly)?"
     r"|it (?:can|must|should) be|confident in)\s$"
 )
 _OTHERS = re.compile(
@@ -150,7 +157,8 @@ _ACCORDING_TO_OTHERS = re.compile(
 )
 
 _CLAUSE_END = re.compile(
-    r"[,:]\s|\s-\s|\s?→\s|\s\(|\)\s|(?:(?<!not)(?<!anything)(?<!nothing)(?<!\b(?:am|an|be|is))(?<!\bi)(?<!\bwe)(?<!\bmust)(?<!would)\s)(?:but|so(?! that)|because|therefore"
+    r"[,:]\s|\s-\s|\s?→\s|\s\(|\)\s|(?:(?<!not)(?<!anything)(?<!nothing)(?<!\b(?:am|an|be"
+    r"|is))(?<!\bi)(?<!\bwe)(?<!\bmust)(?<!would)\s)(?:but|so(?! that)|because|therefore"
     r"|thus|hence|yet|although|though|whereas|which|and (?:so|thus|therefore|hence|the|my|i))\b"
     rf"|\b(?:rul|reject|exclud|discard|dismiss)\w{{0,4}} (?:out )?[\"']?[{NO_CHOICE}][\"']? (?=and\b|in favou?r of\b)"
 )

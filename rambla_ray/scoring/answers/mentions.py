@@ -12,7 +12,7 @@ from rambla_ray.scoring.answers.clauses import is_mention
 from rambla_ray.scoring.answers.tokens import CHOICE
 
 _JOIN = (
-    r"""["')\]]{0,2}\s?(?:[,/|]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""
+    r"""["')\]]{0,2}\s?(?:[,/|-]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""
     r"""(?:(?:perhaps|maybe|possibly)\s)?["'(\[]{0,2}"""
 )
 _LIST = re.compile(rf"{CHOICE}(?:{_JOIN}{CHOICE})+")

@@ -13,7 +13,8 @@ from rambla_ray.scoring.answers.tokens import CHOICE, NO_CHOICE
 
 # And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
 _FOLLOWED = (
-    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
+    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:rather than|instead of|as opposed|and not"
+    r"|relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
     r"|each))\b))"
 )
 _FILL = (  # It may stand between a cue and its choice.
@@ -50,7 +51,8 @@ _LABEL = (  # Before a colon alone, in any language.
     rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|letter|take-?home message"
     rf"|final thought|selected|chosen|picked|upshot|overall"
     r"|respuesta(?: final| correcta)?|conclusión|veredicto|resultado|etiqueta|antwort|endgültige antwort|fazit"
-    r"|ergebnis|urteil|entscheidung|bewertung|schlussfolgerung|lösung|décision(?: finale)?|jugement|decisión(?: final)?"
+    r"|ergebnis|urteil|entscheidung|bewertung|schlussfolgerung|lösung|décision(?: finale)?|jugement"
+    r"|decisión(?: final)?"
     r"|decisione|decisão|beslissing|решение|заключение|决定|判定结果|판정|결과|القرار|निष्कर्ष|निर्णय"
     r"|réponse(?: finale)?|résultat|étiquette|ответ|итог|вывод|risposta(?: finale)?|risultato|resposta(?: final)?"
     r"|conclusão|antwoord|conclusie|svar|slutsats|vastaus"
@@ -75,12 +77,15 @@ _CUE = (
     rf"|{_START}(?:{_ADJECTIVE}{_LABEL}|final {_LABEL}){_GAP}\s?[:=→|-]"
     rf"|{_FOREIGN}"
     # "I would say"
-    r"|\b(?:i|we)(?:'d|'ll|'m|'re)?(?: (?:would|will|can|may|am|are|\w+ly|hence|so|must|have to|need to|therefore|thus|still|also|now|change|changed|revise"
+    r"|\b(?:i|we)(?:'d|'ll|'m|'re)?(?: (?:would|will|can|may|am|are|\w+ly|hence|so|must|have to|need to|therefore"
+    r"|thus|still|also|now|change|changed|revise"
     r"|can only|do|hereby|should|am inclined to|am going to|am going with|stand by))*"
     r"(?: (?:my|the) (?:\w+ )?(?:answer|verdict|label|mind))?"
     r" (?:say|think|answer|choose|pick|select|go with|go for|conclude|rate|classify|respond|label|lean|vote|to"
-    r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give|reply|answering|choosing"
-    r"|selecting|picking|saying|replying|responding with|concluding|voting|going (?:with|for)|consider|regard|deem|find)(?: (?:this(?: one)?|it"
+    r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give|reply|answering"
+    r"|choosing"
+    r"|selecting|picking|saying|replying|responding with|concluding|voting|going (?:with|for)|consider|regard|deem"
+    r"|find)(?: (?:this(?: one)?|it"
     r"|the (?:(?:two|given|present) )?(?:pair|question|answer|claim|sentences|statements?|texts|relation(?:ship)?)))?"
     r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)"
     r"|~[\"']? (?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
@@ -113,7 +118,8 @@ _BACK = (
     r"|revised"
     r"|on re-?reading|on (?:a )?(?:second|closer) (?:reading|look|inspection)|strike that|scratch that|never mind"
     r"|revision|erratum)\b"
-    r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|chang(?:ed|ing) my (?:answer|verdict|label|mind)|i (?:misread|misspoke"
+    r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|chang(?:ed|ing) my (?:answer"
+    r"|verdict|label|mind)|i (?:misread|misspoke"
     r"|was wrong|stand corrected|take (?:that|it) back|change my|now say|have to revise|must revise|revise my"
     r"|retract)"
     r"|i apologi[sz]e|(?:made a|my) mistake|(?:looking|look|reading|reread|rereading|re-reading"
@@ -130,7 +136,8 @@ _FACTS = (
 _AGREE = (
     r"(?:(?:well|sure|ok|okay|oh|hm+|probably|likely|most likely|very likely|almost certainly|definitely|certainly"
     r"|absolutely"
-    r"|clearly|simply|indeed|obviously|evidently|apparently|naturally|surely|unfortunately|sadly|overall|a clear|a definite|in general|generally|again|of course|maybe not"
+    r"|clearly|simply|indeed|obviously|evidently|apparently|naturally|surely|unfortunately|sadly|overall|a clear"
+    r"|a definite|in general|generally|again|of course|maybe not"
     r"|then)[\s,:!]{1,3})?"
 )
 _FIRM = (
@@ -165,21 +172,28 @@ ASSERTIONS = [
         (
             0,
             "predicate",
-            rf"\bwhich (?:is|would be|corresponds to|matches) (?:option|choice|answer|letter) {_CHOSEN}(?=[\"')]*\s?(?:\.|$))",
+            rf"\bwhich (?:is|would be|corresponds to|matches) (?:option|choice|answer|letter|an?(?: clear)?) {_CHOSEN}"
+            r"(?=[\"')]{0,3}\s?(?:\.|$))",
         ),
         (
             0,
             "predicate",
-            r"\b(?:affirms?|confirms?|supports?|shows?|speaks?|agrees?|answers?|settles?|establish(?:es)?|works?|safe|effective)\b"
+            r"\b(?:affirms?|confirms?|supports?|shows?|speaks?|agrees?|answers?|settles?|establish(?:es)?|works?"
+            r"|safe|effective)\b"
             rf"[^.!?;:\n{NO_CHOICE}]{{0,40}}:\s[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z",
         ),  # "The conclusion confirms it: yes."
-        (0, "predicate", rf"\b(?:in|form|constitutes?|represents?) (?:an? |clear |direct )*{_CHOSEN}"),
+        (
+            0,
+            "predicate",
+            rf"\w \w+:\s({CHOICE}),\s(?:it|this|that|they|the)\s",
+        ),  # "No harm was done: yes, it is safe."
+        (0, "predicate", rf"\b(?:in|form|constitutes?|represents?|has|have|shows?) (?:an? |clear |direct )*{_CHOSEN}"),
         (1, "leading", rf"{_START}{_AGREE}{_CHOSEN}"),  # "Yes, because", "Sure! No.", "Probably yes."
         (1, "leading", rf"{_START}{CHOICE}, {_CHOSEN}"),  # "Yes, no, maybe"
         (
             1,
             "leading",
-            r"\A[\s\"'(]{0,4}(?:(?:option|choice|letter|choose|pick|select)"
+            r"\A[\s\"'(]{0,4}(?:(?:answer )?(?:option|choice|letter|choose|pick|select)"
             rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s{_CHOSEN}",
         ),  # "Option C"
         (
@@ -196,12 +210,17 @@ ASSERTIONS = [
             2,
             "cue",
             rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be)\b(?: (?:the|my|most|by far|clearly|therefore|thus"
-            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified|reasonable|well supported"
+            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified|reasonable"
+            r"|well supported"
             r"|supported|(?<=my )(?:choice|pick|option"
             r"|vote))\b|(?:does|fits(?: better| best)?"
             rf"|applies|it is|is it|is better)\b(?=\s?(?:[.,;!]|$)))",
         ),  # "B is correct"
-        (3, "conclusion", rf"{_SO}(?:{_CUE})?{_FILL}{_CHOSEN}"),  # "..., so yes", "Therefore the answer is no"
+        (
+            3,
+            "conclusion",
+            rf"{_SO}(?:{_CUE}|the answer was )?{_FILL}{_CHOSEN}",
+        ),  # "..., so yes", "Therefore the answer is no"
         (4, "final", rf"{_FINAL}{_FILL}{_CHOSEN}"),  # "Final answer: no", <answer>, \boxed{}
     )
 ]
@@ -214,6 +233,8 @@ STATEMENT = re.compile(
     r"(?=[\"')]{0,2}\s?(?:[.!]|$)|[\"']? (?:on this|here|to this|in this|because|since|as|given|from me)\b)",
     re.MULTILINE,
 )
+# "The best next step is an ECG (D).", where the choices are letters
+LAST_LETTER = re.compile(rf"[a-z] \(({CHOICE})\)[\s.!]{{0,9}}\Z")
 # "Risk of bias: low", "They cannot both be true: contradiction.", where the choices are neither yes and no nor letters
 LABELLED = re.compile(rf"(?:\A\s{{0,5}}\w[\w ]{{0,40}}\s?[:=]|\w+ \w+ \w+:)\s?[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z")
 CONCEDED = re.compile(rf"{CHOICE},[^.;!?\n]{{0,200}}\b(?:but|although|though|however)\b")

@@ -42,6 +42,8 @@ def _pattern(choice: str) -> str:
     word = normalised(choice)
     if len(word) == 1 and "a" <= word <= "z":  # "a" is an article
         return rf"(?-i:{word.upper()})|{word}(?=\s*(?:[.,;:!)\]\"']|$))"
+    if word.isdigit():
+        return rf"{word}(?:\.0{{1,2}}(?![\w.]))?"
     particle = "的?" if word in ("是", "对", "不是") else ""
     if word.startswith("not "):
         return rf"(?:not\s(?:{_ADVERB}\s)?|non-?\s?){re.escape(word[4:])}"
