@@ -160,7 +160,8 @@ _CLAUSE_END = re.compile(
     r"[,:]\s|\s-\s|\s?→\s|\s\(|\)\s|(?:(?<!not)(?<!anything)(?<!nothing)(?<!\b(?:am|an|be"
     r"|is))(?<!\bi)(?<!\bwe)(?<!\bmust)(?<!would)\s)(?:but|so(?! that)|because|therefore"
     r"|thus|hence|yet|although|though|whereas|which|and (?:so|thus|therefore|hence|the|my|i))\b"
-    rf"|\b(?:rul|reject|exclud|discard|dismiss)\w{{0,4}} (?:out )?[\"']?[{NO_CHOICE}][\"']? (?=and\b|in favou?r of\b)"
+    rf"|\b(?:rul|reject|exclud|discard|dismiss|avoid|resist|drop)\w{{0,4}} (?:out )?[\"']?[{NO_CHOICE}][\"']?"
+    r" (?:here )?(?=and\b|in favou?r of\b)"
 )
 _ANSWER_AFTER_REASON = re.compile(
     r"^\s*(?:since|as|because|given|although|though|while|when|after|with|in|from|despite|for)\b(?:(?!\b(?:that"
@@ -172,7 +173,8 @@ _ASIDE = re.compile(
     r"|given [^,]{1,60}|as [^,]{1,60}|in (?:fact|short|general)|therefore|then|for now|to be \w+),\s"
 )
 _CONDITION_AFTER = re.compile(
-    r"^[\"')]{0,2},? (only if|if|unless|provided|only when|had|were|should|as long as)\b(?! (?:anything|only"
+    r"^[\"')]{0,2},? (only if|if|unless|provided|only when|had|were|should|as long as|in theory|in principle"
+    r"|on paper)\b(?! (?:anything|only"
     r"|we go|i (?:had|have|must)))"
 )
 _REJECTED_AFTER = re.compile(
@@ -181,7 +183,8 @@ _REJECTED_AFTER = re.compile(
     r"|cannot\b|does\b(?!\s?[.,;!])|do not\b|doesn't|isn't|is (?!(?:the |my )?(?:\w+ )?(?:correct|right|best"
     r"|choice|pick|option|vote"
     r"|answer|most|appropriate|what|supported|justified|warranted|reasonable|indicated|defensible|in order"
-    r"|called for|well|fully|strongly|clearly))|was\b|seems\b|appears\b|can be (?:ruled|excluded"
+    r"|called for|beyond|clear|obvious|certain|evident|plain|well|fully|strongly|clearly))|was\b|seems\b|appears\b"
+    r"|can be (?:ruled|excluded"
     r"|rejected))"
 )
 _FAR = 260

@@ -12,7 +12,7 @@ _GOES_ON = (
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
     r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me"
     r"|one another)"
-    r"|is (?:correct|right|the|my|best))\b"
+    r"|is (?:correct|right|the|my|best|beyond|clear|obvious|certain|evident))\b"
 )
 _IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"
 FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|/\s|\[\d|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
@@ -43,6 +43,10 @@ _BEFORE_NOUN = re.compile(
 )
 _LISTED_NOUN = re.compile(r"\s?[,(/-]|\s(?:or|and|for|in|at)\b|\s*$")
 _WRAPPED = re.compile(r"\n(?!no\b|yes\b|because\b)[a-z]")
+_DEGREE = re.compile(
+    r",?\s(?:mild|moderate|low|minimal|slight|partial|little|weak|some|minor|one|poor)(?:,|\s(?:or"
+    r"|and|to)\b)"
+)
 _WRAPPED_PHRASE = re.compile(
     r"\n(?:significant|statistically|clinically|differences?|evidence|associations?"
     r"|effects?|major"
@@ -74,7 +78,7 @@ def _is_answer(found: re.Match[str]) -> bool:
     before = text[max(0, start - 24) : start]
     if found.group() != "NO" and _NUMBER.match(text, end):
         return False
-    if _NUMBERED.search(before) and _DIGIT.match(text, end):
+    if _DEGREE.match(text, end) or (_NUMBERED.search(before) and _DIGIT.match(text, end)):
         return False
     if _IN_A_LIST.search(before) or (text[end : end + 1] in ("'", '"') and before.endswith(text[end])):
         return True

@@ -13,18 +13,19 @@ from rambla_ray.scoring.answers.tokens import CHOICE, NO_CHOICE
 
 # And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
 _FOLLOWED = (
-    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:rather than|instead of|as opposed|and not"
+    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:rather than|instead of|as opposed|and not|answer(?=\s?(?:[.,;]|$))"
     r"|relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
     r"|each))\b))"
 )
 _FILL = (  # It may stand between a cue and its choice.
     r"(?:(?:an?|the|this|that|it|is|are|be|as|to|towards?|with|for|of|on|in|favou?r|pair|statement|claim"
     r"|relation(?:ship)?|option|choice|letter"
-    r"|answer|label|question|category|class|\w{2,12}ly|nonetheless|nevertheless|(?:most |very |quite )?(?:likely"
+    r"|it's|that's|answer|label|question|category|class|\w{2,12}ly|nonetheless|nevertheless|(?:most |very "
+    r"|quite )?(?:likely"
     r"|probably|clearly|definitely)|(?:most )?(?:accurately|appropriately|correctly)|clear|simply|resounding|firm"
     r"|definite|one of|an? (?:example|case|instance) of|cautious|qualified|strong"
     r"|simple|therefore|thus|indeed|in fact|still|certainly|ultimately|just|labell?ed|classified|considered"
-    r"|best (?:described|classified|labell?ed)|down)[\s,:]{1,3}){0,8}"
+    r"|best (?:described|classified|labell?ed|seen|viewed|regarded|characteri[sz]ed|read)|down)[\s,:]{1,3}){0,8}"
 )
 _LETTER = r"(?:[(\[]?(?:\d{1,2}|[a-e])(?:[.):\]]{1,2}\s{1,2}|\s(?=\()))?"  # "(b) no", "B (no)"
 _CHOSEN = rf"{_LETTER}[\"'(\[]{{0,2}}({CHOICE}){_FOLLOWED}"
@@ -33,7 +34,8 @@ _START = (
     r"(?:(?:(?:option|choice|answer|letter)\s)?[(\[]?[\da-e](?:[.)\]]{1,2}|\s-|(?<=\w\s\w):)\s)?"
 )
 _GAP = (
-    rf"(?:\s(?:to|of|for|here|in|between|based on|from)\b[^.!?;:\n{NO_CHOICE}]{{0,80}}?"
+    rf"(?:\s(?:that (?:best )?(?:fits|applies|follows|emerges)|to|of|for|here|in|between|based on|from)\b"
+    rf"[^.!?;:\n{NO_CHOICE}]{{0,80}}?"
     rf"|\s?[,(][^.!?;:\n{NO_CHOICE}]{{0,80}}?[,)])?"
 )
 _ADJECTIVE = (
@@ -45,11 +47,11 @@ _NOUN = (
     r"(?:answers?|verdict|label|classification|relation(?:ship)?|conclusion|response|output|pair|two|choice|option"
     r"|decision|determination|result|category|class"
     r"|prediction|judge?ment|score|rating|assistant|assessment|statements?|claim|sentences?|finding"
-    r"|entailment relation|take|view|opinion|call|pick|vote|guess|stance)\b"
+    r"|entailment relation|bottom line|takeaway|upshot|take|view|opinion|call|pick|vote|guess|stance)\b"
 )
 _LABEL = (  # Before a colon alone, in any language.
     rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|letter|take-?home message"
-    rf"|final thought|selected|chosen|picked|upshot|overall"
+    rf"|final thought|selected|chosen|picked|selecting|choosing|answering|outcome|upshot|overall"
     r"|respuesta(?: final| correcta)?|conclusión|veredicto|resultado|etiqueta|antwort|endgültige antwort|fazit"
     r"|ergebnis|urteil|entscheidung|bewertung|schlussfolgerung|lösung|décision(?: finale)?|jugement"
     r"|decisión(?: final)?"
@@ -88,7 +90,7 @@ _CUE = (
     r"|find)(?: (?:this(?: one)?|it"
     r"|the (?:(?:two|given|present) )?(?:pair|question|answer|claim|sentences|statements?|texts|relation(?:ship)?)))?"
     r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)"
-    r"|~[\"']? (?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
+    r"|~[\"']? (?:here )?(?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
     # "in one word:", "the authors conclude:", "according to the abstract:", "answers the question with a clear"
     r"|\b(?:(?:in|on|for|with) (?:one|a|a single) word|one[- ]word answer|concludes?(?: with| that)?"
     r"|to answer (?:(?:your|the|this|that) question(?: \w+)?|\w+ly)"
@@ -115,7 +117,7 @@ _SO = (
 _BACK = (
     r"(?:(?:^|[.,;:!?(-])\s{0,3}(?:oh,? |no,? |but |hmm,? |or )?"
     r"(?:wait|actually|correction|edit|update|sorry|rather|i meant?|oops|whoops|my bad|hold on|apologies|make that"
-    r"|revised"
+    r"|revised|hmm+"
     r"|on re-?reading|on (?:a )?(?:second|closer) (?:reading|look|inspection)|strike that|scratch that|never mind"
     r"|revision|erratum)\b"
     r"|\b(?:scratch that|strike that|on second thoughts?|on reflection|let me correct|chang(?:ed|ing) my (?:answer"
@@ -199,7 +201,7 @@ ASSERTIONS = [
         (
             1,
             "set_off",
-            rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s{_CHOSEN}(?![)\]]\s\w)",
+            rf"(?<![{NO_CHOICE}])(?:,|,? but|\bthat)\s(?:(?:\w{{3,12}}ly|now|still|indeed)\s)?{_CHOSEN}(?![)\]]\s\w)",
         ),
         (1, "set_off", rf"~[\"']?,? but (?:after|on|upon|following) (?:\w+ ){{1,4}}{_CHOSEN}"),
         (1, "correction", rf"{_CHANGED}({CHOICE})"),
@@ -210,7 +212,7 @@ ASSERTIONS = [
             2,
             "cue",
             rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be)\b(?: (?:the|my|most|by far|clearly|therefore|thus"
-            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified|reasonable"
+            r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified"
             r"|well supported"
             r"|supported|(?<=my )(?:choice|pick|option"
             r"|vote))\b|(?:does|fits(?: better| best)?"
