@@ -87,7 +87,8 @@ _SAYS = (
     r"|teach(?:es)?|taught|states|noted?|notes|reports|reported|found|finds|remark(?:s|ed)?|points out)"
 )
 _OWN_SUBJECT = re.compile(
-    rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?(?: (?:would|will"
+    rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?"
+    r"(?: (?:would|will|should"
     r"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|themselves|explicitly|hereby|firmly"
     r"|strongly"
     rf"|fairly|confidently|in the end|ultimately|have|has|(?:am|'m) \w+ in))*\s$"
@@ -102,7 +103,8 @@ _MINE = re.compile(  # "I am inclined to say", "it is safe to say", "the questio
     r"|going|ready|able|regret|sorry|pleased|happy|glad"
     r"|comfortable|confident|forced|compelled|bound|tempted|need|want|have|had|lean|in|to))*"
     r"|(?:safe|fair|reasonable|have|has|need|led|justified|possible|enough|(?:every|good|strong|ample) reason"
-    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one must|question (?:[\w~]+ ){0,3}(?:is"
+    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one (?:must|should)"
+    r"|question (?:[\w~]+ ){0,3}(?:is"
     r"|be)(?: \w+ly)?"
     r"|it (?:can|must|should) be|confident in)\s$"
 )
@@ -124,7 +126,7 @@ _QUOTING = re.compile(
     r"|asked|exclaimed)\b(?:[^,:]{0,20}[,:]\s*[\"']|[,:]\s*)$|\bresponds?(?:ed)?(?:,\s*[\"']|:\s*)$"
 )  # The patient replied, "No."
 _TO_ANSWER = re.compile(
-    r"(?:^|[,;.]|\bso)\s*to (?:answer|say|respond|reply)\b[^,;:]{0,60}:\s*$"
+    r"(?:^|[,;.]|\bso)\s*(?:to (?:answer|say|respond|reply|conclude)|answering)\b[^,;:]{0,60}:\s*$"
 )  # "To answer plainly: no"
 _ORDER = re.compile(
     r"\s*(?:please )?(?:answer|say|reply|respond|write|choose|select|mark)\s[\"']?$"
@@ -183,7 +185,8 @@ _REJECTED_AFTER = re.compile(
     r"|cannot\b|does\b(?!\s?[.,;!])|do not\b|doesn't|isn't|is (?!(?:the |my )?(?:\w+ )?(?:correct|right|best"
     r"|choice|pick|option|vote"
     r"|answer|most|appropriate|what|supported|justified|warranted|reasonable|indicated|defensible|in order"
-    r"|called for|beyond|clear|obvious|certain|evident|plain|well|fully|strongly|clearly))|was\b|seems\b|appears\b"
+    r"|called for|beyond|clear|obvious|certain|evident|plain|well|fully|strongly|clearly))|was\b"
+    r"|(?:seems|appears)\b(?! to be (?:the |my )?(?:right|correct|best|most|answer))"
     r"|can be (?:ruled|excluded"
     r"|rejected))"
 )

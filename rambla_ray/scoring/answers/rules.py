@@ -39,7 +39,8 @@ _GAP = (
     rf"|\s?[,(][^.!?;:\n{NO_CHOICE}]{{0,80}}?[,)])?"
 )
 _ADJECTIVE = (
-    r"(?:(?:final|correct|short|best|right|likely|most|appropriate|suitable|overall|two|my|the|own|similarity"
+    r"(?:(?:authors'?|study's|abstract's|final|correct|short|best|right|likely|most|appropriate|suitable|overall"
+    r"|two|my|the|own|similarity"
     r"|revised|updated|corrected|actual|new|true|definitive|one-word|single-word|model|predicted|proper|accurate"
     r"|only|brief|direct)\s){0,3}"
 )
@@ -79,7 +80,7 @@ _CUE = (
     rf"|{_START}(?:{_ADJECTIVE}{_LABEL}|final {_LABEL}){_GAP}\s?[:=→|-]"
     rf"|{_FOREIGN}"
     # "I would say"
-    r"|\b(?:i|we)(?:'d|'ll|'m|'re)?(?: (?:would|will|can|may|am|are|\w+ly|hence|so|must|have to|need to|therefore"
+    r"|\b(?:i|we|one)(?:'d|'ll|'m|'re)?(?: (?:would|will|can|may|am|are|\w+ly|hence|so|must|have to|need to|therefore"
     r"|thus|still|also|now|change|changed|revise"
     r"|can only|do|hereby|should|am inclined to|am going to|am going with|stand by))*"
     r"(?: (?:my|the) (?:\w+ )?(?:answer|verdict|label|mind))?"
@@ -93,9 +94,9 @@ _CUE = (
     r"|~[\"']? (?:here )?(?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
     # "in one word:", "the authors conclude:", "according to the abstract:", "answers the question with a clear"
     r"|\b(?:(?:in|on|for|with) (?:one|a|a single) word|one[- ]word answer|concludes?(?: with| that)?"
-    r"|to answer (?:(?:your|the|this|that) question(?: \w+)?|\w+ly)"
+    r"|(?:to answer|answering) (?:(?:your|the|this|that) question(?: \w+)?|\w+ly)"
     rf"|(?:according to|based on|given|from)\s[^.!?;:,\n{NO_CHOICE}]{{0,80}})\s?[,:]"
-    r"|\banswers? (?:it|(?:the|this|that|its own) question)(?: with\b)?|\bconcludes? with|\banswer it with"
+    r"|\banswers? (?:it|this|(?:the|this|that|its own) question)(?: with\b)?|\bconcludes? with|\banswer it with"
     # "the evidence is clear: yes"
     r"|\b(?:clear|plain|simple|straightforward|obvious|i agree|unequivocal|unambiguous|conclusive|direct|brief"
     r"|short|firm|in a nutshell|briefly|put (?:simply|shortly)|to put it \w+|simply put|in other words|in essence"
@@ -105,7 +106,7 @@ _CUE = (
     r"|\b(?:which|this|that|these|results?|data|findings?|evidence|abstract) (?:\w+ )?(?:means?|implies|imply"
     r"|suggests?|indicates?|supports?|favou?rs?|leaves?(?: us| me)?(?: with)?(?: only)?|makes? (?:it|this"
     r"|the answer)|gives?)"
-    r"|\btells? (?:us|me)|\b(?:looks|sounds|feels) like|\b(?:settled on|decided on|opting for|going with"
+    r"|\btells? (?:us|me)|\b(?:looks|sounds|feels|seems) like|\b(?:settled on|decided on|opting for|going with"
     r"|changed? (?:\w+ ){0,2}to)"
     rf")[\s:,-]{{0,4}}{_FILL}"
 )
@@ -158,7 +159,7 @@ ASSERTIONS = [
             0,
             "predicate",
             r"\b(?:it|this|that|these|they|(?:this|the) (?:study|paper|trial|record))(?: is|'s| are|'d be"
-            rf"| would be| must be| should be| has to be| will be| can only be) {_FILL}{_CHOSEN}",
+            rf"| would be| must be| should be| has to be| remains| will be| can only be) {_FILL}{_CHOSEN}",
         ),
         (
             0,
@@ -195,7 +196,8 @@ ASSERTIONS = [
         (
             1,
             "leading",
-            r"\A[\s\"'(]{0,4}(?:(?:answer )?(?:option|choice|letter|choose|pick|select)"
+            r"\A[\s\"'(]{0,4}(?:(?:label|call|mark|put) (?:it|this|down)"
+            r"|(?:answer )?(?:option|choice|letter|choose|pick|select)"
             rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s{_CHOSEN}",
         ),  # "Option C"
         (
@@ -211,7 +213,8 @@ ASSERTIONS = [
         (
             2,
             "cue",
-            rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be)\b(?: (?:the|my|most|by far|clearly|therefore|thus"
+            rf"({CHOICE})[\"')]{{0,2}} (?:(?:is|seems|would be|(?:seems|appears) to be)\b"
+            r"(?: (?:the|my|most|by far|clearly|therefore|thus"
             r"|also|a))* (?:correct|right|best|answer|verdict|label|appropriate|warranted|justified"
             r"|well supported"
             r"|supported|(?<=my )(?:choice|pick|option"

@@ -20,7 +20,8 @@ NO_CHOICE = "\ue000-\uf8ff"  # Inside [^...] it matches up to the next choice.
 _ADVERB = "(?:semantically|fully|strictly|entirely|really|completely|clinically|statistically|logically|truly|in fact)"
 _CONTRACTED = re.compile(r"n't\b", re.IGNORECASE)
 _ANSWER_IS = re.compile(
-    r"(\b(?:question (?:\w+ ){1,3}answered|answer(?: to [^.,;:\n]{0,60})? (?:is|would be|must be|has to be"
+    r"(\b(?:question (?:\w+ ){1,6}answered|answers? (?:this|it|(?:the|this|its own) question)"
+    r"|answer(?: to [^.,;:\n]{0,60})? (?:is|would be|must be|has to be"
     r"|remains))(?: (?:in the|an?|most likely|likely|probably|clearly|still|therefore|definitely))* )"
     r"(affirmative|negative|unclear|uncertain|undetermined|indeterminate|inconclusive|undecided|not clear"
     r"|not known)(?= ?(?:[.,;:!)]|$))",
