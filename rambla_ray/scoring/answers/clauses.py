@@ -73,7 +73,7 @@ _STATES = (
     r"(?:abstract|stud(?:y|ies)|authors?|texts?|results?|data|findings?|papers?|articles?|evidence|trials?|passage"
     r"|context|investigators|researchers|analys[ei]s|conclusions?|numbers|statistics|p[ -]values?|intervals?"
     r"|ratios?|curves|tables?|figures?|experiments?|review"
-    r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided)"
+    r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided|title)"
 )
 _SAYS = (
     r"(?:(?:(?<=would )|(?<=will )|(?<=should )|(?<=must )|(?<=to )|(?<=they )|(?<=you ))answer|saying|answering"
@@ -88,7 +88,7 @@ _SAYS = (
 )
 _OWN_SUBJECT = re.compile(
     rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?"
-    r"(?: (?:would|will|should"
+    r"(?: (?:all|both|would|will|should"
     r"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|themselves|explicitly|hereby|firmly"
     r"|strongly"
     rf"|fairly|confidently|in the end|ultimately|have|has|(?:am|'m) \w+ in))*\s$"
@@ -148,6 +148,7 @@ _THEIR_WORD = re.compile(
     r" (?:\w+ ){0,2}(?:reply|answer|verdict|opinion|response|conclusion|view|guess|choice|vote|decision|label"
     r"|rating|judge?ment|stance|position|claim)\b"
     r"|\b(?:survey|questionnaire|panel|expert|reviewer|patient|media|textbook|model|user|student|default|majority"
+    r"|reference|gold|official"
     r"|popular|gut|intuitive|naive|wrong|incorrect|expected|usual|old|opposite|alternative|obvious"
     r"|temptin\w+)(?:'s)? (?:\w+ )?(?:answer|reply|response|verdict|view|opinion|label|option|choice)\b"
     r"|^\s*(?:(?:and|but|while) )?(?:the )?(?:others?|rest|remainder|majority|minority)\s[\"']?$"

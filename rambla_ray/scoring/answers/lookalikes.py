@@ -78,7 +78,11 @@ def _is_answer(found: re.Match[str]) -> bool:
     before = text[max(0, start - 24) : start]
     if found.group() != "NO" and _NUMBER.match(text, end):
         return False
-    if _DEGREE.match(text, end) or (_NUMBERED.search(before) and _DIGIT.match(text, end)):
+    if (
+        before.lower().endswith(("oh ", "uh-oh, "))
+        or _DEGREE.match(text, end)
+        or (_NUMBERED.search(before) and _DIGIT.match(text, end))
+    ):
         return False
     if _IN_A_LIST.search(before) or (text[end : end + 1] in ("'", '"') and before.endswith(text[end])):
         return True

@@ -18,6 +18,7 @@ _JOIN = (
 _LIST = re.compile(rf"{CHOICE}(?:{_JOIN}{CHOICE})+")
 _COUNTED = re.compile(rf"({CHOICE})[\"']?\s?[(=:]\s?\d{{1,6}}\b\)?")  # "yes (12), no (8)"
 _OPTION = re.compile(rf"^[ \t]*[(\[]?({CHOICE}|\w)[).:\]](?=[ \t]+\S)", re.MULTILINE)
+_NUMBERED = re.compile(rf"\b\d{{1,2}}[.):]\s?[\"']?({CHOICE}|no(?= \d))")  # "1. yes 2. no 3. yes"
 _QUOTED_QUESTION = re.compile(
     r"""\"[^"\n]{0,400}\?\"|(?<!\w)'[^"\n]{0,400}?\?'(?!\w)|(?<=\banswer to )[^?"\n]{0,300}\?(?=\s(?:is|would be)\b)"""
 )
@@ -75,6 +76,8 @@ def without_mentions(text: str) -> str:
     text = _LIST.sub(_unless_asserted, text)
     if len(set(_COUNTED.findall(text))) > 1:
         text = _COUNTED.sub("~", text)
+    if len(set(_NUMBERED.findall(text))) > 1:
+        text = _NUMBERED.sub("~", text)
     if len(set(_OPTION.findall(text))) > 1:
         text = _OPTION.sub(lambda option: "~" if re.search(CHOICE, option.group()) else option.group(), text)
     text = _SURVEY.sub("~", _CHATTER.sub("~", text))  # before questions: "Yes! What's the question?"

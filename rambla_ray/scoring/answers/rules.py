@@ -13,7 +13,8 @@ from rambla_ray.scoring.answers.tokens import CHOICE, NO_CHOICE
 
 # And after a choice that is no "no": "neutral with respect to", "an entailment relationship".
 _FOLLOWED = (
-    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:rather than|instead of|as opposed|and not|answer(?=\s?(?:[.,;]|$))"
+    rf"(?:{FOLLOWED}|(?=[\"']{{0,2}}\s(?:rather than|instead of|as opposed|and not|answer(?=\s?(?:[.,;]|$))|of bias"
+    r"|to (?:decide|tell|determine|answer|say|judge|conclude|assess|verify|evaluate)"
     r"|relation(?:ship)?|label|pair|with respect|between|by|in meaning|of (?:the"
     r"|each))\b))"
 )
@@ -88,7 +89,7 @@ _CUE = (
     r"|settle on|opt for|judge|believe|stand by|am going with|score|grade|assign|mark|call|give|reply|answering"
     r"|choosing"
     r"|selecting|picking|saying|replying|responding with|concluding|voting|going (?:with|for)|consider|regard|deem"
-    r"|find)(?: (?:this(?: one)?|it"
+    r"|find)(?: (?:this(?: (?:one|trial|study|pair|item|claim|statement))?|it"
     r"|the (?:(?:two|given|present) )?(?:pair|question|answer|claim|sentences|statements?|texts|relation(?:ship)?)))?"
     r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)"
     r"|~[\"']? (?:here )?(?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
@@ -98,7 +99,8 @@ _CUE = (
     rf"|(?:according to|based on|given|from)\s[^.!?;:,\n{NO_CHOICE}]{{0,80}})\s?[,:]"
     r"|\banswers? (?:it|this|(?:the|this|that|its own) question)(?: with\b)?|\bconcludes? with|\banswer it with"
     # "the evidence is clear: yes"
-    r"|\b(?:clear|plain|simple|straightforward|obvious|i agree|unequivocal|unambiguous|conclusive|direct|brief"
+    r"|\b(?:no (?:question|doubt|contest)|clear|plain|simple|straightforward|obvious|i agree|unequivocal"
+    r"|unambiguous|conclusive|direct|brief"
     r"|short|firm|in a nutshell|briefly|put (?:simply|shortly)|to put it \w+|simply put|in other words|in essence"
     r"|long story short)\s?[:,-]"
     # "the data point to", "which means", "that leaves us with", "it comes down to"
@@ -183,7 +185,7 @@ ASSERTIONS = [
             "predicate",
             r"\b(?:affirms?|confirms?|supports?|shows?|speaks?|agrees?|answers?|settles?|establish(?:es)?|works?"
             r"|safe|effective)\b"
-            rf"[^.!?;:\n{NO_CHOICE}]{{0,40}}:\s[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z",
+            rf"[^.!?;:\n{NO_CHOICE}]{{0,40}}:\s[\"']?({CHOICE})(?=[\"']?\s?(?:[.!]|$))",
         ),  # "The conclusion confirms it: yes."
         (
             0,
@@ -196,9 +198,9 @@ ASSERTIONS = [
         (
             1,
             "leading",
-            r"\A[\s\"'(]{0,4}(?:(?:label|call|mark|put) (?:it|this|down)"
+            r"\A[\s\"'(]{0,4}(?:print|return|(?:label|call|mark|put) (?:it|this|down)"
             r"|(?:answer )?(?:option|choice|letter|choose|pick|select)"
-            rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s{_CHOSEN}",
+            rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s?{_CHOSEN}",
         ),  # "Option C"
         (
             1,

@@ -77,7 +77,7 @@ _PROMPT = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*(\S[^\n]{0,40})$", re.MULTILINE)
 _NEW_QUESTION = re.compile(
-    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b"
+    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b|assistant[ ]?:"
     r"|(?:the|here is a|read the|answer the|consider the) following\b|(?:now )?(?:read|answer|choose|select"
     r"|based on) the\b"
     r"|you are (?:an?|given)\b)",
@@ -123,6 +123,7 @@ _MARKUP = [
     (re.compile(r"«\s(?=\w)|(?<=[\w.])\s»(?!\w)"), '"'),
     (re.compile(r"[“”„«»「」『』]"), '"'),
     (re.compile(r"[‘’´]"), "'"),
+    (re.compile(r"([\"'])\1{1,5}"), r"\1"),
     (re.compile(r"(?<=\S)[ ]{1,3}#[ ]"), " - "),  # a comment after the value
     (re.compile(r"[–—−―]"), " - "),
     (re.compile(r"[。।]"), ". "),
