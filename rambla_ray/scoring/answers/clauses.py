@@ -157,6 +157,9 @@ _ACCORDING_TO_OTHERS = re.compile(
     r"(?:\b(?:according to|in the (?:opinion|view|eyes|words) of)|(?:^|[.;]\s)\s*per)\s(?!(?:the |this |these "
     r"|its |our |my "
     rf"|what )?(?:[\w-]+ ){{0,2}}{_STATES}\b)|\baccording to (?:\w+ )?(?:previous|earlier|prior|other|some)\b"
+    rf"|\bas (?!(?:the |these |this |our )?(?:\w+ ){{0,2}}{_STATES}\b)(?:[\w-]+ ){{1,4}}(?:put|puts|said|says|wrote"
+    r"|claims|claimed"
+    r"|argued|argues|noted|notes)\b"
 )
 
 _CLAUSE_END = re.compile(
