@@ -50,7 +50,7 @@ _DEGREE = re.compile(
 _WRAPPED_PHRASE = re.compile(
     r"\n(?:significant|statistically|clinically|differences?|evidence|associations?"
     r"|effects?|major"
-    r"|serious|adverse|such|further|other|relevant|clear|patients?|deaths?)\b"
+    r"|serious|adverse|such|further|other|relevant|clear|patients?|deaths?)\b(?!\s?[:=])"
 )
 _LINE_OR_CUE = re.compile(
     r"(?:^|\n|[:(*\"'=|]|\b(?:is|answer|option|choice|letter|so|therefore|thus))[\s*(\"'>#-]{0,6}$", re.IGNORECASE

@@ -72,7 +72,7 @@ _SENTENCE_END = re.compile(r"[.!?;](?=[\s\"')]|$)|\n")
 
 def without_mentions(text: str) -> str:
     """A tokenised text in which only the choices that may be asserted are left."""
-    text = re.sub(rf"({CHOICE})(?:(?:[ \t]+\1)+|,? and \1(?=\s?[.!;]|$))", r"\1", text)
+    text = re.sub(rf"({CHOICE})(?:(?:[ \t]+\1)+|,? and \1(?=\s?[.,:!;]|$))", r"\1", text)
     text = _LIST.sub(_unless_asserted, text)
     if len(set(_COUNTED.findall(text))) > 1:
         text = _COUNTED.sub("~", text)

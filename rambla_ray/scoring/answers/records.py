@@ -245,7 +245,7 @@ def _labels(text: str, boxes: list[re.Match[str]], words: Vocabulary) -> list[st
 
 _JUDGED = re.compile(
     rf"({CHOICE})[\"')\]*]{{0,3}}\s?[:=-]\s?"
-    r"(?:(right|correct|true|yes|yep)|(?:wrong|incorrect|false|no|not \w+))\b[*]*(?=\s?(?:[.,;\n(-]|$))"
+    r"(?:(right|correct|true|yes|yep)|(?:wrong|incorrect|false|no|not(?: \w+){1,3}))\b[*]*(?=\s?(?:[.,;\n(-]|$))"
 )
 
 

@@ -53,7 +53,7 @@ _NOUN = (
 )
 _LABEL = (  # Before a colon alone, in any language.
     rf"(?:{_NOUN}|a|ans|final|tl;dr|tldr|bottom line|in short|summary|in summary|in brief|letter|take-?home message"
-    rf"|final thought|selected|chosen|picked|selecting|choosing|answering|outcome|upshot|overall"
+    rf"|final thought|selected|chosen|picked|selecting|choosing|answering|upshot|overall"
     r"|respuesta(?: final| correcta)?|conclusión|veredicto|resultado|etiqueta|antwort|endgültige antwort|fazit"
     r"|ergebnis|urteil|entscheidung|bewertung|schlussfolgerung|lösung|décision(?: finale)?|jugement"
     r"|decisión(?: final)?"
@@ -91,7 +91,7 @@ _CUE = (
     r"|selecting|picking|saying|replying|responding with|concluding|voting|going (?:with|for)|consider|regard|deem"
     r"|find)(?: (?:this(?: (?:one|trial|study|pair|item|claim|statement))?|it"
     r"|the (?:(?:two|given|present) )?(?:pair|question|answer|claim|sentences|statements?|texts|relation(?:ship)?)))?"
-    r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)"
+    r"|\b(?:is|are|be) (?:\w+ly )?answered (?:with|by|as)|\bmine (?:is|would be)"
     r"|~[\"']? (?:here )?(?:and (?:answer|say|choose|pick|select|go with)|in favou?r of)"
     # "in one word:", "the authors conclude:", "according to the abstract:", "answers the question with a clear"
     r"|\b(?:(?:in|on|for|with) (?:one|a|a single) word|one[- ]word answer|concludes?(?: with| that)?"
@@ -199,7 +199,8 @@ ASSERTIONS = [
         (
             1,
             "leading",
-            r"\A[\s\"'(]{0,4}(?:print|return|(?:label|call|mark|put) (?:it|this|down)"
+            r"\A[\s\"'(]{0,4}(?:print|return|outcome:(?=\s[^\s.]{1,3}[\s.]{0,9}\Z)|(?:label|call|mark"
+            r"|put) (?:it|this|down)"
             r"|(?:answer )?(?:option|choice|letter|choose|pick|select)"
             rf"|answer(?=\s[\"'(]{{0,2}}{CHOICE}[\"')]{{0,2}}(?:[.,:;!]|$)))\s?{_CHOSEN}",
         ),  # "Option C"

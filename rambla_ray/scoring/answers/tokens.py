@@ -31,6 +31,7 @@ _NEXT_WORD = re.compile(r" ([a-z]+)\b", re.IGNORECASE)
 _JOINING = {"or", "and", "nor", "vs", "versus", "vote", "votes", "answer", "answers", "response", "if", "is", "was"}
 _JOINING |= {"would", "cannot", "could", "can", "may", "might", "does", "has", "needs", "requires", "seems", "means"}
 _JOINING |= {"for", "in", "among", "at", "only", "to", "on", "with", "when"}
+_JOINING |= {"appears", "looks", "sounds", "remains", "must", "should"}
 _OTHER_WORDS = {"yes": r"|yep|yeah|yup|yea", "no": r"|nope|nah"}
 
 
