@@ -37,10 +37,11 @@ def read_rambla(text: str, choices: Sequence[str]) -> str | None:
 class Reading:
     """What `read_robust` read from one answer.
 
-    `rule` names the row of ASSERTIONS that read it, or is `json`, `yaml`, `box`, `probabilities` (a form),
-    `option` (a letter of a list of options), `short` ("Nope."), `entails`, `correction` (a later word took an earlier
-    one back), `cannot_tell`, `conflict` (two choices asserted, neither takes the other back), `refusal`, `cut` (what
-    is asserted may not be the last word of a text that was cut off), `nothing`.
+    `rule` names the row of ASSERTIONS that read it, or is `json`, `yaml`, `box` (ticked, or the only choice that is
+    called right), `probabilities` (a form), `option` (a letter of a list of options), `short` ("Nope."), `entails`,
+    `correction` (a later word took an earlier one back), `cannot_tell`, `conflict` (two choices asserted, neither
+    takes the other back), `refusal`, `cut` (what is asserted may not be the last word of a text that was cut off),
+    `nothing`.
     """
 
     answer: str | None

@@ -184,7 +184,8 @@ _CONDITION_AFTER = re.compile(
     r"|we go|i (?:had|have|must)))"
 )
 _REJECTED_AFTER = re.compile(
-    r"^[\"'],? (?:as (?:one|some|he|she|they)|(?:he|she|they|one \w+) (?:said|says|wrote))|^[\"')]{0,2}(?: here"
+    r"^[\"']?, (?:is|was|would be|seems) (?:wrong|incorrect|mistaken|not)\b|^[\"'],? (?:as (?:one|some|he|she|they)"
+    r"|(?:he|she|they|one \w+) (?:said|says|wrote))|^[\"')]{0,2}(?: here"
     r"| now)? (?:would (?!be (?:the|my|correct|right|best|most))|could\b|might\b|may\b"
     r"|cannot\b|does\b(?!\s?[.,;!])|do not\b|doesn't|isn't|is (?!(?:the |my )?(?:\w+ )?(?:correct|right|best"
     r"|choice|pick|option|vote"

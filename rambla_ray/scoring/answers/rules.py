@@ -245,7 +245,9 @@ STATEMENT = re.compile(
 # "The best next step is an ECG (D).", where the choices are letters
 LAST_LETTER = re.compile(rf"[a-z] \(({CHOICE})\)[\s.!]{{0,9}}\Z")
 # "Risk of bias: low", "They cannot both be true: contradiction.", where the choices are neither yes and no nor letters
-LABELLED = re.compile(rf"(?:\A\s{{0,5}}\w[\w ]{{0,40}}\s?[:=]|\w+ \w+ \w+:)\s?[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z")
+LABELLED = re.compile(
+    rf"(?:\A\s{{0,5}}\w[\w ]{{0,40}}\s?[:=]|[\w~]+ [\w~]+ [\w~]+:)\s?[\"']?({CHOICE})[\"']?[\s.!]{{0,9}}\Z"
+)
 CONCEDED = re.compile(rf"{CHOICE},[^.;!?\n]{{0,200}}\b(?:but|although|though|however)\b")
 ARROW = re.compile(
     rf"{CHOICE}[\"')]{{0,2}}[^.;!?\n{NO_CHOICE}]{{0,40}}→(?=[^.;!?\n{NO_CHOICE}]{{0,40}}{CHOICE})"
