@@ -23,10 +23,7 @@ CHOICES += [("0", "1"), ("equivalent", "not equivalent")]
 
 # Answers that are read wrongly, and as what.
 KNOWN_MISSES: dict[str, str | None] = {
-    "The cause is unknown, but the treatment works: yes.": None,  # or "blinded: yes"
     "No benefit, no harm, no cost: no.": None,
-    'answer: "no" # p = 0.6': None,  # a comment after the value
-    "No increase in risk was found. Therefore the drug is safe: yes.": None,
     "yes\n\nSource: PubMed\nNo.": None,  # a base model runs on
 }
 
@@ -119,7 +116,7 @@ def test_every_rule_reads_some_answer_of_the_corpus() -> None:
         pytest.param("yes: 0.1\nno: 0.7\nunknown: 0.2", Reading("no", "probabilities"), id="probabilities"),
         pytest.param("result:\n  label: no\n  n: 3", Reading("no", "yaml"), id="yaml, where a bare no is false"),
         pytest.param("A. yes\nB. no\nAnswer: B", Reading("no", "option"), id="the letter of a listed option"),
-        pytest.param("The question can be answered with yes.", Reading("yes", "statement"), id="statement"),
+        pytest.param("The evidence lets me settle for a yes.", Reading("yes", "statement"), id="statement"),
         pytest.param("The study shows a benefit.", Reading(None, "nothing"), id="nothing"),
         pytest.param("<yes>", Reading("yes", "leading"), id="a choice in angle brackets is not a tag"),
         pytest.param("[/INST] Yes", Reading("yes", "leading"), id="a leaked mark of the turn"),
@@ -219,6 +216,11 @@ HOSTILE = {
     "braces": '{"answer": ' * 90_000,
     "boxes": "\\boxed{" * 150_000,
     "quotes": '"' * 1_000_000,
+    "single quotes": "'" * 1_000_000,
+    "quoted questions": "answer to 'is it " * 60_000,
+    "numbered answers": "1. yes 2. no " * 75_000,
+    "choices judged": "A: wrong, B: right, yes: wrong, " * 30_000,
+    "judged without end": "as one and " * 90_000,
     "cues": "the answer is " * 75_000,
     "fillers": "answer is " + "the " * 250_000,
     "conditions": "if " * 350_000,

@@ -17,7 +17,7 @@ from rambla_ray.scoring.answers.other_words import (
     SILENT_ON_QUESTION,
 )
 from rambla_ray.scoring.answers.records import Form, read_broken_json, read_form
-from rambla_ray.scoring.answers.rules import ARROW, ASSERTIONS, CONCEDED, CORRECTION, LABELLED, STATEMENT
+from rambla_ray.scoring.answers.rules import ARROW, ASSERTIONS, CONCEDED, CORRECTION, LABELLED, LAST_LETTER, STATEMENT
 from rambla_ray.scoring.answers.text import parts, spoken, without_markup
 from rambla_ray.scoring.answers.tokens import CHOICE, Vocabulary, normalised, vocabulary
 
@@ -37,10 +37,11 @@ def read_rambla(text: str, choices: Sequence[str]) -> str | None:
 class Reading:
     """What `read_robust` read from one answer.
 
-    `rule` names the row of ASSERTIONS that read it, or is `json`, `yaml`, `box`, `probabilities` (a form),
-    `option` (a letter of a list of options), `short` ("Nope."), `entails`, `correction` (a later word took an earlier
-    one back), `cannot_tell`, `conflict` (two choices asserted, neither takes the other back), `refusal`, `cut` (what
-    is asserted may not be the last word of a text that was cut off), `nothing`.
+    `rule` names the row of ASSERTIONS that read it, or is `json`, `yaml`, `box` (ticked, or the only choice that is
+    called right), `probabilities` (a form), `option` (a letter of a list of options), `short` ("Nope."), `entails`,
+    `correction` (a later word took an earlier one back), `cannot_tell`, `conflict` (two choices asserted, neither
+    takes the other back), `refusal`, `cut` (what is asserted may not be the last word of a text that was cut off),
+    `nothing`.
     """
 
     answer: str | None
@@ -153,6 +154,10 @@ def _stated(text: str, words: Vocabulary) -> dict[int, tuple[int, str, str]]:
     """The choices that stand where an answer stands, without the words of a rule."""
     row = STATEMENT if {"yes", "no"} <= set(words.names) else LABELLED
     if all(len(name) == 1 for name in words.names):
+        row = LAST_LETTER  # an "A" before it may be an article
+    elif len(set(re.findall(CHOICE, text))) > 1:
+        return {}
+    if any(name.isdigit() for name in words.names):  # "(1)" is a reference
         return {}
     return {m.start(1): (0, "statement", m.group(1)) for m in row.finditer(text)}
 

@@ -10,8 +10,9 @@ from rambla_ray.scoring.answers.tokens import NO_CHOICE
 _NO_DENIAL = re.compile(
     r"\b(?:no|without(?: any)?|beyond|little|leaves? no|not a) (?:\w+ )?(?:doubt|question|dispute)\b(?! of)"
     r"|\bnot (?:only|just|merely|surprising\w*)\b"
-    r"|\b(?:nobody|no one|no-one|none|cannot|can't|can not|hardly)\b.{0,20}?\b(?:den(?:y|ied|ies)|doubts?|doubted"
-    r"|disput\w+|but)\b"
+    r"|\b(?:nobody|no one|no-one|none|few (?:would|will|could|can)|cannot|can't|can not"
+    r"|hardly)\b.{0,20}?\b(?:den(?:y|ied|ies)|doubts?|doubted"
+    r"|disput\w+|contest|object|but)\b"
     r"|\b(?:undeniabl|undoubted|doubtless)\w*|\bno (?:wonder|surprise|matter)\b|\bthan not\b|\bwhether or not\b"
     r"|\bwhy not\b|\bdo(?:es)? not change\b"
 )
@@ -53,19 +54,26 @@ _EVIDENT_IF = re.compile(
     r"|judge|are|is|follow|trust|believe|only|forced|pressed|to|by|choose|pick|decide))*"
     r"|\bif (?:the|this|these) (?:abstract|authors?|data|study|results?|text|findings?"
     r"|paper)\b[^,]{0,30}\b(?:right|correct|believed|trusted|reliable)"
+    r"|\b(?:i|we) (?:can|may)(?: (?:\w+ly|thus|therefore|now|only|still))* (?:answer|say|conclude|reply|respond)\b"
+    r"|\bunless (?:i(?:'m| am)|otherwise)\b"
     r"|\b(?:even|as) if\b|\bwhether (?:or not\b|\w+ or \w+)|\b(?:to|on) (?:the )?(?:question (?:of "
     r"|as to )?)?whether\b"
 )
 _SUPPOSES = re.compile(
-    r"(?:(?:^|[.,;:]\s)\s*(?:were|should|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|suppos\w+"
+    r"(?:(?:^|[.,;:]\s)\s*(?:were|should|(?:as|so) long as|on condition that|provid(?:ed|ing)(?! (?:by|in|with|for"
+    r"|to|context"
+    r"|abstract|text|above|information))|had (?:the|it|this|that|there|they|we|i)\b)|(?:^|[\n\s(\"'])(?:if|unless"
+    r"|suppos\w+"
     r"|assuming|imagine|until|provid(?:ed|ing) that|only (?:if|when)|whether))\s"
-    r"|\b(?:hypothetically|theoretically|in theory|in principle|on paper|(?:on|under) (?:the|this"
+    r"|\bin (?:an?|another|some other) (?:\w+ )?(?:world|universe|scenario)\b|\b(?:hypothetically|theoretically"
+    r"|in theory|in principle|on paper|(?:on|under) (?:the|this"
     r"|that) (?:assumption|condition|premise))\b"
 )
 _STATES = (
     r"(?:abstract|stud(?:y|ies)|authors?|texts?|results?|data|findings?|papers?|articles?|evidence|trials?|passage"
-    r"|context|investigators|researchers|analys[ei]s|conclusions?|tables?|figures?|experiments?|review"
-    r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided)"
+    r"|context|investigators|researchers|analys[ei]s|conclusions?|numbers|statistics|p[ -]values?|intervals?"
+    r"|ratios?|curves|tables?|figures?|experiments?|review"
+    r"|meta-analysis|report|document|information|premise|above|i|we|this|these|that|it|which|provided|title)"
 )
 _SAYS = (
     r"(?:(?:(?<=would )|(?<=will )|(?<=should )|(?<=must )|(?<=to )|(?<=they )|(?<=you ))answer|saying|answering"
@@ -79,7 +87,8 @@ _SAYS = (
     r"|teach(?:es)?|taught|states|noted?|notes|reports|reported|found|finds|remark(?:s|ed)?|points out)"
 )
 _OWN_SUBJECT = re.compile(
-    rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?(?: (?:would|will"
+    rf"(?:^|[^\w'])(?:i|we|i'd|i'll|me|{_STATES})(?: of (?:the|this) [\w ]{{1,30}})?(?:'d|'ll)?"
+    r"(?: (?:all|both|would|will|should"
     r"|must|have to|can|therefore|thus|also|still|clearly|then|do|now|itself|themselves|explicitly|hereby|firmly"
     r"|strongly"
     rf"|fairly|confidently|in the end|ultimately|have|has|(?:am|'m) \w+ in))*\s$"
@@ -90,10 +99,13 @@ _ONCE = re.compile(  # "I first thought", "I was going to say"
 )
 _MINE = re.compile(  # "I am inclined to say", "it is safe to say", "the question can be answered"
     r"\b(?:(?:i|we|i'd|i'll|i'm|me|let's)(?: (?:am|are|can|cannot|can't|do|don't|not|only|\w+ly|inclined|prepared"
+    r"|therefore|thus|hence|so|now|also|still"
     r"|going|ready|able|regret|sorry|pleased|happy|glad"
     r"|comfortable|confident|forced|compelled|bound|tempted|need|want|have|had|lean|in|to))*"
     r"|(?:safe|fair|reasonable|have|has|need|led|justified|possible|enough|(?:every|good|strong|ample) reason"
-    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one must|question (?:\w+ ){1,3}be"
+    r"|(?:allows?|lets?|leads?|enables?|forces?|permits?) (?:us|me|one)) to|one (?:must|should)"
+    r"|question (?:[\w~]+ ){0,3}(?:is"
+    r"|be)(?: \w+ly)?"
     r"|it (?:can|must|should) be|confident in)\s$"
 )
 _OTHERS = re.compile(
@@ -110,9 +122,12 @@ _SAY_VERB = re.compile(
     rf"|[\"':,(]|$))"
 )
 _QUOTING = re.compile(
-    r"\b(?:says?|said|repl(?:ies|ied)|answer(?:s|ed)|respond(?:s|ed)|wrote|writes|argue[sd]|claim(?:s|ed)|told"
-    r"|asked|exclaimed)\b(?:[^,:]{0,20}[,:]\s*[\"']|[,:]\s*)$"
+    r"\b(?:says?|said|repl(?:ies|ied)|answer(?:s|ed)|wrote|writes|argue[sd]|claim(?:s|ed)|told"
+    r"|asked|exclaimed)\b(?:[^,:]{0,20}[,:]\s*[\"']|[,:]\s*)$|\bresponds?(?:ed)?(?:,\s*[\"']|:\s*)$"
 )  # The patient replied, "No."
+_TO_ANSWER = re.compile(
+    r"(?:^|[,;.]|\bso)\s*(?:to (?:answer|say|respond|reply|conclude)|answering)\b[^,;:]{0,60}:\s*$"
+)  # "To answer plainly: no"
 _ORDER = re.compile(
     r"\s*(?:please )?(?:answer|say|reply|respond|write|choose|select|mark)\s[\"']?$"
 )  # "When in doubt, answer no."
@@ -133,18 +148,26 @@ _THEIR_WORD = re.compile(
     r" (?:\w+ ){0,2}(?:reply|answer|verdict|opinion|response|conclusion|view|guess|choice|vote|decision|label"
     r"|rating|judge?ment|stance|position|claim)\b"
     r"|\b(?:survey|questionnaire|panel|expert|reviewer|patient|media|textbook|model|user|student|default|majority"
+    r"|reference|gold|official"
     r"|popular|gut|intuitive|naive|wrong|incorrect|expected|usual|old|opposite|alternative|obvious"
     r"|temptin\w+)(?:'s)? (?:\w+ )?(?:answer|reply|response|verdict|view|opinion|label|option|choice)\b"
+    r"|^\s*(?:(?:and|but|while) )?(?:the )?(?:others?|rest|remainder|majority|minority)\s[\"']?$"
 )
 _ACCORDING_TO_OTHERS = re.compile(
     r"(?:\b(?:according to|in the (?:opinion|view|eyes|words) of)|(?:^|[.;]\s)\s*per)\s(?!(?:the |this |these "
     r"|its |our |my "
     rf"|what )?(?:[\w-]+ ){{0,2}}{_STATES}\b)|\baccording to (?:\w+ )?(?:previous|earlier|prior|other|some)\b"
+    rf"|\bas (?!(?:the |these |this |our )?(?:\w+ ){{0,2}}{_STATES}\b)(?:[\w-]+ ){{1,4}}(?:put|puts|said|says|wrote"
+    r"|claims|claimed"
+    r"|argued|argues|noted|notes)\b"
 )
 
 _CLAUSE_END = re.compile(
-    r"[,:]\s|\s-\s|\s?→\s|\s\(|\)\s|(?:(?<!not)(?<!anything)(?<!nothing)\s)(?:but|so(?! that)|because|therefore"
+    r"[,:]\s|\s-\s|\s?→\s|\s\(|\)\s|(?:(?<!not)(?<!anything)(?<!nothing)(?<!\b(?:am|an|be"
+    r"|is))(?<!\bi)(?<!\bwe)(?<!\bmust)(?<!would)\s)(?:but|so(?! that)|because|therefore"
     r"|thus|hence|yet|although|though|whereas|which|and (?:so|thus|therefore|hence|the|my|i))\b"
+    rf"|\b(?:rul|reject|exclud|discard|dismiss|avoid|resist|drop)\w{{0,4}} (?:out )?[\"']?[{NO_CHOICE}][\"']?"
+    r" (?:here )?(?=and\b|in favou?r of\b)"
 )
 _ANSWER_AFTER_REASON = re.compile(
     r"^\s*(?:since|as|because|given|although|though|while|when|after|with|in|from|despite|for)\b(?:(?!\b(?:that"
@@ -156,15 +179,20 @@ _ASIDE = re.compile(
     r"|given [^,]{1,60}|as [^,]{1,60}|in (?:fact|short|general)|therefore|then|for now|to be \w+),\s"
 )
 _CONDITION_AFTER = re.compile(
-    r"^[\"')]{0,2},? (only if|if|unless|provided|only when|had|were|should|as long as)\b(?! (?:anything|only"
+    r"^[\"')]{0,2},? (only if|if|unless|provided|only when|had|were|should|as long as|in theory|in principle"
+    r"|on paper)\b(?! (?:anything|only"
     r"|we go|i (?:had|have|must)))"
 )
 _REJECTED_AFTER = re.compile(
-    r"^[\"'],? (?:as (?:one|some|he|she|they)|(?:he|she|they|one \w+) (?:said|says|wrote))|^[\"')]{0,2}(?: here"
+    r"^[\"']?, (?:is|was|would be|seems) (?:wrong|incorrect|mistaken|not)\b|^[\"'],? (?:as (?:one|some|he|she|they)"
+    r"|(?:he|she|they|one \w+) (?:said|says|wrote))|^[\"')]{0,2}(?: here"
     r"| now)? (?:would (?!be (?:the|my|correct|right|best|most))|could\b|might\b|may\b"
     r"|cannot\b|does\b(?!\s?[.,;!])|do not\b|doesn't|isn't|is (?!(?:the |my )?(?:\w+ )?(?:correct|right|best"
     r"|choice|pick|option|vote"
-    r"|answer|most|appropriate|what|supported|justified))|was\b|seems\b|appears\b|can be (?:ruled|excluded"
+    r"|answer|most|appropriate|what|supported|justified|warranted|reasonable|indicated|defensible|in order"
+    r"|called for|beyond|clear|obvious|certain|evident|plain|well|fully|strongly|clearly))|was\b"
+    r"|(?:seems|appears)\b(?! to be (?:the |my )?(?:right|correct|best|most|answer))"
+    r"|can be (?:ruled|excluded"
     r"|rejected))"
 )
 _FAR = 260
@@ -176,7 +204,7 @@ def is_mention(sentence: str, at: int) -> bool:
     lead, clause = _clauses(_ASIDE.sub(" ", sentence[max(0, at - _FAR) : at]))
     after = sentence[at + 1 : at + 80]
     if clause.strip(" \"'(") and _CONDITION_AFTER.match(after):
-        return bool(re.search(r"\b(?:would|could|might|'d)\b|\bis\b|:", clause))
+        return bool(re.search(r"\b(?:would|could|can|may|might|'d)\b|\bis\b|:", clause))
     clause = _NO_DENIAL.sub(" ", clause)
     return bool(
         _DENIED.search(clause)
@@ -218,8 +246,10 @@ def _is_introduced_by_others(lead: str, clause: str) -> bool:
         return True
     if _ACCORDING_TO_OTHERS.search(lead) and not re.search(r"\bbut\b", lead):
         return True
-    return lead.rstrip().endswith(":") and bool(
-        _THEIR_WORD.search(lead) or _is_said_by_others(re.split(r"[,;]\s", lead.rstrip())[-1])
+    return (
+        lead.rstrip().endswith(":")
+        and not _TO_ANSWER.search(lead)
+        and bool(_THEIR_WORD.search(lead) or _is_said_by_others(re.split(r"[,;]\s", lead.rstrip())[-1]))
     )
 
 
@@ -232,5 +262,7 @@ def _own(subject: str, verb: str) -> bool:
     """Whether what is said is the model's own word, or the finding of the study that it was given."""
     if _ONCE.search(subject + verb):
         return False
+    if not subject.strip() and verb in ("selected", "picked", "decided"):  # "Selected: no"
+        return True
     mine = _OWN_SUBJECT.search(subject) or _MINE.search(subject)
     return bool(mine) and not _OTHERS.search(" ".join(subject.split()[-_SUBJECT:]))

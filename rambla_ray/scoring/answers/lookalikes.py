@@ -10,18 +10,30 @@ _GOES_ON = (
     r"|that|these|those"
     r"|they|there"
     r"|we|i|you|he|she|whether|with|after|for|on|at|from|here|overall|indeed|under|when|in(?! vitro| vivo| situ"
-    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me)"
-    r"|is (?:correct|right|the|my|best))\b"
+    r"| \d| two| three| four| five| ten| every)|per|which|if|unless|only if|to (?:this|that|the|your|each|me"
+    r"|one another)"
+    r"|is (?:correct|right|the|my|best|beyond|clear|obvious|certain|evident))\b"
 )
 _IN_BRACKETS = rf"\((?![^()\n]{{0,80}}\)\s(?!{_GOES_ON})[a-z])"  # "no (p = 0.3)", not "no (3 %) deaths"
-FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
-_AS_ANSWER = re.compile(rf"{FOLLOWED}|\s?(?:/|\||\b(?:or|and|nor|vs|versus|for|in|among|no)\b|=)", re.MULTILINE)
+FOLLOWED = rf"""(?=["']{{0,2}}\s?(?:$|[.,;:!?|~→\])]|/\s|\[\d|-(?![\w%])|{_IN_BRACKETS}|{_GOES_ON}))"""
+_AS_ANSWER = re.compile(
+    rf"{FOLLOWED}|\s?(?:/|\||\b(?:or|and|nor|vs|versus|for|in|among|no|to [\"']?yes)\b|=)", re.MULTILINE
+)
 # "No." for number: "No. 12", "Grant No. R01"; but "No. 12 patients relapsed in each arm" answers.
 _NUMBER = re.compile(
-    r"\. (?:of|per)\b|(?:\.|°)?[ ]{0,2}#?(?:[A-Z]{1,4}-?)?\d[\w./-]*(?!\s?%)(?![.,]?\d)"
+    r"\. (?:of|per)\b|(?:\.|°)?[ ]{0,2}#?(?:[A-Z]{1,4}-?)?(?!1[.)]\s)\d[\w./-]*(?!\s?%)(?![.,]?\d)"
     r"(?!\s(?:of\s(?:the\s)?\d|out of|percent|in \d|(?!was|is|has|does|this|series|days)[a-z]{2,}s\b|women|men"
     r"|children|people|mg))"
 )
+_NUMBERED = re.compile(  # "ref. no. 14", "grant no 7"
+    r"\b(?:ref|refs|references?|grants?|awards?|trials?|registration|registry|tables?|figures?|fig|protocols?"
+    r"|patients?|cases?"
+    r"|records?|id|lot|batch|cat|catalogue?|approval|permit|project|contract|sample|series|question|item|page|vol"
+    r"|issue"
+    r"|article|report|identifier|document|licen[cs]e|code)\.?[ :]{1,2}[(]?$",
+    re.IGNORECASE,
+)
+_DIGIT = re.compile(r"\.?[ ]{0,2}#?[A-Z]{0,4}-?\d", re.IGNORECASE)
 _IN_A_LIST = re.compile(r"(?:\bor|\band|\bnor|\bvs\.?|\bversus|[/|])\s?[\"'(\[]{0,2}$")
 _BEFORE_NOUN = re.compile(
     r"(?:\b(?:(?<!go )(?<!going )(?<!answer )(?<!answered )(?<!went )(?<!gone )with|had|have|has|having|show(?:s"
@@ -31,6 +43,15 @@ _BEFORE_NOUN = re.compile(
 )
 _LISTED_NOUN = re.compile(r"\s?[,(/-]|\s(?:or|and|for|in|at)\b|\s*$")
 _WRAPPED = re.compile(r"\n(?!no\b|yes\b|because\b)[a-z]")
+_DEGREE = re.compile(
+    r",?\s(?:mild|moderate|low|minimal|slight|partial|little|weak|some|minor|one|poor)(?:,|\s(?:or"
+    r"|and|to)\b)"
+)
+_WRAPPED_PHRASE = re.compile(
+    r"\n(?:significant|statistically|clinically|differences?|evidence|associations?"
+    r"|effects?|major"
+    r"|serious|adverse|such|further|other|relevant|clear|patients?|deaths?)\b(?!\s?[:=])"
+)
 _LINE_OR_CUE = re.compile(
     r"(?:^|\n|[:(*\"'=|]|\b(?:is|answer|option|choice|letter|so|therefore|thus))[\s*(\"'>#-]{0,6}$", re.IGNORECASE
 )
@@ -57,9 +78,15 @@ def _is_answer(found: re.Match[str]) -> bool:
     before = text[max(0, start - 24) : start]
     if found.group() != "NO" and _NUMBER.match(text, end):
         return False
-    if _IN_A_LIST.search(before):
+    if (
+        before.lower().endswith(("oh ", "uh-oh, "))
+        or _DEGREE.match(text, end)
+        or (_NUMBERED.search(before) and _DIGIT.match(text, end))
+    ):
+        return False
+    if _IN_A_LIST.search(before) or (text[end : end + 1] in ("'", '"') and before.endswith(text[end])):
         return True
-    wrapped = re.search(r"[a-z] $", before) and _WRAPPED.match(text, end)
+    wrapped = _WRAPPED_PHRASE.match(text, end) or (re.search(r"[a-z] $", before) and _WRAPPED.match(text, end))
     return (
         bool(_AS_ANSWER.match(text, end))
         and not wrapped

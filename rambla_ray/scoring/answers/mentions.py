@@ -12,13 +12,16 @@ from rambla_ray.scoring.answers.clauses import is_mention
 from rambla_ray.scoring.answers.tokens import CHOICE
 
 _JOIN = (
-    r"""["')\]]{0,2}\s?(?:[,/|]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""
+    r"""["')\]]{0,2}\s?(?:[,/|-]\s?(?:(?:or|and|nor)\s)?|\b(?:or|and/or|and|nor|vs\.?|versus)\s)"""
     r"""(?:(?:perhaps|maybe|possibly)\s)?["'(\[]{0,2}"""
 )
 _LIST = re.compile(rf"{CHOICE}(?:{_JOIN}{CHOICE})+")
 _COUNTED = re.compile(rf"({CHOICE})[\"']?\s?[(=:]\s?\d{{1,6}}\b\)?")  # "yes (12), no (8)"
 _OPTION = re.compile(rf"^[ \t]*[(\[]?({CHOICE}|\w)[).:\]](?=[ \t]+\S)", re.MULTILINE)
-_QUOTED_QUESTION = re.compile(r'"[^"\n]{0,400}\?"')
+_NUMBERED = re.compile(rf"\b\d{{1,2}}[.):]\s?[\"']?({CHOICE}|no(?= \d))")  # "1. yes 2. no 3. yes"
+_QUOTED_QUESTION = re.compile(
+    r"""\"[^"\n]{0,400}\?\"|(?<!\w)'[^"\n]{0,400}?\?'(?!\w)|(?<=\banswer to )[^?"\n]{0,300}\?(?=\s(?:is|would be)\b)"""
+)
 _QUESTION = re.compile(r"[^.!?;\n]{0,400}\?")
 _SURVEY = re.compile(rf"\b(?:answered|answering|said|replied|responded|voted) [\"']?{CHOICE}[\"']? to \b")
 
@@ -69,10 +72,12 @@ _SENTENCE_END = re.compile(r"[.!?;](?=[\s\"')]|$)|\n")
 
 def without_mentions(text: str) -> str:
     """A tokenised text in which only the choices that may be asserted are left."""
-    text = re.sub(rf"({CHOICE})(?:[ \t]+\1)+", r"\1", text)
+    text = re.sub(rf"({CHOICE})(?:(?:[ \t]+\1)+|,? and \1(?=\s?[.,:!;]|$))", r"\1", text)
     text = _LIST.sub(_unless_asserted, text)
     if len(set(_COUNTED.findall(text))) > 1:
         text = _COUNTED.sub("~", text)
+    if len(set(_NUMBERED.findall(text))) > 1:
+        text = _NUMBERED.sub("~", text)
     if len(set(_OPTION.findall(text))) > 1:
         text = _OPTION.sub(lambda option: "~" if re.search(CHOICE, option.group()) else option.group(), text)
     text = _SURVEY.sub("~", _CHATTER.sub("~", text))  # before questions: "Yes! What's the question?"

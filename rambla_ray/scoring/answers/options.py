@@ -31,7 +31,9 @@ def lettered(text: str, words: Vocabulary) -> Lettered | None:
     rest, since = "", 0
     for option in _OPTION.finditer(kept):
         letter, choice = option.group(1).lower(), words.choice(option.group(2))
-        if letter in choices or choice in choices.values():
+        if letter not in choices and choice in choices.values():
+            return None  # the answers to several questions: "1. yes 2. no 3. yes"
+        if letter in choices:
             continue  # a second time it is an answer: "B. No"
         choices[letter] = choice
         rest, since = rest + kept[since : option.start()] + "\n", option.end()

@@ -41,6 +41,7 @@ CANNOT_TELL = re.compile(
     r"|were))? not (?:stated"
     r"|mentioned|specified|addressed|reported|given|answered|answerable|discussed|found|contained|available"
     r"|covered|determinable) (?:in|from|by) (?:the|this)"
+    rf"|\b(?:question|this|it) (?:is|remains) unanswerable\b"
     rf"|\b(?:the answer|it|this|information) (?:is|was) not (?:in|given|stated|found|answerable|to be found|provided"
     rf"|mentioned)\b|\bquestion (?:is not|isn't|was not|cannot be|can't be) answer"
 )

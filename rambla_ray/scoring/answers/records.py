@@ -65,7 +65,7 @@ def read_form(text: str, words: Vocabulary, read: Read) -> Form | None:
     found = _answers(mapping, words, read) if mapping else set()
     if found:
         return Form(found.pop(), "yaml", "") if len(found) == 1 else Form(None, "conflict", "")
-    return _likeliest(text, words)
+    return _judged(text, words) or _likeliest(text, words)
 
 
 def read_broken_json(tokenised: str, words: Vocabulary) -> str | None:
@@ -241,6 +241,24 @@ def _labels(text: str, boxes: list[re.Match[str]], words: Vocabulary) -> list[st
     before = [text[start:end].rsplit("\n", 1)[-1] for start, end in zip([0, *ends], starts, strict=False)]
     after = [text[end:start].split("\n")[0] for end, start in zip(ends, [*starts[1:], ends[-1] + 40], strict=True)]
     return before if words.named(before[0].strip(" *_:-")) and not after[-1].strip() else after
+
+
+_JUDGED = re.compile(
+    rf"({CHOICE})[\"')\]*]{{0,3}}\s?[:=-]\s?"
+    r"(?:(right|correct|true|yes|yep)|(?:wrong|incorrect|false|no|not(?: \w+){1,3}))\b[*]*(?=\s?(?:[.,;\n(-]|$))"
+)
+
+
+def _judged(text: str, words: Vocabulary) -> Form | None:
+    """The one choice that is called right by a text that judges each: "A: wrong, B: right"."""
+    if {"yes", "no"} & set(words.names) or {"true", "false"} & set(words.names):
+        return None
+    tokenised = words.tokenise(re.sub(r"[*`]", "", text))
+    judged = {words.choice(choice): right for choice, right in _JUDGED.findall(tokenised)}
+    right = [choice for choice, verdict in judged.items() if verdict]
+    if len(judged) < 2 or len(judged) < len(words.names) - 1 or len(right) != 1:
+        return None
+    return Form(right[0], "box", _JUDGED.sub(" ", text))
 
 
 def _likeliest(text: str, words: Vocabulary) -> Form | None:

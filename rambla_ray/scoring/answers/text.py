@@ -32,7 +32,7 @@ _ENDS = 4000
 
 def spoken(text: str) -> str:
     """The model's first turn without its hidden reasoning, normalised (NFKC), and of a very long one the two ends."""
-    spoken = _without_reasoning(text)
+    spoken = re.sub("[¹²³⁰⁴-⁹]{1,3}", " ", _without_reasoning(text))  # marks of notes
     turn = next((turn for turn in _END_OF_TURN.split(spoken) if turn.strip()), "")
     return unicodedata.normalize("NFKC", _two_ends(html.unescape(turn))).replace("\ufe0f", "").replace("\u200b", "")
 
@@ -77,7 +77,10 @@ _PROMPT = re.compile(
 )
 _FIRST_LINE = re.compile(r"\s*(\S[^\n]{0,40})$", re.MULTILINE)
 _NEW_QUESTION = re.compile(
-    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b)",
+    r"^[ \t]*(?:[-=*_]{3,}[ \t]*$|\d{1,3}[.)][ \t].{0,300}\?|[^\n]{0,300}\?|true or false\b|assistant[ ]?:"
+    r"|(?:the|here is a|read the|answer the|consider the) following\b|(?:now )?(?:read|answer|choose|select"
+    r"|based on) the\b"
+    r"|you are (?:an?|given)\b)",
     re.MULTILINE | re.IGNORECASE,
 )
 _SECOND_THOUGHT = re.compile(r"\b(?:wait|actually|correction|hmm|sorry|edit|however|reconsider)\b", re.IGNORECASE)
@@ -92,7 +95,7 @@ def parts(text: str, is_answer: Callable[[str], bool]) -> Iterator[str]:
     if re.search(r"\w", first) and not first.rstrip(" *_\n").endswith(":"):  # "Here is my analysis:" introduces a form
         yield _up_to_new_question(first, is_answer)
     else:
-        yield from later
+        yield from later or [first]
 
 
 def _up_to_new_question(text: str, is_answer: Callable[[str], bool]) -> str:
@@ -110,14 +113,18 @@ _LABEL_TAG = (
     r"(?:answer|verdict|label|result|decision|prediction|conclusion|choice|classification|output|response|solution)"
 )
 _MARKUP = [
+    (re.compile(r"\\[()\[\]]"), " "),  # the brackets of LaTeX
     (re.compile(r"<final>|[<\[](?:final[ _-]?)?answer[>\]]|\\boxed\b", re.IGNORECASE), "\nfinal answer: "),
     (re.compile(rf"<(?:final[ _-]?)?{_LABEL_TAG}>", re.IGNORECASE), "\nanswer: "),
     (re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{1,200}</\1>", re.IGNORECASE), " "),
     (re.compile(r"\[/[a-z]{2,20}\]|</[a-z][^<>\n]{0,80}>", re.IGNORECASE), "\n"),
     (re.compile(r"<[a-z][^<>\n]{0,80}>|\\(?:text|math)[a-z]{0,4}\b|_", re.IGNORECASE), " "),
     (re.compile(r"-{0,3}(?<!\w-)->|={1,3}>|[→⇒➜➔⟶➡⟹]|\\(?:right|Right)arrow\b"), " → "),
+    (re.compile(r"«\s(?=\w)|(?<=[\w.])\s»(?!\w)"), '"'),
     (re.compile(r"[“”„«»「」『』]"), '"'),
     (re.compile(r"[‘’´]"), "'"),
+    (re.compile(r"([\"'])\1{1,5}"), r"\1"),
+    (re.compile(r"(?<=\S)[ ]{1,3}#[ ]"), " - "),  # a comment after the value
     (re.compile(r"[–—−―]"), " - "),
     (re.compile(r"[。।]"), ". "),
     (re.compile(r"、"), ", "),

@@ -20,7 +20,8 @@ NO_CHOICE = "\ue000-\uf8ff"  # Inside [^...] it matches up to the next choice.
 _ADVERB = "(?:semantically|fully|strictly|entirely|really|completely|clinically|statistically|logically|truly|in fact)"
 _CONTRACTED = re.compile(r"n't\b", re.IGNORECASE)
 _ANSWER_IS = re.compile(
-    r"(\b(?:question (?:\w+ ){1,3}answered|answer(?: to [^.,;:\n]{0,60})? (?:is|would be|must be|has to be"
+    r"(\b(?:question (?:\w+ ){1,6}answered|answers? (?:this|it|(?:the|this|its own) question)"
+    r"|answer(?: to [^.,;:\n]{0,60})? (?:is|would be|must be|has to be"
     r"|remains))(?: (?:in the|an?|most likely|likely|probably|clearly|still|therefore|definitely))* )"
     r"(affirmative|negative|unclear|uncertain|undetermined|indeterminate|inconclusive|undecided|not clear"
     r"|not known)(?= ?(?:[.,;:!)]|$))",
@@ -30,6 +31,7 @@ _NEXT_WORD = re.compile(r" ([a-z]+)\b", re.IGNORECASE)
 _JOINING = {"or", "and", "nor", "vs", "versus", "vote", "votes", "answer", "answers", "response", "if", "is", "was"}
 _JOINING |= {"would", "cannot", "could", "can", "may", "might", "does", "has", "needs", "requires", "seems", "means"}
 _JOINING |= {"for", "in", "among", "at", "only", "to", "on", "with", "when"}
+_JOINING |= {"appears", "looks", "sounds", "remains", "must", "should"}
 _OTHER_WORDS = {"yes": r"|yep|yeah|yup|yea", "no": r"|nope|nah"}
 
 
@@ -42,6 +44,8 @@ def _pattern(choice: str) -> str:
     word = normalised(choice)
     if len(word) == 1 and "a" <= word <= "z":  # "a" is an article
         return rf"(?-i:{word.upper()})|{word}(?=\s*(?:[.,;:!)\]\"']|$))"
+    if word.isdigit():
+        return rf"{word}(?:\.0{{1,2}}(?![\w.]))?"
     particle = "的?" if word in ("是", "对", "不是") else ""
     if word.startswith("not "):
         return rf"(?:not\s(?:{_ADVERB}\s)?|non-?\s?){re.escape(word[4:])}"
