@@ -24,10 +24,11 @@ from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored
-from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
+from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
+from rambla_ray.ledger.waiters import Waiters
 from rambla_ray.storage import MAKE_ROOM, Folder, reason_of
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
@@ -264,38 +265,3 @@ class LedgerService:
             ],
             "pid": os.getpid(),
         }
-
-
-class Waiters:
-    """What pending calls wait for: the end of a request that another asks, or a suspect's turn in its process."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, asyncio.Future[bytes | None]] = {}
-        self._turn: asyncio.Future[bytes | None] | None = None
-
-    def end_of(self, request_id: str) -> asyncio.Future[bytes | None]:
-        """Done when nobody asks a request any more: with its line, or None when it may be claimed."""
-        return self._ends.setdefault(request_id, asyncio.get_running_loop().create_future())
-
-    def turn(self) -> asyncio.Future[bytes | None]:
-        """Done, with None, when any request has ended: a suspect may have its turn now, or has had it."""
-        self._turn = self._turn or asyncio.get_running_loop().create_future()
-        return self._turn
-
-    def end(self, request_id: str, line: bytes | None = None) -> None:
-        """Wake who waits for a request, and for a turn."""
-        self._next_turn()
-        future = self._ends.pop(request_id, None)
-        if future is not None and not future.done():
-            future.set_result(line)
-
-    def wake(self, freed: Sequence[Claimed]) -> None:
-        """Wake who waits for any of the requests that are free again, and for a turn."""
-        for request_id, _, _ in freed:
-            self.end(request_id)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
-        self._turn = None

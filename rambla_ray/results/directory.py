@@ -17,7 +17,8 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
-from rambla_ray.results.samples import SampleWriter, error_lines, file_name, refuse_newer
+from rambla_ray.results.failures import error_lines
+from rambla_ray.results.samples import SampleWriter, file_name, refuse_newer
 from rambla_ray.storage import Folder
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
