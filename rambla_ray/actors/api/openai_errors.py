@@ -212,59 +212,59 @@ def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[
     retry_after_s = requested_wait_s(reply.headers)
     if retry_after_s is None:
         retry_after_s = words.retry_after_s
-    said = " ".join([*words.codes, message]).lower()
-    kind = _kind(status, words, said, is_to_wait=retry_after_s is not None)
+    wording = " ".join([*words.codes, message]).lower()
+    kind = _kind(status, words, wording, is_to_wait=retry_after_s is not None)
     if status == 403 and kind is ErrorKind.REFUSED:
         return Forbidden(message, About.PROMPT)
-    if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(said):
+    if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(wording):
         return Forbidden(message, About.PAGE if _PAGE.match(reply.body) else About.UNKNOWN)
     is_passing = kind in (ErrorKind.RATE_LIMITED, ErrorKind.SERVER)
     return CallError(kind, message, retry_after_s=retry_after_s if is_passing else None)
 
 
-def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> ErrorKind:
+def _kind(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> ErrorKind:
     """The kind of an error.
 
     Args:
         status: as which it is read.
         words: what its body says.
-        said: its codes and its message, in lower case.
+        wording: its codes and its message, in lower case.
         is_to_wait: the endpoint says when to try again.
     """
-    if status not in (401, 404) and _credit_is_used_up(status, words, said, is_to_wait=is_to_wait):
+    if status not in (401, 404) and _credit_is_used_up(status, words, wording, is_to_wait=is_to_wait):
         return ErrorKind.QUOTA
-    if status not in (401, 403, 404) and _is_too_long(status, said):
+    if status not in (401, 403, 404) and _is_too_long(status, wording):
         return ErrorKind.TOO_LONG
     if any(map(_FILTERED.search, words.codes)):
         return ErrorKind.REFUSED
-    if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
+    if status in _REFUSING and (words.about_prompt or _REFUSED.search(wording)):
         return ErrorKind.REFUSED
-    if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
+    if status == 429 or (status == 403 and _RATE_LIMIT.search(wording)):
         return ErrorKind.RATE_LIMITED
-    if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
+    if status in (401, 403) or (status == 400 and _BAD_KEY.search(wording)):
         return ErrorKind.AUTH
     if status == 404 or 300 <= status < 400:
         return ErrorKind.NOT_FOUND
     return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
 
 
-def _credit_is_used_up(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> bool:
+def _credit_is_used_up(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> bool:
     """Whether no pause helps. Google speaks of quota and billing beside every limit, also of one that is soon over."""
     if status == 402 or "402" in words.codes or any(map(_QUOTA.search, words.codes)):
         return True
     if status == 429 and any(map(_PER_DAY.search, words.codes)):
         return True
     is_limit = status == 429 and (is_to_wait or "resource_exhausted" in words.codes)
-    return status >= 400 and not is_limit and _QUOTA.search(said) is not None
+    return status >= 400 and not is_limit and _QUOTA.search(wording) is not None
 
 
-def _is_too_long(status: int, said: str) -> bool:
+def _is_too_long(status: int, wording: str) -> bool:
     """Whether the prompt does not fit; not where the length of the answer that is asked for does not."""
     if status == 413:
         return True
     if status == 429:  # Others speak of tokens that are too many for this minute.
-        return _REQUEST_TOO_LARGE.search(said) is not None
-    if _ANSWER_TOO_LONG.search(said):
-        sizes = _ANSWER_AND_CONTEXT.search(said)
+        return _REQUEST_TOO_LARGE.search(wording) is not None
+    if _ANSWER_TOO_LONG.search(wording):
+        sizes = _ANSWER_AND_CONTEXT.search(wording)
         return sizes is not None and int(sizes[1]) < int(sizes[2])
-    return _TOO_LONG.search(said) is not None
+    return _TOO_LONG.search(wording) is not None

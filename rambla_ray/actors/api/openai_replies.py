@@ -106,7 +106,7 @@ def _ending_without_text(
 def _has_declined(message: dict[str, Any], content: Any) -> bool:
     """Whether the model said no, in a field of its own or in a part of the content."""
     parts = content if isinstance(content, list) else []
-    return any(isinstance(said.get("refusal"), str) and said["refusal"] for said in (message, *parts))
+    return any(isinstance(place.get("refusal"), str) and place["refusal"] for place in (message, *parts))
 
 
 def _has_thought(message: dict[str, Any], content: Any, usage: Any) -> bool:
