@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
@@ -32,6 +33,14 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
+
+
+def open_input(location: str) -> pa.NativeFile:
+    """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    if "://" not in location:
+        return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
+    filesystem, path = fs.FileSystem.from_uri(location)
+    return filesystem.open_input_file(path)
 
 
 class Folder:

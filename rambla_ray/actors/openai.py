@@ -26,13 +26,8 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "<the text of a request>"  # Stands in the request that the package writes; a call's text replaces it.
 ENCODING = "encoding_format"  # The package asks for vectors in base64, a third of the bytes of numbers in JSON.
-OWN_HEADERS = (
-    "host",
-    "connection",
-    "content-length",
-    "accept-encoding",
-    "x-stainless-",
-)  # The package's client's own.
+# Headers that the package's client sets for itself.
+OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")
 
 
 class OpenAIModel(BaseAPIModel):

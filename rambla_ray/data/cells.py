@@ -80,10 +80,10 @@ def whole(value: Any) -> str:
 
 def identifier(value: Any, column: str) -> str:
     """The id of an item. Raises ValueError when it is missing."""
-    found = well_formed(whole(value))
-    if not found.strip():
+    root_id = well_formed(whole(value))
+    if not root_id.strip():
         raise ValueError(f"its id ('{column}') is missing")
-    return found
+    return root_id
 
 
 def one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
@@ -97,7 +97,7 @@ def one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
 
 def lost_integers(values: list[Any]) -> bool:
     """Whether a column holds integers that were made floats, as pandas does where some rows have none."""
-    there = [value for value in values if not is_missing(value)]
-    return 0 < len(there) < len(values) and all(
-        isinstance(value, float | np.floating) and value.is_integer() for value in there
+    present = [value for value in values if not is_missing(value)]
+    return 0 < len(present) < len(values) and all(
+        isinstance(value, float | np.floating) and value.is_integer() for value in present
     )

@@ -14,7 +14,7 @@ import pyarrow as pa
 from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
-from rambla_ray.data.source import load
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, distinct, pool_load
 from rambla_ray.run.placement import Level, levels_of
@@ -55,8 +55,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What a user should know about the datasets: one line for each that `keep` took items from."""
-        said = {name: selection.describe() for name, selection in self._selections.items()}
-        return [f"dataset {name}: {line}" for name, line in said.items() if line]
+        lines = {name: selection.describe() for name, selection in self._selections.items()}
+        return [f"dataset {name}: {line}" for name, line in lines.items() if line]
 
     @property
     def samples_per_target(self) -> int:
@@ -213,7 +213,7 @@ def _selections(config: RunConfig) -> dict[str, Selection]:
     failed: list[UserError] = []
     for name, dataset in config.datasets.items():
         try:
-            loaded[name] = load(dataset, name, demo=config.synthetic)
+            loaded[name] = load_dataset(dataset, name, demo=config.synthetic)
         except UserError as error:
             failed.append(error)
     if failed:

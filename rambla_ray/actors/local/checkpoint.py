@@ -42,9 +42,8 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     params: CheckpointParams
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
-    unused_weights: ClassVar[
-        tuple[str, ...]
-    ] = ()  # Prefixes of weights that a checkpoint may lack: nothing reads them.
+    # Prefixes of weights that a checkpoint may lack, since nothing reads them.
+    unused_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
