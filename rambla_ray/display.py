@@ -26,10 +26,15 @@ def one_line(text: str, longest: int = 200) -> str:
         text: anything.
         longest: characters of it to show; a text that is longer is cut, and its length follows.
     """
-    shown = text[:longest]
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    shown = escaped(text[:longest])
     return shown if len(text) <= longest else f"{shown}… ({len(text)} characters)"
+
+
+def escaped(text: str) -> str:
+    r"""A text with `\n`, `\x1b`, `\u202e` and their like for what Python calls unprintable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_markdown(line: str) -> str:

@@ -2,6 +2,8 @@
 
 Samples stream through Ray Data, and stand in `samples/*.parquet`, as Arrow tables of one declared schema, because
 Arrow's type inference on mixed or missing values loses data.
+
+It is longer than other files so that every word that all rooms share stands on one page.
 """
 
 from __future__ import annotations

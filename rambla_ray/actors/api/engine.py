@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from abc import abstractmethod
 from collections import deque
@@ -11,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
-from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, strikes_calls
+from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, drawn_wait_s, strikes_calls
 from rambla_ray.actors.api.forbidden import Forbidden, KeyDoubt
 from rambla_ray.actors.api.governor_client import GovernorClient
 from rambla_ray.actors.api.governor_talk import GovernorTalk
@@ -84,7 +83,7 @@ class BaseAPIModel(Model):
 
     async def faulty_call(self, request: Request, fault: str) -> Response:
         """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
-        wait_s = random.uniform(0.05, 0.3) if fault == "http429" else None
+        wait_s = drawn_wait_s() if fault == "http429" else None
         raise CallError(KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait_s)
 
     def estimate_tokens(self, request: Request) -> int:

@@ -7,7 +7,6 @@ Written by hand over aiohttp, since a call through it takes 0.2 ms of CPU, and o
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +17,9 @@ from typing import NamedTuple, TypeVar
 import aiohttp
 from yarl import URL
 
+from rambla_ray.actors.api.chaos import drawn_wait_s
 from rambla_ray.actors.api.proxy import proxy_of
+from rambla_ray.display import escaped
 from rambla_ray.errors import CallError, ErrorKind, UserError
 
 MIB = 1024 * 1024
@@ -178,7 +179,7 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
     if fault == "garbage":
         return read(HttpReply(200, {}, b'{"id": "made-up-by-chaos", "choices": [{"ind'))
     if fault == "http429":
-        wait = f"{random.uniform(0.05, 0.3):.3f}"
+        wait = f"{drawn_wait_s():.3f}"
         body = b'{"error": {"message": "Made up by chaos.", "type": "requests", "code": "rate_limit_exceeded"}}'
         return read(HttpReply(429, {"retry-after": wait}, body))
     body = b'{"error": {"message": "Made up by chaos.", "type": "server_error", "code": null}}'
@@ -187,8 +188,7 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
 
 def visible(text: str) -> str:
     """`text` on one line; characters that a terminal would act on, or not show, are escapes."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return escaped(" ".join(text.split()))
 
 
 def redact(text: str, key: str, prompt: str) -> str:
