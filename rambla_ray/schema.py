@@ -110,7 +110,7 @@ class CallTrace:
     attempts: int = 0
     hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
     tries: tuple[Try, ...] = ()
-    failed_prompt_tokens: int = 0  # charged, as their replies say, for attempts that gave no answer
+    failed_prompt_tokens: int = 0  # charged for attempts that gave no answer, as far as their replies say
     failed_completion_tokens: int = 0
 
 

@@ -63,14 +63,15 @@ class LedgerService:
         self._board = RunBoard()
         self._commits = GroupCommit(self._ledger.commit, 0.0 if folder.is_local else PART_S)
         self._late_s = LATE_S if folder.is_local else PART_LATE_S
-        self._failures: dict[str, bytes] = {}  # of this invocation, in which identical requests share their failure
+        # Lines of this invocation, in which identical requests share their failure.
+        self._failures: dict[str, bytes] = {}
         self._stopped: tuple[str, str] | None = None
-        self._lost: list[Record] = []  # what was answered, or failed, and could not be stored
-        self._uncounted_calls = 0  # that were made for these, and are not in the ledger's counts
+        self._lost: list[Record] = []  # Answers and failures that could not be stored.
+        self._uncounted_calls = 0  # Calls that were made for them, and are not in the ledger's counts.
         for note in load_notes(self._ledger, location):
             self._board.notify(note)
         self._check_budget()
-        gc.freeze()  # what is loaded stays
+        gc.freeze()  # What is loaded stays.
 
     async def register(self, owner: str, actor_id: str) -> float:
         """An owner has started. If it is a model actor's second life, what the first one was asking is free again.
