@@ -14,7 +14,6 @@ from pyarrow import fs
 from rambla_ray.errors import NotWritten, UserError
 
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
-MAKE_ROOM = "make room there, and run the same command again"
 
 
 def reason_of(error: OSError) -> str:
@@ -98,7 +97,8 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise NotWritten(f"'{self.location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}") from None
+            reason = f"{reason_of(error)}; make room there, and run the same command again"
+            raise NotWritten(f"'{self.location}' cannot be written: {reason}") from None
 
     def names(self, suffix: str) -> list[str]:
         """Files directly in the folder that end in `suffix`, sorted; none when the folder does not exist."""

@@ -23,13 +23,13 @@ from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
-from rambla_ray.errors import ErrorKind, NotStored
+from rambla_ray.errors import ErrorKind, NotStored, NotWritten
 from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
 from rambla_ray.ledger.waiters import Waiters
-from rambla_ray.storage import MAKE_ROOM, Folder, reason_of
+from rambla_ray.storage import Folder
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
 LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.
@@ -52,17 +52,16 @@ class LedgerService:
     def __init__(
         self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
     ) -> None:
-        folder = Folder(location)
-        self._location = location
+        self._folder = Folder(location)
         self._run_id = run_id
-        self._ledger = Ledger(folder, run_id)
+        self._ledger = Ledger(self._folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._board = RunBoard()
-        self._commits = GroupCommit(self._ledger.commit, 0.0 if folder.is_local else PART_S)
-        self._late_s = LATE_S if folder.is_local else PART_LATE_S
+        self._commits = GroupCommit(self._ledger.commit, 0.0 if self._folder.is_local else PART_S)
+        self._late_s = LATE_S if self._folder.is_local else PART_LATE_S
         # Lines of this invocation, in which identical requests share their failure.
         self._failures: dict[str, bytes] = {}
         self._stopped: tuple[str, str] | None = None
@@ -182,9 +181,10 @@ class LedgerService:
     def _storing(self) -> Iterator[None]:
         """While inside, an OSError means that the ledger cannot be written, which stops the run. Raises NotStored."""
         try:
-            yield
-        except OSError as error:
-            message = f"the ledger '{self._location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}"
+            with self._folder.writing():
+                yield
+        except NotWritten as error:
+            message = f"the ledger {error}"
             self._stop("ledger", message)
             raise NotStored(message) from None
 
