@@ -42,7 +42,7 @@ from rambla_ray.schema import (
 )
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
-from rambla_ray.tasks.reader import Read, shown_fields
+from rambla_ray.tasks.reader import ReaderStage, shown_fields
 from rambla_ray.tasks.stages import Compare, Generate
 
 PACKED = "samples"  # The one column that streams from pool to pool.
@@ -102,7 +102,7 @@ class PoolActor:
         source: Source | None,
         is_last: bool,
         chaos: Chaos,
-        reader: Read | None = None,
+        reader: ReaderStage | None = None,
     ) -> None:
         self._name = names.name
         self._tasks = tasks
@@ -193,7 +193,7 @@ class PoolActor:
             await self._end(sample, task)
 
     async def _end(self, sample: Sample, task: TaskConfig) -> None:
-        """Read a sample's answer, or have it read by the reader, and set how it ends."""
+        """ReaderStage a sample's answer, or have it read by the reader, and set how it ends."""
         finish(sample, task)
         if self._reader is None or not (text := text_for_reader(sample, task)):
             return
