@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rambla_ray.config.dataset import normalised
 from rambla_ray.schema import well_formed
 
 # Types whose `str` is what a reader would write.
@@ -89,7 +90,7 @@ def identifier(value: Any, column: str) -> str:
 def one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
     """The word that stands for a label, which may be its number, its name or the word. Raises ValueError."""
     try:
-        return words[whole(value).strip().lower()]
+        return words[normalised(whole(value))]
     except KeyError:
         known = ", ".join(words)
         raise ValueError(f"its {column} is {whole(value)[:60]!r}, and not one of {known}") from None

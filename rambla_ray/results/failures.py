@@ -70,6 +70,7 @@ class Failures:
 
     @property
     def share(self) -> float:
+        """Failed samples as a share of all that have ended; 0 without any."""
         return self.failed / self.samples if self.samples else 0.0
 
     def __str__(self) -> str:

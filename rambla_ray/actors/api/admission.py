@@ -190,6 +190,7 @@ class Admission:
 
     @property
     def is_closed(self) -> bool:
+        """Whether nobody is let in any more."""
         return self._refusal is not None
 
     @property

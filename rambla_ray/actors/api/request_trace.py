@@ -28,5 +28,6 @@ class RequestTrace:
         return error.prompt_tokens + error.completion_tokens
 
     def snapshot(self) -> CallTrace:
+        """The trace up to now, as it is stored."""
         waited_s = max(0.0, time.monotonic() - self.began - self.calling_s)
         return CallTrace(waited_s, len(self.tries), self.hedged, tuple(self.tries), *self.charged)
