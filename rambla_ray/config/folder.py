@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rambla_ray.display import folded
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.storage import decoded, reason_of
 
@@ -105,7 +106,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: not valid YAML: {folded(str(error), 200)}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(value, dict):

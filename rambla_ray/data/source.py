@@ -19,6 +19,7 @@ import pyarrow as pa
 from rambla_ray.config.dataset import DatasetConfig, Selection
 from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
+from rambla_ray.display import folded
 from rambla_ray.errors import UserError
 from rambla_ray.storage import decoded, open_input, reason_of
 
@@ -46,7 +47,7 @@ def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
     except RecursionError:
         raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
     items = adapt(records, config, where)
     twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]
     if twice:
@@ -170,7 +171,7 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
         single = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "float32"]
         yield from _as_written(rows, single)
     except Exception as error:  # noqa: BLE001 - The library raises a dozen kinds: offline, not found, gated, ...
-        reason = " ".join(str(error).split())[:160]
+        reason = folded(str(error), 160)
         raise ValueError(
             f"load_dataset failed ({type(error).__name__}: {reason}); give a local copy with "
             "task.dataset.path=<file>, or run on the demo set with data=demo"

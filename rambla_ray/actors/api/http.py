@@ -19,7 +19,7 @@ from yarl import URL
 
 from rambla_ray.actors.api.chaos import drawn_wait_s
 from rambla_ray.actors.api.proxy import proxy_of
-from rambla_ray.display import escaped
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind, UserError
 
 MIB = 1024 * 1024
@@ -127,10 +127,10 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
     """What an error of aiohttp means for a call."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            reason = visible(str(error.certificate_error))
+            reason = folded(str(error.certificate_error))
             return CallError(ErrorKind.UNAVAILABLE, f"the certificate of {error.host} is not trusted: {reason}")
         case aiohttp.ClientHttpProxyError(status=status) if status < 500:
-            reason = f"HTTP {status} {visible(error.message)}".rstrip()
+            reason = f"HTTP {status} {folded(error.message)}".rstrip()
             return CallError(ErrorKind.UNAVAILABLE, f"the proxy does not let calls through: {reason}")
         case aiohttp.ClientHttpProxyError(status=status):
             return CallError(ErrorKind.CONNECTION, f"the proxy finds no way through: HTTP {status}", unsent=True)
@@ -141,7 +141,7 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
 
 def _connection_error(error: Exception) -> CallError:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    reason = visible(f"connection failed: {type(cause).__name__}: {cause}")
+    reason = folded(f"connection failed: {type(cause).__name__}: {cause}")
     unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     return CallError(ErrorKind.CONNECTION, reason, unsent=unsent)
 
@@ -186,16 +186,11 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
     return read(HttpReply(500, {}, body))
 
 
-def visible(text: str) -> str:
-    """`text` on one line; characters that a terminal would act on, or not show, are escapes."""
-    return escaped(" ".join(text.split()))
-
-
 def redact(text: str, key: str, prompt: str) -> str:
     """An endpoint's message, which may echo its request, without the key and without stretches of the prompt."""
     if key:
         text = text.replace(key, "***")
-    return visible(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
+    return folded(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
 
 
 def _without_echo(line: str, prompt: str) -> str:

@@ -20,6 +20,7 @@ from rambla_ray.actors.local.params import CheckpointParams
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.sections import Pool, Rate
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.schema import CallTrace, Request, Response, Try
 
@@ -293,7 +294,7 @@ def _one_line_reason(error: Exception) -> str:
     """What went wrong when a library read a checkpoint, and what to do, where that is known."""
     if any(kind.__name__ == "GatedRepoError" for kind in type(error).__mro__):
         return "it is gated: accept its licence on its page of the hub, and set HF_TOKEN where Ray starts"
-    words = " ".join(str(error).split())
+    words = folded(str(error))
     if "trust_remote_code" in words:
         return "it comes with code of its own; set params.trust_remote_code: true if you trust it"
     return f"{type(error).__name__}: {words[:300]}"
