@@ -20,6 +20,7 @@ from typing import Any
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
@@ -28,7 +29,6 @@ from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.ledger.waiters import Waiters
 from rambla_ray.storage import Folder
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.

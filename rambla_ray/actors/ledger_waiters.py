@@ -1,4 +1,4 @@
-"""Claims that are pending: what they wait for, and who wakes them."""
+"""What callers of the ledger service wait for."""
 
 from __future__ import annotations
 
