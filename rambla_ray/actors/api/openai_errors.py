@@ -24,12 +24,16 @@ from rambla_ray.errors import CallError, ErrorKind
 LONGEST_CODE = 80  # A code is cut to so many characters.
 DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
 
-_CODES = ("code", "status", "type", "reason", "error_code", "quotaId")  # Members that say in a word what happened.
-_MESSAGES = ("message", "msg", "detail", "error_msg", "error_message", "raw")  # Members that say it in a sentence.
-_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations")  # Where more of it stands.
+_CODES = (  # Members that say in a word what happened.
+    *("code", "status", "type", "reason", "error_code", "status_code", "statusCode", "quotaId"),
+)
+_MESSAGES = (  # Members that say it in a sentence.
+    *("message", "msg", "detail", "title", "error_msg", "error_message", "status_msg", "raw"),
+)
+_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations", "base_resp")  # Where more stands.
 _ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
 
-_RATE_LIMIT = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl")
+_RATE_LIMIT = re.compile(r"(rate|request|qps).?limit|too.?many.?requests|resource.?exhausted|throttl")
 _STATUS_IN_TEXT = re.compile(r"(?:http |error:? |error code:? |status:? )?([45]\d\d)\b")  # "429 Too Many Requests"
 _STATUS_OF_CODE = (
     (429, _RATE_LIMIT),
@@ -44,7 +48,12 @@ _QUOTA = re.compile(
     r"|credit balance|(out of|not enough|used all|exhausted your) (available |your )?credits?\b"
     r"|(exceeded|reached) (your|its) .{0,40}(credits?|spend(ing)?)\b|exceeded your current quota"
     r"|reached your (specified )?(api )?usage limits?"
-    r"|check your (plan and )?billing|key limit exceeded|payment required"
+    r"|check your (plan and )?billing|key limit exceeded|payment required|\bspend(ing)? limit\b"
+    r"|balance is (insufficient|not enough|too low)|balance is overdue|overdue balance|account.?overdue|欠费|余额不足"
+    r"|(n't|not) have any credits|no credits (left|remaining)|budget.?(has been )?exceeded|exceeded.?budget"
+    r"|over budget|free.?tier.?only|free (tier|quota|allocation)\b.{0,40} exhausted"
+    r"|used up your .{0,40}\b(free|quota|allocation)\b"
+    r"|api calls ?(/|per) ?month"
 )
 _PER_DAY = re.compile(r"per.?day")  # In the name of a limit: no pause of a run outlasts it.
 _BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid")
@@ -56,7 +65,9 @@ _TOO_LONG = re.compile(
     r"|too (long|large) for (the |this |requested )?model|longer than the (maximum|model)"
     r"|too many (input |prompt )?tokens|inputs`? tokens \+ |inputs`? must have less than"
     r"|(input|prompt) tokens? .{0,40}exceed|token count .{0,40}exceed|exceed\w* (the )?(model )?token limit"
-    r"|(input|prompt) .{0,20}exceeds? (the )?(max|limit)"
+    r"|(input|prompt) .{0,20}exceeds? (the )?(max|limit)|exceeds? (the )?(context limit|max message tokens)"
+    r"|reduce the length of the (messages?|prompt|input)|input (token )?length (is )?too long|prompt 超长"
+    r"|max_\w*tokens must be at least 1, got -"
 )
 _REQUEST_TOO_LARGE = re.compile(r"request too large|request_too_large|tokens must be reduced")
 _ANSWER_TOO_LONG = re.compile(
@@ -65,12 +76,24 @@ _ANSWER_TOO_LONG = re.compile(
 )
 _ANSWER_AND_CONTEXT = re.compile(r"too large: (\d{1,12})\b.*context length is (\d{1,12})\b")
 
-_FILTERED = re.compile(r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|^1301$")  # Codes.
-_REFUSED = re.compile(
-    r"content[ _]?(filter|management|polic|moderation)|usage polic|policy[ _]violation|moderation|\bflagged\b"
-    r"|safety (system|filter|setting|guideline|polic)|inappropriate content|guardrail|prohibited_content"
+_FILTERED = re.compile(  # Codes.
+    r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|sensitive_?content|censor|^1301$"
 )
-_REFUSING = (400, 403, 422, 451)  # Statuses beside which an endpoint's words may say that it refuses.
+_REFUSED = re.compile(
+    r"content[ _]?(filter|management|polic|moderation|exists risk)|usage (polic|guideline)|policy[ _]violation"
+    r"|moderation|\bflagged\b|safety([ _]checks?|_check_\w+| (system|filter|setting|guideline|polic|reason))"
+    r"|inappropriate content|guardrail|prohibited_content|responsible ai\b|prompt.?injection|jailbreak"
+    r"|sensitive (content|information|words?)\b|new_sensitive|敏感"
+)
+_REFUSING = (400, 403, 422)  # Statuses beside which an endpoint's words may say that it refuses.
+
+_NOT_HERE = re.compile(
+    r"\b(model_?not_?found|invalid_?model)\b|is not a valid model\b"
+    r"|http request (was sent )?to (an )?https (port|server)"
+)
+# Besides 5xx: the last three are Text Generation Inference's failed generation, and what proxies and queues say of a
+# call that did not get through.
+_PASSING = (408, 409, 424, 425, 499)
 
 _PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
@@ -168,6 +191,10 @@ def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
         body = json.loads(reply.body)
     except (ValueError, RecursionError):  # It is a proxy's page, mostly.
         body = None
+    if reply.status in (407, 511):  # Only what stands on the way to the endpoint sends these.
+        return CallError(
+            ErrorKind.UNAVAILABLE, f"the proxy or network does not let calls through: HTTP {reply.status}"
+        )
     if 300 <= reply.status < 400:
         place = reply.headers.get("location")
         body = f"the endpoint redirects to {place}, which is not followed; correct base_url"
@@ -190,7 +217,7 @@ def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> Cal
 
 def _is_error(body: dict[str, Any]) -> bool:
     """Whether a body without an answer says that something went wrong, or what."""
-    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors"))
+    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors", "base_resp"))
     return named or any(body.get(key) and isinstance(body[key], str) for key in _MESSAGES)
 
 
@@ -237,15 +264,15 @@ def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> Err
         return ErrorKind.TOO_LONG
     if any(map(_FILTERED.search, words.codes)):
         return ErrorKind.REFUSED
-    if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
+    if status == 451 or (status in _REFUSING and (words.about_prompt or _REFUSED.search(said))):
         return ErrorKind.REFUSED
     if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
         return ErrorKind.RATE_LIMITED
     if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
         return ErrorKind.AUTH
-    if status == 404 or 300 <= status < 400:
+    if status in (404, 405) or 300 <= status < 400 or (status == 400 and _NOT_HERE.search(said)):
         return ErrorKind.NOT_FOUND
-    return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
+    return ErrorKind.SERVER if status in _PASSING or status >= 500 else ErrorKind.BAD_REQUEST
 
 
 def _credit_is_used_up(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> bool:
