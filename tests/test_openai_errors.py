@@ -297,6 +297,20 @@ def test_a_200_with_an_error_that_is_none_is_garbage(body: bytes) -> None:
         assert error(build(server, openai_models.TriesOnce)).kind == ErrorKind.GARBAGE
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html><head><title>Wait &amp; see</title></head><body>Much more.</body></html>", "HTTP 503: Wait & see"),
+        (b"<!DOCTYPE html><body>Much more.</body>", "HTTP 503"),
+        (b"upstream connect error or disconnect", "HTTP 503: upstream connect error or disconnect"),
+        (b"\xff" * 10_000, ("HTTP 503: " + "\ufffd" * 500)[:500]),
+    ],
+)
+def test_what_is_no_json_is_shown_by_its_title_or_as_the_text_that_it_is(body: bytes, message: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=503, body=body, times=-1)]) as server:
+        assert error(build(server, openai_models.TriesOnce)).message == message
+
+
 @pytest.mark.parametrize("status", [200, 400])
 def test_an_error_of_megabytes_is_read_and_cut(status: int) -> None:
     error = {"code": "too large: 1 " * 50_000, "message": "Bad. " * 50_000, "loc": [[[[]]]], "details": [{}] * 10_000}

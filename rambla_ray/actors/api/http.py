@@ -146,6 +146,8 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
 def _connection_error(error: Exception) -> CallError:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     reason = visible(f"connection failed: {type(cause).__name__}: {cause}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        reason = f"connection failed: none within {CONNECT_S:g} s"
     unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     return CallError(ErrorKind.CONNECTION, reason, unsent=unsent)
 

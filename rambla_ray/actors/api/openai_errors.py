@@ -1,47 +1,23 @@
 """What the errors of OpenAI-compatible endpoints mean: from a status, or what a 2xx says in its place, to a kind.
 
-Endpoints that call themselves compatible share the statuses and little else: an error is an object, a string or a
-list, its code a number or a word, and a prompt that is too long has as many wordings as there are servers. An error
-that comes with a 2xx is read as the status that its code names. The endpoint's words are made safe before anything is
-read from them, so that what they repeat of a prompt decides nothing.
+Endpoints that call themselves compatible share the statuses and little else: a prompt that is too long has as many
+wordings as there are servers. An error that comes with a 2xx is read as the status that its code names. The endpoint's
+words are made safe before anything is read from them, so that what they repeat of a prompt decides nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from rambla_ray.actors.api.forbidden import About, Forbidden
 from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
+from rambla_ray.actors.api.openai_error_words import MESSAGES, PAGE, RATE_LIMIT, ErrorWords, parsed
 from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
-
-LONGEST_CODE = 80  # A code is cut to so many characters.
-DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
-
-_CODES = (  # Members that say in a word what happened.
-    *("code", "status", "type", "reason", "error_code", "status_code", "statusCode", "quotaId"),
-)
-_MESSAGES = (  # Members that say it in a sentence.
-    *("message", "msg", "detail", "title", "error_msg", "error_message", "status_msg", "raw"),
-)
-_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations", "base_resp")  # Where more stands.
-_ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
-
-_RATE_LIMIT = re.compile(r"(rate|request|qps).?limit|too.?many.?requests|resource.?exhausted|throttl")
-_STATUS_IN_TEXT = re.compile(r"(?:http |error:? |error code:? |status:? )?([45]\d\d)\b")  # "429 Too Many Requests"
-_STATUS_OF_CODE = (
-    (429, _RATE_LIMIT),
-    (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
-    (403, re.compile(r"permission|forbidden")),
-    (404, re.compile(r"not.?found")),
-    (400, re.compile(r"invalid.?(argument|request)|failed_precondition|bad.?request|out_of_range|validation")),
-)
 
 _QUOTA = re.compile(
     r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
@@ -95,102 +71,10 @@ _NOT_HERE = re.compile(
 # call that did not get through.
 _PASSING = (408, 409, 424, 425, 499)
 
-_PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
-_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorWords:
-    """What a body says of an error.
-
-    Args:
-        codes: its words and numbers for what happened, in lower case.
-        name: the code that is shown.
-        text: its sentences.
-        about_prompt: it gives the reasons for which a prompt was turned down.
-        retry_after_s: when to try again, in seconds, where it says so.
-    """
-
-    codes: tuple[str, ...] = ()
-    name: str = ""
-    text: str = ""
-    about_prompt: bool = False
-    retry_after_s: float | None = None
-
-    @classmethod
-    def of(cls, body: Any) -> ErrorWords:
-        """What a parsed body of any shape says."""
-        levels = list(_levels(body, DEEPEST))
-        objects = [level for level in levels if isinstance(level, dict)]
-        sentences = [text for level in levels for text in _sentences(level)]
-        codes = [(key, code) for level in objects for key in _CODES if (code := _code(level.get(key)))]
-        return cls(
-            tuple(code.lower() for _, code in codes),
-            next((code for key, code in codes if key in ("code", "type")), ""),
-            " ".join(dict.fromkeys(filter(None, sentences))),
-            any(level.get(key) for level in objects for key in _ABOUT_PROMPT),
-            next((wait_s for level in objects if (wait_s := _delay_s(level)) is not None), None),
-        )
-
-    @property
-    def status(self) -> int:
-        """The status as which an error that came with a 2xx is read; 500 where its codes and sentences name none."""
-        for code in self.codes:
-            if re.fullmatch(r"[45]\d\d", code):
-                return int(code)
-        for code in self.codes:
-            for status, pattern in _STATUS_OF_CODE:
-                if pattern.search(code):
-                    return status
-        if match := _STATUS_IN_TEXT.match(self.text.lower()):
-            return int(match[1])
-        return 429 if _RATE_LIMIT.search(self.text.lower()) else 500
-
-
-def _levels(value: Any, depth: int) -> Iterator[dict[str, Any] | str]:
-    """The objects and sentences of an error: first those of the error itself, last what it is wrapped in."""
-    if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list):
-        for item in value[:DEEPEST]:
-            yield from _levels(item, depth - 1)
-    elif depth and isinstance(value, dict):
-        yield from _levels(value.get("error"), depth - 1)
-        yield value
-        for name in _INNER:
-            if isinstance(value.get(name), dict | list):
-                yield from _levels(value[name], depth - 1)
-
-
-def _sentences(level: dict[str, Any] | str) -> list[str]:
-    if isinstance(level, str):
-        return [level]
-    sentences = [level[key] for key in _MESSAGES if isinstance(level.get(key), str)]
-    place = level.get("loc")  # The parameter that is wrong, as servers with pydantic name it.
-    if not isinstance(place, list):
-        return sentences
-    return [".".join(part for part in place[:DEEPEST] if isinstance(part, str)), *sentences]
-
-
-def _code(value: Any) -> str:
-    """A code as text; empty for what is none."""
-    is_code = isinstance(value, str | int) and not isinstance(value, bool)
-    return str(value)[:LONGEST_CODE] if value and is_code else ""
-
-
-def _delay_s(error: Mapping[str, Any]) -> float | None:
-    """Google's `retryDelay`, such as `34s`."""
-    delay = error.get("retryDelay")
-    match = _SECONDS.fullmatch(delay) if isinstance(delay, str) else None
-    return float(match[1]) if match else None
-
 
 def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
     """What a status other than 2xx means; the message is the endpoint's own, made safe by `redacted` and cut short."""
-    try:
-        body = json.loads(reply.body)
-    except (ValueError, RecursionError):  # It is a proxy's page, mostly.
-        body = None
+    body = parsed(reply.body)
     if reply.status in (407, 511):  # Only what stands on the way to the endpoint sends these.
         return CallError(
             ErrorKind.UNAVAILABLE, f"the proxy or network does not let calls through: HTTP {reply.status}"
@@ -218,7 +102,7 @@ def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> Cal
 def _is_error(body: dict[str, Any]) -> bool:
     """Whether a body without an answer says that something went wrong, or what."""
     named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors", "base_resp"))
-    return named or any(body.get(key) and isinstance(body[key], str) for key in _MESSAGES)
+    return named or any(body.get(key) and isinstance(body[key], str) for key in MESSAGES)
 
 
 def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,7 +128,7 @@ def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[
     if status == 403 and kind is ErrorKind.REFUSED:
         return Forbidden(message, About.PROMPT)
     if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(said):
-        return Forbidden(message, About.PAGE if _PAGE.match(reply.body) else About.UNKNOWN)
+        return Forbidden(message, About.PAGE if PAGE.match(reply.body) else About.UNKNOWN)
     is_passing = kind in (ErrorKind.RATE_LIMITED, ErrorKind.SERVER)
     return CallError(kind, message, retry_after_s=retry_after_s if is_passing else None)
 
@@ -266,7 +150,7 @@ def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> Err
         return ErrorKind.REFUSED
     if status == 451 or (status in _REFUSING and (words.about_prompt or _REFUSED.search(said))):
         return ErrorKind.REFUSED
-    if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
+    if status == 429 or (status == 403 and RATE_LIMIT.search(said)):
         return ErrorKind.RATE_LIMITED
     if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
         return ErrorKind.AUTH
