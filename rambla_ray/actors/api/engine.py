@@ -141,6 +141,11 @@ class BaseAPIModel(Model):
             last = await self._doubt.judge(error) if isinstance(error, Forbidden) else self._watch.verdict(error)
             last.trace = trace.snapshot()
             raise last from None
+        except Draining:
+            if trace.failed is None or not any(trace.charged):
+                raise
+            trace.failed.trace = trace.snapshot()  # It is not tried again, but what it has cost is not to be lost.
+            raise trace.failed from None
 
     async def _try_again(self, request: Request, trace: RequestTrace, first: CallError) -> Response:
         """Attempt it again, as the policy says. Entered only after a first failure, since it costs 20 µs."""

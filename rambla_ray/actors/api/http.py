@@ -30,6 +30,8 @@ LONGEST_HEADER = 100 * 1024  # A header, or the line of the status, may have so 
 MOST_HEADERS = 1000
 CONNECT_S = 20.0  # An endpoint that takes longer to take a connection is not there.
 KEEP_ALIVE_S = 4.0  # Many servers close a quiet connection after 5 s: it is closed here first.
+# What OpenSSL calls a server that does not speak TLS on this port, or no version of it that is accepted here.
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNSUPPORTED_PROTOCOL"})
 SHOWN_CHARACTERS = 1000  # An endpoint's message is cut to this length before it is made safe; errors cut it further.
 ECHO_CHARACTERS = 40  # A stretch of the prompt this long is blotted out of an endpoint's message.
 
@@ -129,6 +131,9 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
         case aiohttp.ClientConnectorCertificateError():
             reason = folded(str(error.certificate_error))
             return CallError(ErrorKind.UNAVAILABLE, f"the certificate of {error.host} is not trusted: {reason}")
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=reason)) if reason in NO_TLS:
+            message = f"{error.host}:{error.port} does not speak TLS ({reason}); is its URL one of http://?"
+            return CallError(ErrorKind.UNAVAILABLE, message)
         case aiohttp.ClientHttpProxyError(status=status) if status < 500:
             reason = f"HTTP {status} {folded(error.message)}".rstrip()
             return CallError(ErrorKind.UNAVAILABLE, f"the proxy does not let calls through: {reason}")
@@ -142,6 +147,8 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
 def _connection_error(error: Exception) -> CallError:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     reason = folded(f"connection failed: {type(cause).__name__}: {cause}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        reason = f"connection failed: none within {CONNECT_S:g} s"
     unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     return CallError(ErrorKind.CONNECTION, reason, unsent=unsent)
 

@@ -155,7 +155,7 @@ class EndpointWatch:
 
     def verdict(self, last: CallError) -> CallError:
         """What a request ends in whose last attempt ended so."""
-        return self.refusal() if last.in_outage and self.gave_up else last
+        return self.refusal() if last.in_outage and (self.gave_up or not self.answers) else last
 
     def refusal(self) -> CallError:
         """What those get who have waited too long."""

@@ -20,7 +20,7 @@ class RetryPolicy:
     | --- | --- |
     | rate_limited | for as long as `rate.give_up_after_s` of wall clock, counted from the first call, allow |
     | connection that nobody gets | when the actor's outage lets it probe, until that is over or given up for all |
-    | other connection, timeout, server (408, 409, 5xx), garbage | up to `attempts` calls, and within the same time |
+    | other connection, timeout, server, garbage | up to `attempts` calls, and within the same time |
     | all others | never: they end the sample, and auth, not_found, quota and unavailable stop the run |
 
     The pause before the next call is what the endpoint asked for (`Retry-After` and its like, at most
