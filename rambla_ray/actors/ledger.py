@@ -20,11 +20,12 @@ from typing import Any
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored
-from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
+from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
@@ -162,6 +163,7 @@ class LedgerService:
         try:
             with self._storing():
                 self._ledger.add(lines)
+                self._meter.recorded(lines)
                 is_counted = True
                 self._check_budget()
                 await self._commits.wait()
@@ -229,6 +231,12 @@ class LedgerService:
         """
         self._stop(why, message)
 
+    async def charge(self, model: str, prompt_tokens: int, completion_tokens: int) -> bool:
+        """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""
+        self._meter.charge(model, prompt_tokens, completion_tokens)
+        self._check_budget()
+        return self._stopped is not None
+
     async def heartbeat(self, owner: str) -> bool:
         """An owner that is busy with a long call is alive; returns whether the run is being stopped."""
         self._claims.heartbeat(owner, time.monotonic())
@@ -264,38 +272,3 @@ class LedgerService:
             ],
             "pid": os.getpid(),
         }
-
-
-class Waiters:
-    """What pending calls wait for: the end of a request that another asks, or a suspect's turn in its process."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, asyncio.Future[bytes | None]] = {}
-        self._turn: asyncio.Future[bytes | None] | None = None
-
-    def end_of(self, request_id: str) -> asyncio.Future[bytes | None]:
-        """Done when nobody asks a request any more: with its line, or None when it may be claimed."""
-        return self._ends.setdefault(request_id, asyncio.get_running_loop().create_future())
-
-    def turn(self) -> asyncio.Future[bytes | None]:
-        """Done, with None, when any request has ended: a suspect may have its turn now, or has had it."""
-        self._turn = self._turn or asyncio.get_running_loop().create_future()
-        return self._turn
-
-    def end(self, request_id: str, line: bytes | None = None) -> None:
-        """Wake who waits for a request, and for a turn."""
-        self._next_turn()
-        future = self._ends.pop(request_id, None)
-        if future is not None and not future.done():
-            future.set_result(line)
-
-    def wake(self, freed: Sequence[Claimed]) -> None:
-        """Wake who waits for any of the requests that are free again, and for a turn."""
-        for request_id, _, _ in freed:
-            self.end(request_id)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
-        self._turn = None
