@@ -301,14 +301,30 @@ def test_a_200_with_an_error_that_is_none_is_garbage(body: bytes) -> None:
     ("body", "message"),
     [
         (b"<html><head><title>Wait &amp; see</title></head><body>Much more.</body></html>", "HTTP 503: Wait & see"),
-        (b"<!DOCTYPE html><body>Much more.</body>", "HTTP 503"),
+        (b"<!DOCTYPE html><body>Much more.</body>", "HTTP 503: Service Unavailable"),
         (b"upstream connect error or disconnect", "HTTP 503: upstream connect error or disconnect"),
         (b"\xff" * 10_000, ("HTTP 503: " + "\ufffd" * 500)[:500]),
     ],
 )
-def test_what_is_no_json_is_shown_by_its_title_or_as_the_text_that_it_is(body: bytes, message: str) -> None:
+def test_an_error_that_is_no_json_is_shown_by_its_title_or_as_the_text_that_it_is(body: bytes, message: str) -> None:
     with OpenAIServer(faults=[Fault("reply", status=503, body=body, times=-1)]) as server:
         assert error(build(server, openai_models.TriesOnce)).message == message
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b" ", "the reply is empty"),
+        (b"<html><title>Sign in to the network</title></html>", "the reply is no JSON: Sign in to the network"),
+        (b"<html><body>Hello</body></html>", "the reply is no JSON"),
+        (b'data: {"choices": []}\n\ndata: [DONE]', 'the reply is no JSON: data: {"choices": []} data: [DONE]'),
+        (b"sk-test " + b"x" * 100, f"the reply is no JSON: *** {'x' * 56}"),
+    ],
+)
+def test_an_answer_that_is_no_json_is_garbage_and_says_how_it_begins(body: bytes, message: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
+        end = error(build(server, openai_models.TriesOnce))
+    assert (end.kind, end.message) == (ErrorKind.GARBAGE, message)
 
 
 @pytest.mark.parametrize("status", [200, 400])

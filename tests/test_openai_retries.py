@@ -166,7 +166,7 @@ CHAOS = [
     ("http429", ErrorKind.RATE_LIMITED, "HTTP 429 rate_limit_exceeded: Made up by chaos."),
     ("http500", ErrorKind.SERVER, "HTTP 500 server_error: Made up by chaos."),
     ("reset", ErrorKind.CONNECTION, "connection failed: ConnectionResetError: made up by chaos"),
-    ("garbage", ErrorKind.GARBAGE, "the reply is not what the API promises (JSONDecodeError)"),
+    ("garbage", ErrorKind.GARBAGE, 'the reply is no JSON: {"id": "made-up-by-chaos", "choices": [{"ind'),
 ]
 
 

@@ -163,6 +163,7 @@ class LedgerService:
         try:
             with self._storing():
                 self._ledger.add(lines)
+                self._meter.recorded(lines)
                 is_counted = True
                 self._check_budget()
                 await self._commits.wait()
@@ -230,6 +231,12 @@ class LedgerService:
             message: one line for the user.
         """
         self._stop(why, message)
+
+    async def charge(self, model: str, prompt_tokens: int, completion_tokens: int) -> bool:
+        """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""
+        self._meter.charge(model, prompt_tokens, completion_tokens)
+        self._check_budget()
+        return self._stopped is not None
 
     async def heartbeat(self, owner: str) -> bool:
         """An owner that is busy with a long call is alive; returns whether the run is being stopped."""

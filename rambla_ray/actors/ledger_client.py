@@ -133,6 +133,15 @@ class LedgerClient:
         self._in_flight -= 1
         return record
 
+    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Report what a call cost that gave no answer, while its request goes on; its record will say so, too."""
+        self._spawn(self._send_charge(prompt_tokens, completion_tokens))
+
+    async def _send_charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        with contextlib.suppress(RayError):
+            if await self._service.charge.remote(self._model, prompt_tokens, completion_tokens):
+                self._drain()
+
     def stop(self, error: CallError, role: str) -> None:
         """Stop the run: no other call would end better."""
         message = f"model {self._names.label} ({role}) cannot go on: {error.message}"

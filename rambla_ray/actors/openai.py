@@ -10,7 +10,7 @@ from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
-from rambla_ray.actors.api.openai_errors import error_in, status_error
+from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
 from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
 from rambla_ray.actors.api.openai_replies import charge, chat_answer, completion_answer, token_count, vectors
@@ -106,6 +106,8 @@ class OpenAIModel(BaseAPIModel):
         except CallError as no_answer:
             error = charge(no_answer, body)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as fault:
+            if body is None and isinstance(fault, ValueError | RecursionError):
+                raise not_json(reply, redacted) from None
             message = f"the reply is not what the API promises ({type(fault).__name__})"
             error = charge(CallError(ErrorKind.GARBAGE, message), body)
         raise error

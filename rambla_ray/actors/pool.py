@@ -124,9 +124,11 @@ class PoolActor:
         config = self._config
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(
-                RunContext(self._ledger.notify, self._chaos, self._ledger.is_late, answered=self._ledger.answered)
+            ledger = self._ledger
+            context = RunContext(
+                *(ledger.notify, self._chaos, ledger.is_late), charge=ledger.charge, answered=ledger.answered
             )
+            self._model.attach(context)
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)

@@ -238,6 +238,8 @@ class BaseAPIModel(Model):
         except CallError as error:
             failed, kind, reason = error, error.kind, str(error)
             charged = trace.charge(error)
+            if charged:
+                self.context.charge(error.prompt_tokens, error.completion_tokens)
             if error.kind in FATAL and self.context.stops and not isinstance(error, Forbidden):
                 self._close(error)
             raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 from rambla_ray.actors.api.forbidden import About, Forbidden
@@ -18,6 +20,8 @@ from rambla_ray.actors.api.openai_error_words import MESSAGES, PAGE, RATE_LIMIT,
 from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
+
+SHOWN_OF_BODY = 60  # So many characters are shown of a body that is no JSON.
 
 _QUOTA = re.compile(
     r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
@@ -85,6 +89,13 @@ def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
     return charge(_error(reply, reply.status, ErrorWords.of(body), redacted), body)
 
 
+def not_json(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
+    """The error of a 2xx whose body is no JSON: it says how it begins, or which page it is."""
+    words = redacted(str(parsed(reply.body)))[:SHOWN_OF_BODY]
+    what = f"no JSON: {words}" if words else "no JSON" if reply.body.strip() else "empty"
+    return CallError(ErrorKind.GARBAGE, f"the reply is {what}")
+
+
 def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> CallError | None:
     """The error in the parsed body of a 2xx, read as the status that its code names; None where there is an answer."""
     if isinstance(body, dict) and (body.get("choices") or body.get("data")):
@@ -119,7 +130,8 @@ def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
 
 def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[[str], str]) -> CallError:
     name = f" {words.name}" if words.name not in ("", str(reply.status)) else ""
-    message = redacted(f"HTTP {reply.status}{name}{f': {words.text}' if words.text else ''}")
+    text = words.text or ("" if name else _phrase(reply.status))
+    message = redacted(f"HTTP {reply.status}{name}{f': {text}' if text else ''}")
     retry_after_s = requested_wait_s(reply.headers)
     if retry_after_s is None:
         retry_after_s = words.retry_after_s
@@ -131,6 +143,13 @@ def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[
         return Forbidden(message, About.PAGE if PAGE.match(reply.body) else About.UNKNOWN)
     is_passing = kind in (ErrorKind.RATE_LIMITED, ErrorKind.SERVER)
     return CallError(kind, message, retry_after_s=retry_after_s if is_passing else None)
+
+
+def _phrase(status: int) -> str:
+    """What the standard calls an error's status, such as `Payment Required`; empty for another status."""
+    with suppress(ValueError):
+        return HTTPStatus(status).phrase if status >= 400 else ""
+    return ""
 
 
 def _kind(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> ErrorKind:
