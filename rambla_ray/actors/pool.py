@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
-from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.actors.model import Model, hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
@@ -124,11 +124,7 @@ class PoolActor:
         config = self._config
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            ledger = self._ledger
-            context = RunContext(
-                *(ledger.notify, self._chaos, ledger.is_late), charge=ledger.charge, answered=ledger.answered
-            )
-            self._model.attach(context)
+            self._model.attach(self._ledger.run_context(self._chaos))
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
@@ -149,8 +145,7 @@ class PoolActor:
 
     def _report_usage(self) -> None:
         """Report to the run what a local model has done so far."""
-        usage = self._model.measure() if self._model is not None else None
-        if usage is not None:
+        if self._model is not None and (usage := self._model.measure()) is not None:
             self._ledger.report_usage(asdict(usage))
 
     def _drain(self) -> None:
