@@ -99,12 +99,6 @@ def test_an_endpoint_that_is_down_from_the_start_is_asked_once_at_a_time_until_i
     assert sum(response.trace.attempts for response in responses) <= 200 + 64 + 5
 
 
-def test_a_host_that_never_takes_a_connection_stops_the_run_also_where_one_attempt_takes_all_the_time() -> None:
-    model = build(down_at=0.0, up_at=1e9, latency_s=20.0, rate=Rate(give_up_after_s=10))
-    errors = virtual_time.run(ask(model, 50))
-    assert {error.kind for error in errors} == {ErrorKind.UNAVAILABLE}
-
-
 def test_a_second_outage_is_told_as_that() -> None:
     model = build(at_once=4)
 
