@@ -138,7 +138,7 @@ class BaseAPIModel(Model):
             except CallError as error:
                 return await self._try_again(request, trace, error)
         except CallError as error:
-            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else self._watch.verdict(error)
+            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else error
             last.trace = trace.snapshot()
             raise last from None
         except Draining:

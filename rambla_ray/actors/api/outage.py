@@ -153,10 +153,6 @@ class EndpointWatch:
         if self.gave_up and admission.is_shut and not admission.is_closed and (admission.is_probing or not again):
             raise self.refusal()
 
-    def verdict(self, last: CallError) -> CallError:
-        """What a request ends in whose last attempt ended so."""
-        return self.refusal() if last.in_outage and (self.gave_up or not self.answers) else last
-
     def refusal(self) -> CallError:
         """What those get who have waited too long."""
         waited = f"{self._patience.limit_s:g} s (rate.give_up_after_s)"
