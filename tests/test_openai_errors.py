@@ -315,8 +315,8 @@ def test_an_error_that_is_no_json_is_shown_by_its_title_or_as_the_text_that_it_i
     ("body", "message"),
     [
         (b" ", "the reply is empty"),
-        (b"<html><title>Sign in to the network</title></html>", "the reply is no JSON: Sign in to the network"),
-        (b"<html><body>Hello</body></html>", "the reply is no JSON"),
+        (b"<html><title>Sign in to the network</title></html>", "the reply is a web page: Sign in to the network"),
+        (b"<html><body>Hello</body></html>", "the reply is a web page"),
         (b'data: {"choices": []}\n\ndata: [DONE]', 'the reply is no JSON: data: {"choices": []} data: [DONE]'),
         (b"sk-test " + b"x" * 100, f"the reply is no JSON: *** {'x' * 56}"),
     ],
@@ -325,6 +325,12 @@ def test_an_answer_that_is_no_json_is_garbage_and_says_how_it_begins(body: bytes
     with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
         end = error(build(server, openai_models.TriesOnce))
     assert (end.kind, end.message) == (ErrorKind.GARBAGE, message)
+
+
+@pytest.mark.parametrize(("status", "phrase"), [(404, "Not Found"), (405, "Method Not Allowed")])
+def test_a_bare_refusal_of_the_path_asks_for_the_url(status: int, phrase: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=status, body=b"", times=-1)]) as server:
+        assert error(build(server)).message == f"HTTP {status}: {phrase}; is base_url right?"
 
 
 @pytest.mark.parametrize("status", [200, 400])

@@ -67,6 +67,7 @@ _REFUSED = re.compile(
 )
 _REFUSING = (400, 403, 422)  # Statuses beside which an endpoint's words may say that it refuses.
 
+_WRONG_URL = (404, 405)
 _NOT_HERE = re.compile(
     r"\b(model_?not_?found|invalid_?model)\b|is not a valid model\b"
     r"|http request (was sent )?to (an )?https (port|server)"
@@ -92,8 +93,8 @@ def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
 def not_json(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
     """The error of a 2xx whose body is no JSON: it says how it begins, or which page it is."""
     words = redacted(str(parsed(reply.body)))[:SHOWN_OF_BODY]
-    what = f"no JSON: {words}" if words else "no JSON" if reply.body.strip() else "empty"
-    return CallError(ErrorKind.GARBAGE, f"the reply is {what}")
+    what = "a web page" if PAGE.match(reply.body) else "no JSON" if reply.body.strip() else "empty"
+    return CallError(ErrorKind.GARBAGE, f"the reply is {what}{f': {words}' if words else ''}")
 
 
 def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> CallError | None:
@@ -148,7 +149,8 @@ def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[
 def _phrase(status: int) -> str:
     """What the standard calls an error's status, such as `Payment Required`; empty for another status."""
     with suppress(ValueError):
-        return HTTPStatus(status).phrase if status >= 400 else ""
+        hint = "; is base_url right?" if status in _WRONG_URL else ""
+        return HTTPStatus(status).phrase + hint if status >= 400 else ""
     return ""
 
 
@@ -173,7 +175,7 @@ def _kind(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> 
         return ErrorKind.RATE_LIMITED
     if status in (401, 403) or (status == 400 and _BAD_KEY.search(wording)):
         return ErrorKind.AUTH
-    if status in (404, 405) or 300 <= status < 400 or (status == 400 and _NOT_HERE.search(wording)):
+    if status in _WRONG_URL or 300 <= status < 400 or (status == 400 and _NOT_HERE.search(wording)):
         return ErrorKind.NOT_FOUND
     return ErrorKind.SERVER if status in _PASSING or status >= 500 else ErrorKind.BAD_REQUEST
 
