@@ -26,10 +26,25 @@ def one_line(text: str, longest: int = 200) -> str:
         text: anything.
         longest: characters of it to show; a text that is longer is cut, and its length follows.
     """
-    shown = text[:longest]
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    shown = escaped(text[:longest])
     return shown if len(text) <= longest else f"{shown}… ({len(text)} characters)"
+
+
+def folded(text: str, longest: int | None = None) -> str:
+    """A text on one line: a space for each stretch of white space, and escapes for what does not print.
+
+    Args:
+        text: what a library, an endpoint or a template says.
+        longest: characters of it to keep; all when not given.
+    """
+    return escaped(" ".join(text.split())[:longest])
+
+
+def escaped(text: str) -> str:
+    r"""A text with `\n`, `\x1b`, `\u202e` and their like for what Python calls unprintable."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_markdown(line: str) -> str:

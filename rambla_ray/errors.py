@@ -39,14 +39,14 @@ class ErrorKind(StrEnum):
     RATE_LIMITED = "rate_limited"  # 429: wait and try again
     TIMEOUT = "timeout"  # no reply before the deadline
     CONNECTION = "connection"  # refused, reset or cut off
-    SERVER = "server"  # 408, 409, 5xx
+    SERVER = "server"  # 5xx, and the few 4xx that pass by themselves
     GARBAGE = "garbage"  # a reply that is not what the API promises
     OVERSIZED = "oversized"  # a reply too large to be read
     TOO_LONG = "too_long"  # the prompt does not fit the model
     REFUSED = "refused"  # a content filter, on the way in or out
     BAD_REQUEST = "bad_request"  # any other 4xx
     AUTH = "auth"  # 401; 403 for every prompt
-    NOT_FOUND = "not_found"  # 404: no such engine or path
+    NOT_FOUND = "not_found"  # 404, 405: no such engine or path
     QUOTA = "quota"  # 402; 429 that waiting will not cure: the credit is used up
     UNAVAILABLE = "unavailable"  # the endpoint has let nobody through for too long
     LOAD = "load"  # the model itself cannot be loaded

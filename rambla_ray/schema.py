@@ -2,6 +2,8 @@
 
 Samples stream through Ray Data, and stand in `samples/*.parquet`, as Arrow tables of one declared schema, because
 Arrow's type inference on mixed or missing values loses data.
+
+It is longer than other files so that every word that all rooms share stands on one page.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ class CallTrace:
     attempts: int = 0
     hedged: int = 0  # of the attempts, second calls that raced a slow first one; the loser is charged like the answer
     tries: tuple[Try, ...] = ()
-    failed_prompt_tokens: int = 0  # charged, as their replies say, for attempts that gave no answer
+    failed_prompt_tokens: int = 0  # charged for attempts that gave no answer, as far as their replies say
     failed_completion_tokens: int = 0
 
 

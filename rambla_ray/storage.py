@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
 
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
-MAKE_ROOM = "make room there, and run the same command again"
 
 
 def reason_of(error: OSError) -> str:
@@ -32,6 +32,14 @@ def decoded(data: bytes) -> str:
     except UnicodeDecodeError as error:
         byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
+
+
+def open_input(location: str) -> pa.NativeFile:
+    """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    if "://" not in location:
+        return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
+    filesystem, path = fs.FileSystem.from_uri(location)
+    return filesystem.open_input_file(path)
 
 
 class Folder:
@@ -89,7 +97,8 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise NotWritten(f"'{self.location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}") from None
+            reason = f"{reason_of(error)}; make room there, and run the same command again"
+            raise NotWritten(f"'{self.location}' cannot be written: {reason}") from None
 
     def names(self, suffix: str) -> list[str]:
         """Files directly in the folder that end in `suffix`, sorted; none when the folder does not exist."""

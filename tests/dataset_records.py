@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rambla_ray.config.dataset import DatasetConfig
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.schema import Item
 
 Record = dict[str, Any]
@@ -21,7 +21,7 @@ def config(kind: str, path: Path | str = "unused/path", **options: Any) -> Datas
 def items_of(kind: str, path: Path | str, **options: Any) -> list[Item]:
     if kind == "table":
         options = {**TABLE, **options}
-    return load_items(config(kind, path, **options), "under_test", demo=False)
+    return load_dataset(config(kind, path, **options), "under_test", demo=False).items
 
 
 def ids(items: list[Item]) -> str:

@@ -15,11 +15,15 @@ ANSWER = {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}],
 
 
 class Proxy(ThreadingHTTPServer):
-    """`lines` holds the request lines, `credentials` what stood in Proxy-Authorization."""
+    """`lines` holds the request lines, `credentials` what stood in Proxy-Authorization.
 
-    def __init__(self, connect_status: int = 200) -> None:
+    `status` is its answer to what it is asked to pass on.
+    """
+
+    def __init__(self, connect_status: int = 200, status: int = 200) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.connect_status = connect_status
+        self.status = status
         self.lines: list[str] = []
         self.credentials: list[str | None] = []
 
@@ -39,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         self.rfile.read(int(self.headers["Content-Length"] or 0))
         body = json.dumps(ANSWER).encode()
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -71,8 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy(connect_status: int = 200) -> Iterator[Proxy]:
-    with Proxy(connect_status) as server:
+def proxy(connect_status: int = 200, status: int = 200) -> Iterator[Proxy]:
+    with Proxy(connect_status, status) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

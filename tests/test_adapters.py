@@ -27,7 +27,7 @@ from dataset_records import (
 )
 
 from rambla_ray.config.dataset import fields_of
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
 
@@ -241,7 +241,9 @@ def test_a_cell_that_is_missing_is_empty_and_one_that_is_no_text_is_json(tmp_pat
 
 def test_a_table_s_id_column_is_id_and_may_be_a_field(tmp_path: Path) -> None:
     path = write(tmp_path, "t.csv", "id,text\n1,a\n\n2,b\n")
-    found = load_items(config("table", path, fields=["text", "id"], keep={"text": ["b"]}), "under_test", demo=False)
+    found = load_dataset(
+        config("table", path, fields=["text", "id"], keep={"text": ["b"]}), "under_test", demo=False
+    ).items
     assert found == [Item("2", {"text": "b", "id": "2"})]
 
 

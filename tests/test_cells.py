@@ -15,7 +15,7 @@ import pytest
 from dataset_records import items_of
 
 from rambla_ray.config.dataset import DatasetConfig
-from rambla_ray.data.source import load, load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 from rambla_ray.run.plan import Plan
 
@@ -144,7 +144,7 @@ def test_an_integer_beside_a_gap_stays_one_in_every_kind_of_file(name: str, cont
     if name == "hub":
         path.mkdir()
     (path / "train.csv" if name == "hub" else path).write_text(content)
-    items = load_items(DatasetConfig(format="table", path=str(path), demo="x", fields=("n",)), "t", demo=False)
+    items = load_dataset(DatasetConfig(format="table", path=str(path), demo="x", fields=("n",)), "t", demo=False).items
     assert [item.fields["n"] for item in items][:2] == ["1", ""]
 
 
@@ -152,9 +152,9 @@ def test_a_folder_in_the_hub_s_layout_is_read_as_its_file_is(tmp_path: Path) -> 
     cells = {"b": [b"\xc2\xb5", None], "f": pa.array([0.1, None], pa.float32()), "m": [Decimal("1.50"), None]}
     pq.write_table(pa.table({"id": [1, 2], **cells}), tmp_path / "train.parquet")
     for path in (tmp_path, tmp_path / "train.parquet"):
-        read = load_items(
+        read = load_dataset(
             DatasetConfig(format="table", path=str(path), demo="x", fields=("b", "f", "m")), "t", demo=False
-        )
+        ).items
         assert [list(item.fields.values()) for item in read] == [["µ", "0.1", "1.50"], ["", "", ""]]
 
 
@@ -173,24 +173,24 @@ LABELS = ("yes", "Yes", "yes ", "\tYES\n", "no", "maybe", "Maybe", "")
 
 
 def test_keep_compares_labels_without_case_and_blanks_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
-    selection = load(labelled(tmp_path, *LABELS, keep={"label": [" Yes"]}), "t", demo=False)
+    selection = load_dataset(labelled(tmp_path, *LABELS, keep={"label": [" Yes"]}), "t", demo=False)
     assert [item.fields["label"] for item in selection.items] == ["yes", "Yes", "yes ", "\tYES\n"]
     assert (selection.read, selection.left_out) == (8, {"label": {"no": 1, "maybe": 1, "Maybe": 1, "": 1}})
     assert selection.describe().startswith("`keep` leaves out 4 of 8 items: label is 'no' in 1, 'maybe' in 1")
-    assert load(labelled(tmp_path, *LABELS), "t", demo=False).describe() == ""
+    assert load_dataset(labelled(tmp_path, *LABELS), "t", demo=False).describe() == ""
 
 
 def test_balance_counts_the_same_values(tmp_path: Path) -> None:
     options: dict[str, Any] = {"keep": {"label": ["yes", "Maybe"]}, "balance": "label"}
-    balanced = load_items(labelled(tmp_path, *LABELS, **options), "t", demo=False)
+    balanced = load_dataset(labelled(tmp_path, *LABELS, **options), "t", demo=False).items
     assert [item.root_id for item in balanced] == ["0", "1", "5", "6"]
-    shared = load_items(labelled(tmp_path, *LABELS, **options, limit=2), "t", demo=False)
+    shared = load_dataset(labelled(tmp_path, *LABELS, **options, limit=2), "t", demo=False).items
     assert [item.root_id for item in shared] == ["0", "5"]
 
 
 def test_a_keep_that_keeps_nothing_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        load(labelled(tmp_path, "yes", "yes", "no", keep={"label": ["ja"]}), "t", demo=False)
+        load_dataset(labelled(tmp_path, "yes", "yes", "no", keep={"label": ["ja"]}), "t", demo=False)
     assert str(refused.value).endswith("no items to ask (3 before `keep`); label is 'yes' in 2, 'no' in 1")
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rambla_ray.config.dataset import FIELDS, DatasetConfig
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 def load(path: Path | str, *, demo: bool = False, **options: Any) -> list[Item]:
     config = DatasetConfig(format="pubmedqa", path=str(path), demo="pubmedqa.json", **options)
-    return load_items(config, "under_test", demo=demo)
+    return load_dataset(config, "under_test", demo=demo).items
 
 
 def github(number: int, answer: str = "yes") -> Record:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from shown_page import Shown
 
-from rambla_ray.display import in_markdown, one_line
+from rambla_ray.display import folded, in_markdown, one_line
 
 
 @settings(max_examples=300, deadline=None)
@@ -35,6 +35,19 @@ def test_one_line_is_printable_and_bounded(text: str, longest: int) -> None:
 )
 def test_one_line_says_what_it_cannot_show(text: str, shown: str) -> None:
     assert one_line(text, 5 if "bcdef" in text else 200) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "shown"),
+    [
+        (" a\n\tb  c ", None, "a b c"),
+        ("a\n b c", 3, "a b"),
+        ("\x1b[31m\u202e", None, r"\x1b[31m\u202e"),
+        ("\x1bab", 2, r"\x1ba"),
+    ],
+)
+def test_what_is_folded_stands_on_one_line(text: str, longest: int | None, shown: str) -> None:
+    assert folded(text, longest) == shown
 
 
 @settings(max_examples=300, deadline=None)

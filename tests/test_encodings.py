@@ -14,7 +14,7 @@ from config_files import TASK, loaded, refusal
 
 from rambla_ray.actors.local import weights
 from rambla_ray.config.dataset import DatasetConfig
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 
 conf = config_files.conf
@@ -40,7 +40,7 @@ OTHER_ENCODINGS = [
 @pytest.mark.parametrize("name", ROWS)
 def test_a_data_set_may_begin_with_a_mark(name: str, mark: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(mark + ROWS[name].encode())
-    (item,) = load_items(table(tmp_path / name), "t", demo=False)
+    (item,) = load_dataset(table(tmp_path / name), "t", demo=False).items
     assert (item.root_id, item.fields) == ("1", {"text": QUESTION})
 
 
@@ -66,7 +66,7 @@ def test_a_data_set_in_another_encoding_is_named_with_the_byte(
 ) -> None:
     (tmp_path / name).write_bytes(text.encode(encoding))
     with pytest.raises(UserError) as refused:
-        load_items(table(tmp_path / name), "t", demo=False)
+        load_dataset(table(tmp_path / name), "t", demo=False)
     assert str(refused.value) == (
         f"dataset t ({tmp_path / name}) cannot be read: {place} is not UTF-8; save the file as UTF-8"
     )
@@ -93,7 +93,7 @@ def test_a_template_in_another_encoding_is_named_with_the_byte(
 def test_a_data_set_that_is_nested_too_deeply_is_one_line(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as refused:
-        load_items(table(tmp_path / name), "t", demo=False)
+        load_dataset(table(tmp_path / name), "t", demo=False)
     assert str(refused.value).startswith(
         f"dataset t ({tmp_path / name}) cannot be read: its values are nested too deep"
     )

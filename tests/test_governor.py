@@ -18,9 +18,10 @@ from openai_server import OpenAIServer, prompt_sha
 from virtual_time import BEGAN
 
 from rambla_ray.actors.api.adaptive import LEASE_S
-from rambla_ray.actors.api.governor import LONGEST_PAUSE_S, Governor, Grant, Report
+from rambla_ray.actors.api.governor import Governor, Grant, Report
 from rambla_ray.actors.api.governor_client import NAMESPACE, governor_name
 from rambla_ray.actors.api.rate_budget import BURST_S, Limits
+from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 from rambla_ray.actors.openai import OpenAIChat
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.schema import Request
@@ -122,7 +123,7 @@ def test_a_pause_is_told_to_every_client_until_it_is_over() -> None:
 
 
 def test_no_endpoint_can_stop_everybody_for_days() -> None:
-    assert Office().exchange("a", pause_s=1e9).pause_s == LONGEST_PAUSE_S
+    assert Office().exchange("a", pause_s=1e9).pause_s == LONGEST_WAIT_S
 
 
 # In a cluster

@@ -14,7 +14,6 @@ from drawn import COUNT, SECONDS, TEXT, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambla_ray.errors import UserError
 from rambla_ray.ledger.record import FORMAT, Kind, NewerFormat, Record, check, peek, run_tag
 from rambla_ray.ledger.store import SUFFIX, Ledger
 from rambla_ray.schema import CallTrace, Response, Try
@@ -387,21 +386,3 @@ def test_a_bucket_gets_a_new_part_for_every_commit(tmp_path: Path) -> None:
         ledger.commit()
     assert len(folder.names(SUFFIX)) == 2
     assert len(Ledger(folder, "run")) == 2
-
-
-def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be opened"):
-        Folder("nowhere://bucket")
-    with pytest.raises(UserError, match=r"ledger '.*' cannot be written"):
-        Folder(str(tmp_path / "file")).make_writable("ledger")
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path / "deep" / "run"))
-    folder.make_writable("runs_dir")
-    folder.write("x.json", b"old")
-    folder.write("draft", b"new")
-    folder.publish("draft", "x.json")
-    assert folder.read("x.json") == b"new"
-    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["x.json"]

@@ -300,6 +300,24 @@ def test_a_budget_counts_what_was_charged_for_failures(spent: Spent, in_flight_a
     assert not meter.affordable(in_flight_at_most + 1)
 
 
+def test_a_budget_ends_by_what_a_request_that_goes_on_was_charged_and_counts_it_once(tmp_path: Path) -> None:
+    def failed(name: str) -> bytes:
+        trace = CallTrace(attempts=2, failed_prompt_tokens=4, failed_completion_tokens=36)
+        return Record(rid(name), RUN, "m", "target", error_kind="garbage", call_trace=trace).to_line()
+
+    async def body(service: LedgerService) -> None:
+        await claim(service, "one", "a", "b", "c")
+        assert not await service.charge("m", 2, 18)
+        assert not await service.charge("m", 2, 18)
+        await service.store("one", [failed("a")])
+        assert (await service.progress())["budget"] == "40 of 60 tokens"
+        assert await service.charge("m", 2, 18)  # By b, which goes on.
+        assert (await service.progress())["stopped"] == ("budget", "the budget of 60 tokens is spent (60)")
+        assert await claim(service, "one", "d") == [Claim.DRAINING]
+
+    run(body, tmp_path, Budget(tokens=60))
+
+
 class Asker:
     """A model actor of this test: it asks what it is told to, and dies of poison."""
 

@@ -40,12 +40,18 @@ def test_an_answer_of_another_run_that_is_used_counts_as_one_before(tmp_path: Pa
     run(body, tmp_path)
 
 
+async def asked_by_two(service: LedgerService) -> asyncio.Task[Answered | None]:
+    """Two owners that ask; one of them wants to know whether the model has answered."""
+    await claim(service, "one", "a")
+    await claim(service, "other", "b")
+    waiting = asyncio.create_task(service.answered("one", "m"))
+    await asyncio.sleep(0)
+    return waiting
+
+
 def test_what_another_actor_asks_is_waited_for(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        await claim(service, "one", "a")
-        await claim(service, "other", "b")
-        waiting = asyncio.create_task(service.answered("one", "m"))
-        await asyncio.sleep(0)
+        waiting = await asked_by_two(service)
         assert not waiting.done()
         await service.store("other", [line("b")])
         assert await waiting is None  # Asked anew, as the client does, it knows.
@@ -56,10 +62,7 @@ def test_what_another_actor_asks_is_waited_for(tmp_path: Path) -> None:
 
 def test_actors_that_all_get_nothing_do_not_wait_for_each_other(tmp_path: Path) -> None:
     async def body(service: LedgerService) -> None:
-        await claim(service, "one", "a")
-        await claim(service, "other", "b")
-        waiting = asyncio.create_task(service.answered("one", "m"))
-        await asyncio.sleep(0)
+        waiting = await asked_by_two(service)
         assert await service.answered("other", "m") == Answered.NEVER
         assert await waiting is None
         assert await service.answered("one", "m") == Answered.NEVER

@@ -10,14 +10,14 @@ from typing import Any
 import openai_models
 import pytest
 from faults import Fault
-from openai_models import Chat, Completion, Embeddings, answer, ask, build
+from openai_models import Chat, Completion, Embeddings, answer, ask, build, error
 from openai_server import OpenAIServer, embedding
 
 from rambla_ray.actors.api.retry import RetryPolicy
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import OpenAIModel
-from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Response
+from rambla_ray.errors import CallError, Draining, ErrorKind
+from rambla_ray.schema import Request, Response
 
 only_a_key = openai_models.only_a_key  # It runs by itself before each test of this file.
 
@@ -182,6 +182,29 @@ def test_an_answer_that_is_broken_off_is_asked_again_and_what_it_cost_stays_coun
         response = answer(build(server), "hello")
     assert (response.text, response.trace.attempts, response.prompt_tokens) == ("HELLO", 3, 1)
     assert (response.trace.failed_prompt_tokens, response.trace.failed_completion_tokens) == (200, 1600)
+
+
+class Interrupted(Chat):
+    """Its run is stopped as soon as a call has failed."""
+
+    async def call(self, request: Request) -> Response:
+        try:
+            return await super().call(request)
+        except CallError:
+            self.drain()
+            raise
+
+
+def test_what_a_request_has_cost_is_not_lost_when_the_run_is_stopped_before_it_is_tried_again() -> None:
+    with OpenAIServer(faults=[Fault("reply", body=json.dumps(chat(None, "error")).encode(), times=-1)]) as server:
+        end = error(build(server, Interrupted))
+    assert (end.kind, end.trace.attempts) == (SERVER, 1)
+    assert (end.trace.failed_prompt_tokens, end.trace.failed_completion_tokens) == (100, 800)
+
+
+def test_a_request_that_has_cost_nothing_stays_open_when_the_run_is_stopped() -> None:
+    with OpenAIServer(faults=[Fault("500", times=-1)]) as server, pytest.raises(Draining):
+        answer(build(server, Interrupted), "hello")
 
 
 def test_the_endpoint_s_words_about_what_broke_off_are_kept() -> None:

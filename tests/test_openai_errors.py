@@ -74,8 +74,20 @@ CREDIT: list[tuple[int, Any, ErrorKind]] = [
     (403, say("Your team has used all available credits or reached its monthly spending limit."), QUOTA),
     (400, say("You have reached your specified API usage limits. You will regain access on 2026-12-01."), QUOTA),
     (429, GOOGLE_DAY, QUOTA),
+    (412, say("Account is suspended, possibly due to reaching the monthly spending limit."), QUOTA),
+    (429, {"message": "You are using a Trial key, which is limited to 1000 API calls / month."}, QUOTA),
+    (403, {"code": "The caller does not have permission to execute the specified operation",
+           "error": "Your newly created team doesn't have any credits yet."}, QUOTA),
+    (429, say("您的账户已欠费，请充值后重试。", code="1113"), QUOTA),
+    (403, {"code": "AllocationQuota.FreeTierOnly", "message": "The free tier has been exhausted."}, QUOTA),
+    (403, say("The request failed because your account has an overdue balance.", code="AccountOverdueError"), QUOTA),
+    (403, {"code": 30001, "message": "Sorry, your account balance is insufficient", "data": None}, QUOTA),
+    (429, {"errors": [{"message": "You have used up your daily free allocation.", "code": 4006}]}, QUOTA),
+    (400, say("Budget has been exceeded! Current cost: 0.5, Max budget: 0.1", type="budget_exceeded", code="400"),
+     QUOTA),
     # A limit of a minute is not the end of the credit, whatever it is called.
     (429, GOOGLE_LIMIT, RATE_LIMITED),
+    (429, say("Service tier capacity exceeded for this model.", type="service_tier_capacity_exceeded"), RATE_LIMITED),
     (429, [GOOGLE_LIMIT], RATE_LIMITED),
     (429, say("Requests have exceeded the token rate limit of your S0 tier. Please retry after 6 seconds. "
               "Go to https://aka.ms/oai/quotaincrease to increase the default rate limit.", code="429"), RATE_LIMITED),
@@ -117,6 +129,11 @@ LONG: list[tuple[int, Any, ErrorKind]] = [
      TOO_LONG),
     (400, say("<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 30720]"), TOO_LONG),
     (400, say("Prompt exceeds max length", code="1261"), TOO_LONG),
+    (400, say("Prompt 超长", code="1261"), TOO_LONG),
+    (400, {"object": "error", "message": "max_tokens must be at least 1, got -904.", "code": 400}, TOO_LONG),
+    (400, say("input length and `max_tokens` exceed context limit: 199211 + 20000 > 200000"), TOO_LONG),
+    (400, say("Please reduce the length of the messages or completion."), TOO_LONG),
+    (400, say("Total tokens of image and text exceed max message tokens"), TOO_LONG),
     (400, say("The prompt is too long: 140000, model maximum context length: 131071"), TOO_LONG),
     (400, say("Provider returned error", code=400, metadata={"provider_name": "x", "raw":
           '{"error": {"message": "This endpoint\'s maximum context length is 4096 tokens."}}'}), TOO_LONG),
@@ -141,6 +158,16 @@ REFUSALS: list[tuple[int, Any, ErrorKind]] = [
               code="invalid_prompt"), REFUSED),
     (400, {"code": "data_inspection_failed", "message": "Output data may contain inappropriate content."}, REFUSED),
     (400, say("Output blocked by content filtering policy", type="invalid_request_error"), REFUSED),
+    (403, {"code": "x", "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"}, REFUSED),
+    (400, say("Invalid prompt: we've limited access to this content for safety reasons.", code="invalid_prompt"),
+     REFUSED),
+    (400, say("Content Exists Risk", type="invalid_request_error"), REFUSED),
+    (400, say("The input text may contain sensitive information.", code="InputTextSensitiveContentDetected"), REFUSED),
+    (400, say("This prompt contains sensitive words that violate our Responsible AI practices."), REFUSED),
+    (400, say("输入或生成内容可能包含不安全或敏感内容", code="1301"), REFUSED),
+    (400, say("Blocked as a prompt injection."), REFUSED),
+    (451, say("The content you provided is blocked.", type="censorship_blocked"), REFUSED),
+    (451, {}, REFUSED),
     # Words alone are no reason to take another error for it.
     (429, say("Rate limit reached for text-moderation-latest.", code="rate_limit_exceeded"), RATE_LIMITED),
     (500, say("The safety system is not available.", type="server_error"), SERVER),
@@ -153,6 +180,13 @@ OTHERS: list[tuple[int, Any, ErrorKind]] = [
     (403, {"message": "You have exceeded a secondary rate limit."}, RATE_LIMITED),
     (400, {"detail": [{"loc": ["body", "seed"], "msg": "Input should be a valid integer", "type": "int"}]},
      BAD_REQUEST),
+    (400, say("The model `x` does not exist", code="model_not_found"), NOT_FOUND),
+    (400, say("x is not a valid model ID", code=400), NOT_FOUND),
+    (400, "Client sent an HTTP request to an HTTPS server.", NOT_FOUND),
+    (405, {"detail": "Method Not Allowed"}, NOT_FOUND),
+    (424, {"error": "Request failed during generation: Server error", "error_type": "generation"}, SERVER),
+    (425, {}, SERVER),
+    (499, {"message": "Client closed request"}, SERVER),
 ]  # fmt: skip
 
 
@@ -187,6 +221,14 @@ IN_A_200: list[tuple[Any, ErrorKind, str]] = [
     ({"error": "502 Bad Gateway"}, SERVER, "HTTP 200: 502 Bad Gateway"),
     (say("Overloaded", type="overloaded_error"), SERVER, "HTTP 200 overloaded_error: Overloaded"),
     ({"detail": "The model is being loaded."}, SERVER, "HTTP 200: The model is being loaded."),
+    ({"status_code": 429, "message": "Wait."}, RATE_LIMITED, "HTTP 200: Wait."),
+    ({"status": 429, "title": "Too Many Requests"}, RATE_LIMITED, "HTTP 200: Too Many Requests"),
+    ({"error_code": 18, "error_msg": "qps request limit reached"}, RATE_LIMITED,
+     "HTTP 200: qps request limit reached"),
+    ({"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}, "choices": None}, QUOTA,
+     "HTTP 200: insufficient balance"),
+    ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}, "choices": []}, RATE_LIMITED,
+     "HTTP 200: rate limit"),
     (say("Pay first.", code=402), QUOTA, "HTTP 200 402: Pay first."),
     (say(PLANS, code="insufficient_quota"), QUOTA, f"HTTP 200 insufficient_quota: {PLANS}"),
     (say("Your credit balance is too low.", code=400), QUOTA, "HTTP 200 400: Your credit balance is too low."),
@@ -253,6 +295,42 @@ def test_no_more_is_asked_once_the_credit_is_used_up() -> None:
 def test_a_200_with_an_error_that_is_none_is_garbage(body: bytes) -> None:
     with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
         assert error(build(server, openai_models.TriesOnce)).kind == ErrorKind.GARBAGE
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html><head><title>Wait &amp; see</title></head><body>Much more.</body></html>", "HTTP 503: Wait & see"),
+        (b"<!DOCTYPE html><body>Much more.</body>", "HTTP 503: Service Unavailable"),
+        (b"upstream connect error or disconnect", "HTTP 503: upstream connect error or disconnect"),
+        (b"\xff" * 10_000, ("HTTP 503: " + "\ufffd" * 500)[:500]),
+    ],
+)
+def test_an_error_that_is_no_json_is_shown_by_its_title_or_as_the_text_that_it_is(body: bytes, message: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=503, body=body, times=-1)]) as server:
+        assert error(build(server, openai_models.TriesOnce)).message == message
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b" ", "the reply is empty"),
+        (b"<html><title>Sign in to the network</title></html>", "the reply is a web page: Sign in to the network"),
+        (b"<html><body>Hello</body></html>", "the reply is a web page"),
+        (b'data: {"choices": []}\n\ndata: [DONE]', 'the reply is no JSON: data: {"choices": []} data: [DONE]'),
+        (b"sk-test " + b"x" * 100, f"the reply is no JSON: *** {'x' * 56}"),
+    ],
+)
+def test_an_answer_that_is_no_json_is_garbage_and_says_how_it_begins(body: bytes, message: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", body=body, times=-1)]) as server:
+        end = error(build(server, openai_models.TriesOnce))
+    assert (end.kind, end.message) == (ErrorKind.GARBAGE, message)
+
+
+@pytest.mark.parametrize(("status", "phrase"), [(404, "Not Found"), (405, "Method Not Allowed")])
+def test_a_bare_refusal_of_the_path_asks_for_the_url(status: int, phrase: str) -> None:
+    with OpenAIServer(faults=[Fault("reply", status=status, body=b"", times=-1)]) as server:
+        assert error(build(server)).message == f"HTTP {status}: {phrase}; is base_url right?"
 
 
 @pytest.mark.parametrize("status", [200, 400])

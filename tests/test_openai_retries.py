@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -35,7 +36,7 @@ from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import OpenAIModel
 from rambla_ray.config.sections import Chaos, Rate
-from rambla_ray.errors import FATAL, RETRYABLE, ErrorKind
+from rambla_ray.errors import FATAL, RETRYABLE, CallError, ErrorKind
 from rambla_ray.schema import Request, Response
 
 only_a_key = openai_models.only_a_key  # It runs by itself before each test of this file.
@@ -159,6 +160,18 @@ def test_a_timeout_is_tried_again() -> None:
     assert [attempt.reason.partition(":")[0] for attempt in response.trace.tries] == ["timeout", ""]
 
 
+class NeverConnects(Chat):
+    """Each attempt to connect takes longer than a request may."""
+
+    async def call(self, request: Request) -> Response:
+        await asyncio.sleep(1.1 * IMPATIENT.give_up_after_s)
+        raise CallError(ErrorKind.CONNECTION, "connection failed", unsent=True)
+
+
+def test_a_host_that_never_takes_a_connection_is_unavailable_however_little_time_there_is() -> None:
+    assert error(build("http://127.0.0.1:9/v1", NeverConnects, rate=IMPATIENT)).kind == ErrorKind.UNAVAILABLE
+
+
 # Chaos
 
 
@@ -166,7 +179,7 @@ CHAOS = [
     ("http429", ErrorKind.RATE_LIMITED, "HTTP 429 rate_limit_exceeded: Made up by chaos."),
     ("http500", ErrorKind.SERVER, "HTTP 500 server_error: Made up by chaos."),
     ("reset", ErrorKind.CONNECTION, "connection failed: ConnectionResetError: made up by chaos"),
-    ("garbage", ErrorKind.GARBAGE, "the reply is not what the API promises (JSONDecodeError)"),
+    ("garbage", ErrorKind.GARBAGE, 'the reply is no JSON: {"id": "made-up-by-chaos", "choices": [{"ind'),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -134,6 +135,25 @@ def test_an_outage_that_lasts_ends_in_one_error_for_all_and_no_further_call(faul
         "mock has let nobody through for 60 s (rate.give_up_after_s)"
     }
     assert 60 <= took_s - model.down_at <= 60 + LONGEST_PROBE_S
+
+
+@pytest.mark.parametrize(("in_outage", "calls"), [(True, 3), (False, 1)])
+def test_an_outage_ends_no_request_by_the_time_that_it_has_had_for_itself(in_outage: bool, calls: int) -> None:
+    made: list[CallError] = []
+
+    async def scenario() -> None:
+        policy = RetryPolicy().retrying(began=0.0, give_up_after_s=60.0, sleep=asyncio.sleep, clock=lambda: 61.0)
+        async for attempt in policy:
+            with attempt:
+                if len(made) == 3:
+                    return
+                made.append(CallError(ErrorKind.CONNECTION, "refused", unsent=True))
+                made[-1].in_outage = in_outage
+                raise made[-1]
+
+    with nullcontext() if in_outage else pytest.raises(CallError):
+        asyncio.run(scenario())
+    assert len(made) == calls
 
 
 def test_after_it_was_given_up_an_endpoint_gets_a_probe_now_and_then_and_others_are_refused_at_once() -> None:

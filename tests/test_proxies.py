@@ -63,6 +63,15 @@ def test_a_certificate_that_is_not_trusted_stops_at_once_and_says_so(monkeypatch
     assert failed.message.startswith("the certificate of models.example is not trusted: ")
 
 
+@pytest.mark.parametrize("status", [407, 511])
+def test_a_proxy_that_passes_no_plain_request_on_stops_at_once(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with proxy(status=status) as server:
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.server_port}")
+        failed = error(build(PLAIN))
+    assert (failed.kind, failed.trace.attempts) == (ErrorKind.UNAVAILABLE, 1)
+    assert failed.message == f"the proxy or network does not let calls through: HTTP {status}"
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [

@@ -13,7 +13,7 @@ from dataset_records import items_of
 from rambla_ray.config.dataset import FIELDS, DatasetConfig, fields_of
 from rambla_ray.config.folder import SHIPPED_CONF
 from rambla_ray.config.load import load
-from rambla_ray.data.source import DEMO_DIR, load_items
+from rambla_ray.data.source import DEMO_DIR, load_dataset
 
 SHIPPED = {
     "bioasq": (30, {"1": 30}, "label"),
@@ -53,7 +53,7 @@ def test_every_shipped_config_is_listed_here() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_config_reads_its_demo_set(name: str, shipped: Callable[[str], DatasetConfig]) -> None:
     dataset = shipped(name)
-    found = load_items(dataset, name, demo=True)
+    found = load_dataset(dataset, name, demo=True).items
     count, labels, field = SHIPPED[name]
     assert len(found) == count
     assert Counter(item.fields[field] for item in found) == labels

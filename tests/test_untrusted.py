@@ -22,7 +22,7 @@ from omegaconf.basecontainer import BaseContainer
 from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.load import load
-from rambla_ray.data.source import load_items
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import CallError, UserError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def test_objects_in_a_parquet_file_are_not_unpickled(tmp_path: Path, sprung: Pat
         pq.write_table(pa.table({"id": ["1"], "question": column}), tmp_path / f"{name}.parquet")
         config = DatasetConfig(format="table", path=str(tmp_path / f"{name}.parquet"), demo="x", fields=("question",))
         with pytest.raises(UserError, match="column 'question' holds Python objects, which are not read"):
-            load_items(config, "trap", demo=False)
+            load_dataset(config, "trap", demo=False)
     assert not sprung.exists()
     pq.read_table(tmp_path / "plain.parquet").to_pylist()
     assert sprung.exists()
@@ -141,7 +141,7 @@ def test_a_dataset_script_is_not_run(tmp_path: Path, sprung: Path):
     (folder / "trap.py").write_text(f"import os; os.mkdir({str(sprung)!r})")
     config = DatasetConfig(format="table", path=str(folder), demo="x", fields=("question",))
     with pytest.raises(UserError, match="load_dataset failed"):
-        load_items(config, "trap", demo=False)
+        load_dataset(config, "trap", demo=False)
     assert not sprung.exists()
 
 

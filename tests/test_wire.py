@@ -11,8 +11,10 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 import openai_models
 import pytest
 from openai_models import TriesOnce, answer, build, error
+from openai_server import OpenAIServer
 
 from rambla_ray.actors.api.http import LONGEST_HEADER, MOST_HEADERS
+from rambla_ray.config.sections import Rate
 from rambla_ray.errors import ErrorKind
 
 only_a_key = openai_models.only_a_key  # It runs by itself before each test of this file.
@@ -77,3 +79,11 @@ def test_headers_without_end_are_not_read(headers: list[bytes]) -> None:
     with replying(OK, *headers) as url:
         failed = error(build(url, TriesOnce))
     assert (failed.kind, failed.message) == (ErrorKind.GARBAGE, "the reply is not HTTP (ClientResponseError)")
+
+
+def test_an_endpoint_that_does_not_speak_tls_is_no_outage() -> None:
+    with OpenAIServer() as server:
+        failed = error(build(server.base_url.replace("http:", "https:"), rate=Rate(give_up_after_s=0.2)))
+    assert (failed.kind, failed.trace.attempts) == (ErrorKind.UNAVAILABLE, 1)
+    assert "does not speak TLS" in failed.message
+    assert failed.message.endswith("is its URL one of http://?")

@@ -20,15 +20,16 @@ from typing import Any
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
-from rambla_ray.errors import ErrorKind, NotStored
-from rambla_ray.ledger.claims import DEATHS, Claim, Claimed, Claims
+from rambla_ray.errors import ErrorKind, NotStored, NotWritten
+from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.storage import MAKE_ROOM, Folder, reason_of
+from rambla_ray.storage import Folder
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
 LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.
@@ -51,25 +52,25 @@ class LedgerService:
     def __init__(
         self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
     ) -> None:
-        folder = Folder(location)
-        self._location = location
+        self._folder = Folder(location)
         self._run_id = run_id
-        self._ledger = Ledger(folder, run_id)
+        self._ledger = Ledger(self._folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._board = RunBoard()
-        self._commits = GroupCommit(self._ledger.commit, 0.0 if folder.is_local else PART_S)
-        self._late_s = LATE_S if folder.is_local else PART_LATE_S
-        self._failures: dict[str, bytes] = {}  # of this invocation, in which identical requests share their failure
+        self._commits = GroupCommit(self._ledger.commit, 0.0 if self._folder.is_local else PART_S)
+        self._late_s = LATE_S if self._folder.is_local else PART_LATE_S
+        # Lines of this invocation, in which identical requests share their failure.
+        self._failures: dict[str, bytes] = {}
         self._stopped: tuple[str, str] | None = None
-        self._lost: list[Record] = []  # what was answered, or failed, and could not be stored
-        self._uncounted_calls = 0  # that were made for these, and are not in the ledger's counts
+        self._lost: list[Record] = []  # Answers and failures that could not be stored.
+        self._uncounted_calls = 0  # Calls that were made for them, and are not in the ledger's counts.
         for note in load_notes(self._ledger, location):
             self._board.notify(note)
         self._check_budget()
-        gc.freeze()  # what is loaded stays
+        gc.freeze()  # What is loaded stays.
 
     async def register(self, owner: str, actor_id: str) -> float:
         """An owner has started. If it is a model actor's second life, what the first one was asking is free again.
@@ -162,6 +163,7 @@ class LedgerService:
         try:
             with self._storing():
                 self._ledger.add(lines)
+                self._meter.recorded(lines)
                 is_counted = True
                 self._check_budget()
                 await self._commits.wait()
@@ -180,9 +182,10 @@ class LedgerService:
     def _storing(self) -> Iterator[None]:
         """While inside, an OSError means that the ledger cannot be written, which stops the run. Raises NotStored."""
         try:
-            yield
-        except OSError as error:
-            message = f"the ledger '{self._location}' cannot be written: {reason_of(error)}; {MAKE_ROOM}"
+            with self._folder.writing():
+                yield
+        except NotWritten as error:
+            message = f"the ledger {error}"
             self._stop("ledger", message)
             raise NotStored(message) from None
 
@@ -229,6 +232,12 @@ class LedgerService:
         """
         self._stop(why, message)
 
+    async def charge(self, model: str, prompt_tokens: int, completion_tokens: int) -> bool:
+        """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""
+        self._meter.charge(model, prompt_tokens, completion_tokens)
+        self._check_budget()
+        return self._stopped is not None
+
     async def heartbeat(self, owner: str) -> bool:
         """An owner that is busy with a long call is alive; returns whether the run is being stopped."""
         self._claims.heartbeat(owner, time.monotonic())
@@ -264,38 +273,3 @@ class LedgerService:
             ],
             "pid": os.getpid(),
         }
-
-
-class Waiters:
-    """What pending calls wait for: the end of a request that another asks, or a suspect's turn in its process."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, asyncio.Future[bytes | None]] = {}
-        self._turn: asyncio.Future[bytes | None] | None = None
-
-    def end_of(self, request_id: str) -> asyncio.Future[bytes | None]:
-        """Done when nobody asks a request any more: with its line, or None when it may be claimed."""
-        return self._ends.setdefault(request_id, asyncio.get_running_loop().create_future())
-
-    def turn(self) -> asyncio.Future[bytes | None]:
-        """Done, with None, when any request has ended: a suspect may have its turn now, or has had it."""
-        self._turn = self._turn or asyncio.get_running_loop().create_future()
-        return self._turn
-
-    def end(self, request_id: str, line: bytes | None = None) -> None:
-        """Wake who waits for a request, and for a turn."""
-        self._next_turn()
-        future = self._ends.pop(request_id, None)
-        if future is not None and not future.done():
-            future.set_result(line)
-
-    def wake(self, freed: Sequence[Claimed]) -> None:
-        """Wake who waits for any of the requests that are free again, and for a turn."""
-        for request_id, _, _ in freed:
-            self.end(request_id)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
-        self._turn = None

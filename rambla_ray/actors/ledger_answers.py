@@ -18,7 +18,7 @@ class ModelAnswers:
 
     Attributes:
         reused: models of which the ledger held an answer that was asked for.
-        unanswered: owners of whose requests none has been answered, as they say, and that have claimed none since.
+        unanswered: owners that reported that none of their requests has been answered, and have claimed none since.
     """
 
     def __init__(self, spent: Mapping[tuple[str, str], Spent], claims: Claims) -> None:

@@ -13,9 +13,9 @@ class RunBoard:
     """What the actors of a run report beside their records."""
 
     def __init__(self) -> None:
-        self.models: dict[str, dict[str, Any]] = {}  # model → its identity, and its actors' places
-        self._usage: dict[str, dict[str, dict[str, float]]] = {}  # model → owner → what that actor has done
-        self._notes: dict[str, None] = {}  # in the order in which they came first
+        self.models: dict[str, dict[str, Any]] = {}  # By model, its identity and where its actors are.
+        self._usage: dict[str, dict[str, dict[str, float]]] = {}  # By model and owner, what that actor has done.
+        self._notes: dict[str, None] = {}  # Its keys are the lines, in the order in which they came first.
 
     def notify(self, line: str) -> None:
         """Add a line for the user, unless it is there already."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rambla_ray.config.sections import Budget, Price
+from rambla_ray.ledger.record import RARE_MARK, Record
 from rambla_ray.ledger.spent import Spent
 
 FIRST_CALLS = 8  # A budget bears so many calls at the same time before it is known what a call costs.
@@ -26,15 +28,34 @@ class BudgetMeter:
         spent: Mapping[tuple[str, str], Spent],
     ) -> None:
         self._budget, self._prices, self._spent = budget, prices, spent
+        self._price_of = {model: price for (model, _), price in prices.items()}
+        # By model config, tokens that are in no record yet.
+        self._prompt_tokens: Counter[str] = Counter()
+        self._completion_tokens: Counter[str] = Counter()
+
+    def charge(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """A call gave no answer and was charged for; its request goes on, and has a record when it ends."""
+        self._prompt_tokens[model] += prompt_tokens
+        self._completion_tokens[model] += completion_tokens
+
+    def recorded(self, lines: Sequence[bytes]) -> None:
+        """These records are among what was spent now, with all that their requests were charged."""
+        for record in (Record.from_line(line) for line in lines if RARE_MARK in line):
+            model, trace = record.model, record.trace  # None of it is known to a service that has started again.
+            self._prompt_tokens[model] = max(0, self._prompt_tokens[model] - trace.failed_prompt_tokens)
+            self._completion_tokens[model] = max(0, self._completion_tokens[model] - trace.failed_completion_tokens)
 
     def used(self) -> tuple[int, float]:
         """Tokens and US dollars so far; the latter of models that have a price."""
-        usd = sum(
-            price.cost(spent.prompt_tokens, spent.completion_tokens)
-            for key, spent in self._spent.items()
-            if (price := self._prices.get(key)) is not None
-        )
-        return sum(spent.prompt_tokens + spent.completion_tokens for spent in self._spent.values()), usd
+        used = [
+            (self._prices.get(key), spent.prompt_tokens, spent.completion_tokens) for key, spent in self._spent.items()
+        ]
+        used += [
+            (self._price_of.get(model), tokens, self._completion_tokens[model])
+            for model, tokens in self._prompt_tokens.items()
+        ]
+        usd = sum(price.cost(prompts, answers) for price, prompts, answers in used if price is not None)
+        return sum(prompts + answers for _, prompts, answers in used), usd
 
     def exhausted(self) -> str:
         """One line that says which budget is spent; empty while there is something left of each."""

@@ -15,8 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rambla_ray.actors.model import Answered
+from rambla_ray.actors.model import Answered, RunContext
 from rambla_ray.config.labels import ModelNames
+from rambla_ray.config.sections import Chaos
 from rambla_ray.errors import FATAL, CallError, Draining, NotStored
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
@@ -59,6 +60,16 @@ class LedgerClient:
         self._late_s = math.inf  # until the service has sent its own
         self.draining = False  # the run is being stopped
         self._registered = service.register.remote(self._owner, ray.get_runtime_context().get_actor_id())
+
+    def run_context(self, chaos: Chaos) -> RunContext:
+        """What a model takes from the run by way of this client, and the faults to inject."""
+        return RunContext(
+            notify=self.notify,
+            chaos=chaos,
+            is_held=self.is_late,
+            answered=self.answered,
+            charge=self.charge,
+        )
 
     def is_late(self) -> bool:
         """Whether an answer has waited for long to become durable: were this process to die, it would be lost, and
@@ -132,6 +143,15 @@ class LedgerClient:
         await future
         self._in_flight -= 1
         return record
+
+    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Report what a call cost that gave no answer, while its request goes on; its record will say so, too."""
+        self._spawn(self._send_charge(prompt_tokens, completion_tokens))
+
+    async def _send_charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        with contextlib.suppress(RayError):
+            if await self._service.charge.remote(self._model, prompt_tokens, completion_tokens):
+                self._drain()
 
     def stop(self, error: CallError, role: str) -> None:
         """Stop the run: no other call would end better."""

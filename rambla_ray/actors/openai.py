@@ -10,7 +10,7 @@ from yarl import URL
 
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
-from rambla_ray.actors.api.openai_errors import error_in, status_error
+from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities, written_request
 from rambla_ray.actors.api.openai_params import CompletionParams, EndpointParams, OpenAIEmbeddingsParams, TextParams
 from rambla_ray.actors.api.openai_replies import charge, chat_answer, completion_answer, token_count, vectors
@@ -26,13 +26,8 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "<the text of a request>"  # Stands in the request that the package writes; a call's text replaces it.
 ENCODING = "encoding_format"  # The package asks for vectors in base64, a third of the bytes of numbers in JSON.
-OWN_HEADERS = (
-    "host",
-    "connection",
-    "content-length",
-    "accept-encoding",
-    "x-stainless-",
-)  # The package's client's own.
+# Headers that the package's client sets for itself.
+OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")
 
 
 class OpenAIModel(BaseAPIModel):
@@ -111,6 +106,8 @@ class OpenAIModel(BaseAPIModel):
         except CallError as no_answer:
             error = charge(no_answer, body)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as fault:
+            if body is None and isinstance(fault, ValueError | RecursionError):
+                raise not_json(reply, redacted) from None
             message = f"the reply is not what the API promises ({type(fault).__name__})"
             error = charge(CallError(ErrorKind.GARBAGE, message), body)
         raise error

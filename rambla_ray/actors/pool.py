@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
-from rambla_ray.actors.model import Model, RunContext, hide_gpus
+from rambla_ray.actors.model import Model, hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
@@ -42,7 +42,7 @@ from rambla_ray.schema import (
 )
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
-from rambla_ray.tasks.reader import Read, shown_fields
+from rambla_ray.tasks.reader import ReaderStage, shown_fields
 from rambla_ray.tasks.stages import Compare, Generate
 
 PACKED = "samples"  # The one column that streams from pool to pool.
@@ -102,7 +102,7 @@ class PoolActor:
         source: Source | None,
         is_last: bool,
         chaos: Chaos,
-        reader: Read | None = None,
+        reader: ReaderStage | None = None,
     ) -> None:
         self._name = names.name
         self._tasks = tasks
@@ -124,9 +124,7 @@ class PoolActor:
         config = self._config
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
-            self._model.attach(
-                RunContext(self._ledger.notify, self._chaos, self._ledger.is_late, answered=self._ledger.answered)
-            )
+            self._model.attach(self._ledger.run_context(self._chaos))
             identity = self._model.identity()
             self._identity = Identity(identity)
             self._ledger.describe(identity)
@@ -147,8 +145,7 @@ class PoolActor:
 
     def _report_usage(self) -> None:
         """Report to the run what a local model has done so far."""
-        usage = self._model.measure() if self._model is not None else None
-        if usage is not None:
+        if self._model is not None and (usage := self._model.measure()) is not None:
             self._ledger.report_usage(asdict(usage))
 
     def _drain(self) -> None:
@@ -193,7 +190,7 @@ class PoolActor:
             await self._end(sample, task)
 
     async def _end(self, sample: Sample, task: TaskConfig) -> None:
-        """Read a sample's answer, or have it read by the reader, and set how it ends."""
+        """ReaderStage a sample's answer, or have it read by the reader, and set how it ends."""
         finish(sample, task)
         if self._reader is None or not (text := text_for_reader(sample, task)):
             return

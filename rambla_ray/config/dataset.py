@@ -88,17 +88,17 @@ class DatasetConfig(BaseModel):
         total, left_out = len(items), {}
         for column, values in self.keep.items():
             wanted = set(map(normalised, values))
-            found = Counter(item.fields.get(column, "") for item in items)
+            counts = Counter(item.fields.get(column, "") for item in items)
             items = [item for item in items if normalised(item.fields.get(column, "")) in wanted]
             if not items and total:
                 known = fields_of(self)
                 hint = (
-                    f"; {column} is {_most_common(found)}"
+                    f"; {column} is {_most_common(counts)}"
                     if column in known
                     else f"; no field '{column}', {choose_from(column, known)}"
                 )
                 raise ValueError(f"has no items to ask ({total} before `keep`){hint}")
-            left_out[column] = Counter({value: n for value, n in found.items() if normalised(value) not in wanted})
+            left_out[column] = Counter({value: n for value, n in counts.items() if normalised(value) not in wanted})
         return items, left_out
 
 

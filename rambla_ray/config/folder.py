@@ -11,8 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rambla_ray.display import folded
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.storage import decoded
+from rambla_ray.storage import decoded, reason_of
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.
@@ -103,9 +104,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = parse_yaml(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: not valid YAML: {folded(str(error), 200)}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(value, dict):

@@ -25,9 +25,9 @@ _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 class ModelNames(NamedTuple):
     """The names of a model in a run."""
 
-    name: str  # of its config, in stored answers and samples
-    label: str  # for people
-    key: str  # in env.json and calls.json, where no two models have the same
+    name: str  # The name of its config, which stands in stored answers and samples.
+    label: str  # What people are shown.
+    key: str  # The key in env.json and calls.json, where no two models have the same.
 
 
 Changes = Mapping[str, Any]  # By dotted key, the values that the command line has put in the place of others.

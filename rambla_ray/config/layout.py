@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rambla_ray.errors import UserError
+from rambla_ray.storage import open_input, reason_of
 
+FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that end so.
 HEAD = 2**20  # So many bytes of a file are looked at.
 
 # Per format, the columns by which its releases are known: those of either set.
@@ -23,7 +25,7 @@ _JSON_KEY = re.compile(r'"([^"\\]+)"\s*:')
 
 
 def choose_paths(
-    datasets: Mapping[str, Mapping[str, Any]], given: Sequence[tuple[str, str]], by_task: Mapping[str, str]
+    datasets: Mapping[str, Mapping[str, Any]], words: Sequence[tuple[str, str]], by_task: Mapping[str, str]
 ) -> dict[str, str]:
     """Which dataset gets which of the words `task.dataset.path=`, by the dataset's name; the last that fits counts.
 
@@ -32,7 +34,7 @@ def choose_paths(
 
     Args:
         datasets: the datasets of the run as their YAML has them.
-        given: the words in order, each with the path that it stands for.
+        words: those words in order, each with the path that it stands for.
         by_task: each task's dataset.
 
     Raises:
@@ -40,7 +42,7 @@ def choose_paths(
     """
     formats = sorted({str(config.get("format")) for config in datasets.values()})
     chosen: dict[str, str] = {}
-    for word, path in given:
+    for word, path in words:
         fitting = list(datasets) if len(formats) == 1 else _fitting(datasets, path, formats, by_task)
         chosen |= dict.fromkeys(fitting, word)
     return chosen
@@ -55,7 +57,7 @@ def _fitting(
         fitting = [name for name, config in datasets.items() if _fits(columns, config)]
         reason = f"it has the columns {', '.join(sorted(columns)[:8]) or '(none)'}"
     except OSError as error:
-        fitting, reason = [], os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+        fitting, reason = [], reason_of(error)
     except ValueError as error:
         fitting, reason = [], str(error)
     if not fitting:
@@ -84,17 +86,15 @@ def column_names(path: str) -> frozenset[str]:
         OSError: the file cannot be read.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in (".json", ".jsonl", ".csv", ".parquet", ".tsv", ".txt"):
+    if suffix not in FILE_FORMATS + TAB_SEPARATED:
         raise ValueError("it is no file of a known ending")
-    from pyarrow import fs, parquet
-
-    source = path if "://" in path else str(Path(path).expanduser().absolute())
-    filesystem, inner = fs.FileSystem.from_uri(source) if "://" in path else (fs.LocalFileSystem(), source)
-    with filesystem.open_input_file(inner) as stream:
+    with open_input(path) as stream:
         if suffix == ".parquet":
+            from pyarrow import parquet
+
             return frozenset(parquet.read_schema(stream).names)
         head = stream.read(HEAD).decode("utf-8-sig", "replace")
     if suffix in (".json", ".jsonl"):
         return frozenset(_JSON_KEY.findall(head))
     header, _, _ = head.partition("\n")
-    return frozenset(name.strip().strip('"') for name in header.split("," if suffix == ".csv" else "\t"))
+    return frozenset(name.strip().strip('"') for name in header.split("\t" if suffix in TAB_SEPARATED else ","))

@@ -31,7 +31,7 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, well_formed
-from rambla_ray.storage import Folder, decoded
+from rambla_ray.storage import Folder, decoded, reason_of
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -198,7 +198,7 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
     try:
         return io.StringIO(decoded(file.read_bytes()), newline=None).read()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = reason_of(error) if isinstance(error, OSError) else error
         raise UserError(f"{where}: template_file {file}: {reason}") from None
 
 

@@ -15,7 +15,7 @@ from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.schema import Role, canonical_json
-from rambla_ray.tasks.reader import Read
+from rambla_ray.tasks.reader import ReaderStage
 
 
 def _words(value: Any) -> Any:
@@ -154,9 +154,9 @@ class RunConfig(Closed):
         return _key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
 
     @property
-    def reader(self) -> Read | None:
+    def reader(self) -> ReaderStage | None:
         """What asks the reader about an answer that the rules cannot read; None in a run without one."""
-        return Read(template=self.options.reader.template) if Role.READER in self.roles else None
+        return ReaderStage(template=self.options.reader.template) if Role.READER in self.roles else None
 
     def used_roles(self) -> frozenset[Role]:
         """Who takes part in the run."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from rambla_ray.config.folder import parse_yaml
 
-NULL = frozenset({"", "null", "Null", "NULL"})
+NO_VALUE = frozenset({"", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 BRACKETS = ("{}", "[]")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -45,7 +45,7 @@ def read_value(word: str, kind: Any) -> Any:
     Raises:
         yaml.YAMLError, OmegaConfBaseException, ValueError: what is in brackets is not YAML, or too deep.
     """
-    if word in NULL:
+    if word in NO_VALUE:
         return None
     if _is_quoted(word):
         return _unquoted(word)

@@ -91,20 +91,7 @@ def _bioasq(record: Record, row: int) -> Item:
 
     Source: Tsatsaronis et al. 2015, http://participants-area.bioasq.org/general_information/Task11b/.
     """
-    question, ideal, snippets = cells.text(record["body"]), record.get("ideal_answer"), record.get("snippets")
-    answers = (
-        []
-        if cells.is_missing(ideal)
-        else [cells.text(ideal)]
-        if isinstance(ideal, str | bytes)
-        else cells.texts(ideal)
-    )
-    if snippets is None:
-        texts = []
-    elif isinstance(snippets, Mapping):  # Some versions of the hub's library turn a list of objects into this.
-        texts = cells.texts(snippets["text"])
-    else:
-        texts = [cells.text(snippet["text"]) for snippet in snippets]
+    question, texts = cells.text(record["body"]), _snippet_texts(record.get("snippets"))
     own_id = record.get("id")
     if not cells.is_missing(own_id):
         root_id = cells.identifier(own_id, "id")
@@ -112,7 +99,7 @@ def _bioasq(record: Record, row: int) -> Item:
         root_id = hashlib.sha256(well_formed(question).encode()).hexdigest()[:24]
     else:
         raise ValueError("it has neither an id nor a body")
-    answer = answers[0] if answers else ""
+    answer = _first_ideal_answer(record.get("ideal_answer"))
     return Item(
         root_id=root_id,
         fields={
@@ -124,6 +111,23 @@ def _bioasq(record: Record, row: int) -> Item:
         },
         fault="" if answer.strip() else "ideal_answer: there is none to compare with",
     )
+
+
+def _first_ideal_answer(ideal: Any) -> str:
+    """The first of a question's ideal answers, which may stand alone or in a list; empty where there is none."""
+    if cells.is_missing(ideal):
+        return ""
+    if isinstance(ideal, str | bytes):
+        return cells.text(ideal)
+    return next(iter(cells.texts(ideal)), "")
+
+
+def _snippet_texts(snippets: Any) -> list[str]:
+    if snippets is None:
+        return []
+    if isinstance(snippets, Mapping):  # Some versions of the hub's library turn a list of objects into this.
+        return cells.texts(snippets["text"])
+    return [cells.text(snippet["text"]) for snippet in snippets]
 
 
 _ENTAILMENT = {word: word for word in ("entailment", "neutral", "contradiction")}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rambla_ray.config.dataset import normalised
 from rambla_ray.schema import well_formed
 
 # Types whose `str` is what a reader would write.
@@ -80,16 +81,16 @@ def whole(value: Any) -> str:
 
 def identifier(value: Any, column: str) -> str:
     """The id of an item. Raises ValueError when it is missing."""
-    found = well_formed(whole(value))
-    if not found.strip():
+    root_id = well_formed(whole(value))
+    if not root_id.strip():
         raise ValueError(f"its id ('{column}') is missing")
-    return found
+    return root_id
 
 
 def one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
     """The word that stands for a label, which may be its number, its name or the word. Raises ValueError."""
     try:
-        return words[whole(value).strip().lower()]
+        return words[normalised(whole(value))]
     except KeyError:
         known = ", ".join(words)
         raise ValueError(f"its {column} is {whole(value)[:60]!r}, and not one of {known}") from None
@@ -97,7 +98,7 @@ def one_of(value: Any, column: str, words: Mapping[str, str]) -> str:
 
 def lost_integers(values: list[Any]) -> bool:
     """Whether a column holds integers that were made floats, as pandas does where some rows have none."""
-    there = [value for value in values if not is_missing(value)]
-    return 0 < len(there) < len(values) and all(
-        isinstance(value, float | np.floating) and value.is_integer() for value in there
+    present = [value for value in values if not is_missing(value)]
+    return 0 < len(present) < len(values) and all(
+        isinstance(value, float | np.floating) and value.is_integer() for value in present
     )

@@ -17,22 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from rambla_ray.config.dataset import DatasetConfig, Selection
+from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
+from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.schema import Item
-from rambla_ray.storage import decoded
+from rambla_ray.storage import decoded, open_input, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
-FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
-TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that end so.
 
 
-def load_items(config: DatasetConfig, name: str, *, demo: bool) -> list[Item]:
-    """The items of a dataset that are chosen, as `load` reads them."""
-    return load(config, name, demo=demo).items
-
-
-def load(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
+def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
     """The items of a dataset, in order, and how many of them `keep` left out.
 
     Args:
@@ -49,12 +43,11 @@ def load(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
     try:
         records = list(_read(path, config))
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(f"{where} cannot be read: {reason}; {OTHER_FILE}") from None
+        raise UserError(f"{where} cannot be read: {reason_of(error)}; {OTHER_FILE}") from None
     except RecursionError:
         raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
     items = adapt(records, config, where)
     twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]
     if twice:
@@ -81,11 +74,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
             return
         hint = f"a file needs one of the endings {', '.join(endings)}" if local.exists() else "no such file"
         raise ValueError(f"{hint}; {OTHER_FILE}")
-    from pyarrow import fs
-
-    source = path if "://" in path else str(Path(path).expanduser().absolute())
-    filesystem, inner = fs.FileSystem.from_uri(source) if "://" in path else (fs.LocalFileSystem(), source)
-    with filesystem.open_input_file(inner) as stream:
+    with open_input(path) as stream:
         if suffix == ".parquet":
             from pyarrow import parquet
 
@@ -182,7 +171,7 @@ def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
         single = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "float32"]
         yield from _as_written(rows, single)
     except Exception as error:  # noqa: BLE001 - The library raises a dozen kinds: offline, not found, gated, ...
-        reason = " ".join(str(error).split())[:160]
+        reason = folded(str(error), 160)
         raise ValueError(
             f"load_dataset failed ({type(error).__name__}: {reason}); give a local copy with "
             "task.dataset.path=<file>, or run on the demo set with data=demo"

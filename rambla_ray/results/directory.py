@@ -17,8 +17,9 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
-from rambla_ray.results.samples import SampleWriter, error_lines, file_name, refuse_newer
-from rambla_ray.storage import Folder
+from rambla_ray.results.failures import error_lines
+from rambla_ray.results.samples import SampleWriter, file_name, refuse_newer
+from rambla_ray.storage import Folder, reason_of
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
@@ -248,8 +249,7 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            reason = error.strerror or one_line(str(error))
-            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason}") from None
+            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason_of(error)}") from None
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             reason = one_line(str(error).partition("\n")[0])
             raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None

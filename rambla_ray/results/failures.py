@@ -1,24 +1,57 @@
-"""Why samples ended `failed`, counted from samples/ alone."""
+"""The samples that were not scored, from samples/ alone: the lines of errors.jsonl, and why some ended `failed`."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rambla_ray.display import one_line
 from rambla_ray.errors import ErrorKind
-from rambla_ray.results.samples import unscored
-from rambla_ray.schema import Outcome
+from rambla_ray.results.samples import last_of_stages, open_file
+from rambla_ray.schema import Outcome, Role
 from rambla_ray.storage import Folder
 
+ERROR_CHARS = 500  # A sample's id and its error are cut to so many in errors.jsonl.
 MOST_REASONS = 3  # So many reasons are named, the commonest first.
 REASON_CHARS = 160  # Each is cut to so many characters.
-_STEP = ("model", "error_kind", "error")
-_COLUMNS = [f"steps.list.element.{name}" for name in _STEP]
+_LINE_STEP = ("stage", "role", "error_kind", "error", "text")
+_LINE_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _LINE_STEP)]
+_REASON_STEP = ("role", "model", "error_kind", "error")
+_REASON_COLUMNS = [f"steps.list.element.{name}" for name in _REASON_STEP]
 _OWN = re.compile(r"\b(?=[\w-]*\d)[\w-]{5,}")  # Long numbers and ids, in which messages of one reason differ.
+
+
+def error_lines(folder: Folder) -> Iterator[bytes]:
+    """A line of JSON for each sample that was not scored: its id, how it ended, and the error of its last step.
+
+    They come by target and task, and of one task in the order in which they ended. A line is ASCII and bounded in
+    length, whatever the sample holds.
+    """
+    for table in _unscored(folder, _LINE_COLUMNS):
+        yield from map(_error_line, table.to_pylist())
+
+
+def _error_line(row: Mapping[str, Any]) -> bytes:
+    last = last_of_stages(row["steps"]) or dict.fromkeys(_LINE_STEP, "")
+    line = {
+        "sample_id": one_line(row["sample_id"], ERROR_CHARS),
+        "outcome": row["outcome"],
+        "stage": one_line(last["stage"]),
+        "role": last["role"],
+        "error_kind": last["error_kind"],
+        "error": one_line(last["error"], ERROR_CHARS) or f"no answer read from: '{one_line(last['text'])}'",
+    }
+    if row["steps"] and row["steps"][-1]["role"] == Role.READER:
+        reader = row["steps"][-1]
+        line["reader"] = one_line(reader["error"], ERROR_CHARS) or f"replied: '{one_line(reader['text'])}'"
+    return json.dumps(line).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +70,7 @@ class Failures:
 
     @property
     def share(self) -> float:
+        """Failed samples as a share of all that have ended; 0 without any."""
         return self.failed / self.samples if self.samples else 0.0
 
     def __str__(self) -> str:
@@ -71,9 +105,20 @@ def count_failures(folder: Folder, scores: Mapping[str, Any]) -> Failures:
 
 def _reasons(folder: Folder) -> Iterator[str]:
     """The reason of each failed sample, in words."""
-    for table in unscored(folder, _COLUMNS, Outcome.FAILED):
+    for table in _unscored(folder, _REASON_COLUMNS, Outcome.FAILED):
         for row in table.to_pylist():
-            last = row["steps"][-1] if row["steps"] else dict.fromkeys(_STEP, "")
+            last = last_of_stages(row["steps"]) or dict.fromkeys(_REASON_STEP, "")
             if last["error_kind"] != ErrorKind.BAD_ITEM:
                 error = one_line(last["error"], REASON_CHARS) or "it has no answer"
                 yield f"{last['model']} {last['error_kind']} ({error})"
+
+
+def _unscored(folder: Folder, columns: Sequence[str], outcome: Outcome | None = None) -> Iterator[pa.Table]:
+    """Some columns of the samples that were not scored, or that ended in one outcome, some rows at a time."""
+    for name in folder.names(".parquet"):
+        with open_file(folder, name) as file:
+            for group in range(file.num_row_groups):
+                ended = file.read_row_group(group, columns=["outcome"])["outcome"]
+                wanted = pc.equal(ended, outcome.value) if outcome else pc.not_equal(ended, Outcome.SCORED.value)
+                if pc.any(wanted).as_py():
+                    yield file.read_row_group(group, columns=list(columns)).filter(wanted)

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rambla_ray.display import one_line
 from rambla_ray.errors import NotWritten, UserError
-from rambla_ray.schema import SAMPLE_SCHEMA, Outcome, Role
+from rambla_ray.schema import SAMPLE_SCHEMA, Role
 from rambla_ray.storage import Folder
 
 SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
@@ -29,7 +28,6 @@ SPEC_KEY = b"rambla_ray"  # The Parquet metadata with the scoring spec, so that 
 FORMAT_KEY = b"rambla_ray.format"  # The Parquet metadata with SAMPLES_FORMAT; files without it are of format 1.
 ROWS_PER_GROUP = 2048
 PENDING_BYTES = 64 * 2**20  # So much may wait for row groups to fill, over all tasks, before some of it is written.
-ERROR_CHARS = 500  # A sample's id and its error are cut to so many in errors.jsonl.
 
 # These columns are stored with a dictionary. Texts rarely repeat: a dictionary of them would only cost time.
 _FEW_VALUES = [
@@ -38,8 +36,6 @@ _FEW_VALUES = [
 ]
 
 _TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
-_ERROR_STEP = ("stage", "role", "error_kind", "error", "text")
-_ERROR_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _ERROR_STEP)]
 
 
 def file_name(target: str, task: str) -> str:
@@ -122,14 +118,14 @@ class SampleWriter:
 def read_spec(folder: Folder) -> dict[str, Any]:
     """How the samples of a run are scored, as its files say. Raises UserError when there are none."""
     for name in folder.names(".parquet"):
-        with _open(folder, name) as file:
+        with open_file(folder, name) as file:
             spec: dict[str, Any] = json.loads(file.schema_arrow.metadata[SPEC_KEY])
             return spec
     raise UserError(f"{folder.location}: there are no samples; is it a run directory that was finished?")
 
 
 @contextmanager
-def _open(folder: Folder, name: str, **options: Any) -> Iterator[Any]:
+def open_file(folder: Folder, name: str, **options: Any) -> Iterator[Any]:
     """A file of samples as a `ParquetFile`.
 
     Raises:
@@ -141,6 +137,11 @@ def _open(folder: Folder, name: str, **options: Any) -> Iterator[Any]:
         written = (file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"1").decode()
         refuse_newer("samples", int(written) if written.isdigit() else written, SAMPLES_FORMAT, folder.path(name))
         yield file
+
+
+def last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last of a stored sample's steps that is one of its task's own stages, and not the reader's; None without."""
+    return next((step for step in reversed(steps) if step["role"] != Role.READER), None)
 
 
 class StoredTask:
@@ -172,7 +173,7 @@ class StoredTask:
             groups = [bisect_right(begins, row) - 1 for row in rows]
             read = {group: file.read_row_group(group, columns=_TEXT_COLUMNS)["steps"] for group in set(groups)}
             steps = (read[group][row - begins[group]].as_py() for group, row in zip(groups, rows, strict=True))
-            lasts = (_last_of_stages(sample_steps) for sample_steps in steps)
+            lasts = (last_of_stages(sample_steps) for sample_steps in steps)
             return [last["text"] if last else "" for last in lasts]
 
     @contextmanager
@@ -180,52 +181,10 @@ class StoredTask:
         """The file, None when there is none; with `pre_buffer` a bucket is asked once for columns side by side."""
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(_open(self._folder, self._name, pre_buffer=True))
+                file = stack.enter_context(open_file(self._folder, self._name, pre_buffer=True))
             except FileNotFoundError:
                 file = None
             yield file
-
-
-def error_lines(folder: Folder) -> Iterator[bytes]:
-    """A line of JSON for each sample that was not scored: its id, how it ended, and the error of its last step.
-
-    They come by target and task, and of one task in the order in which they ended. A line is ASCII and bounded in
-    length, whatever the sample holds.
-    """
-    for table in unscored(folder, _ERROR_COLUMNS):
-        yield from map(_error_line, table.to_pylist())
-
-
-def unscored(folder: Folder, columns: Sequence[str], outcome: Outcome | None = None) -> Iterator[pa.Table]:
-    """Some columns of the samples that were not scored, or that ended in one outcome, some rows at a time."""
-    for name in folder.names(".parquet"):
-        with _open(folder, name) as file:
-            for group in range(file.num_row_groups):
-                ended = file.read_row_group(group, columns=["outcome"])["outcome"]
-                wanted = pc.equal(ended, outcome.value) if outcome else pc.not_equal(ended, Outcome.SCORED.value)
-                if pc.any(wanted).as_py():
-                    yield file.read_row_group(group, columns=list(columns)).filter(wanted)
-
-
-def _error_line(row: Mapping[str, Any]) -> bytes:
-    last = _last_of_stages(row["steps"]) or dict.fromkeys(_ERROR_STEP, "")
-    line = {
-        "sample_id": one_line(row["sample_id"], ERROR_CHARS),
-        "outcome": row["outcome"],
-        "stage": one_line(last["stage"]),
-        "role": last["role"],
-        "error_kind": last["error_kind"],
-        "error": one_line(last["error"], ERROR_CHARS) or f"no answer read from: '{one_line(last['text'])}'",
-    }
-    if row["steps"] and row["steps"][-1]["role"] == Role.READER:
-        reader = row["steps"][-1]
-        line["reader"] = one_line(reader["error"], ERROR_CHARS) or f"replied: '{one_line(reader['text'])}'"
-    return json.dumps(line).encode() + b"\n"
-
-
-def _last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last step of the task's own stages: not the reader's."""
-    return next((step for step in reversed(steps) if step["role"] != Role.READER), None)
 
 
 class _TaskFile:

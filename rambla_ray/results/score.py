@@ -73,7 +73,7 @@ def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
     columns["scores_against"] = pa.repeat("", table.num_rows)
     if scores_against:
         fields = map(json.loads, table["fields"].to_pylist())
-        columns["scores_against"] = pa.array([one.get(scores_against, "") for one in fields], pa.string())
+        columns["scores_against"] = pa.array([item.get(scores_against, "") for item in fields], pa.string())
     rows = pa.table(columns).select(CELL_SCHEMA.names)
     return {
         variant: Cell(rows.filter(pc.equal(table["variant"], variant)))

@@ -50,6 +50,17 @@ class StageLoad:
         """About how many tokens they have together."""
         return int(self.prompts["tokens"].sum())
 
+    def describe(self) -> dict[str, Any]:
+        """The stage and its load as JSON values."""
+        return {
+            "kind": self.stage.kind,
+            "role": self.stage.role,
+            "writes": self.stage.output,
+            "calls": self.calls,
+            "distinct_prompts": len(distinct([self])),
+            "prompt_tokens": self.tokens,
+        }
+
 
 def _prompt(stage: Generate, item: Item) -> str:
     """The prompt of an item; what an earlier stage is still to write is missing in it."""

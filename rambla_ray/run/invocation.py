@@ -148,20 +148,27 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
         ending = "interrupted; what was answered is kept."
-    if run is not None and is_written:
-        from rambla_ray.results import report
-
-        try:
-            report.write_summary(directory)
-        except NotWritten as error:
-            status, scores = ExitStatus.STOPPED, None
-            ending = f"stopped: {error}\nThe summary is missing; what was answered is kept."
-        report.print_run(directory, report.console_on(sys.stdout))
+    if run is not None and is_written and (reason := _show(directory)):
+        status, scores = ExitStatus.STOPPED, None
+        ending = f"stopped: {reason}\nThe summary is missing; what was answered is kept."
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
     print(f"more: {command.report(directory.folder.location)}")
     return _status(plan.config, scores, directory)
+
+
+def _show(directory: RunDirectory) -> str:
+    """Write a run's summary and print its table; returns why the summary could not be written, empty if it was."""
+    from rambla_ray.results import report
+
+    reason = ""
+    try:
+        report.write_summary(directory)
+    except NotWritten as error:
+        reason = str(error)
+    report.print_run(directory, report.console_on(sys.stdout))
+    return reason
 
 
 def _import_while_the_cluster_starts() -> None:

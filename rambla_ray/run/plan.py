@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ import pyarrow as pa
 from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
-from rambla_ray.data.source import load
+from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
-from rambla_ray.run.estimate import StageLoad, distinct, pool_load
+from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Compare, Generate, Transform
@@ -55,8 +55,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What a user should know about the datasets: one line for each that `keep` took items from."""
-        said = {name: selection.describe() for name, selection in self._selections.items()}
-        return [f"dataset {name}: {line}" for name, line in said.items() if line]
+        lines = {name: selection.describe() for name, selection in self._selections.items()}
+        return [f"dataset {name}: {line}" for name, line in lines.items() if line]
 
     @property
     def samples_per_target(self) -> int:
@@ -122,56 +122,36 @@ class Plan:
         Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
-        stage_loads: dict[str, list[StageLoad]] = {}
-        tasks: dict[str, Any] = {}
-        for name, task in self.config.tasks.items():
-            items = [item for variant in task.variants for item in self._items[name, variant]]
-            stage_loads[name] = [StageLoad.of(stage, items) for stage in self._asking(task)]
-            tasks[name] = {
-                "samples": len(items),
-                "variants": [variant for variant in task.variants if variant],
-                "dataset": task.dataset,
-                "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
-                "not_asked": sum(bool(item.fault) for item in items),
-                "stages": [
-                    {
-                        "kind": load.stage.kind,
-                        "role": load.stage.role,
-                        "writes": load.stage.output,
-                        "calls": load.calls,
-                        "distinct_prompts": len(distinct([load])),
-                        "prompt_tokens": load.tokens,
-                    }
-                    for load in stage_loads[name]
-                ],
-                "example_prompt": stage_loads[name][0].example,
-            }
+        loads = {
+            name: [StageLoad.of(stage, self._items_of(name)) for stage in self._asking(task)]
+            for name, task in self.config.tasks.items()
+        }
         return {
             "synthetic": self.config.synthetic,
             "samples_per_target": self.samples_per_target,
-            "datasets": {
-                name: {
-                    "read": selection.read,
-                    "items": len(selection.items),
-                    "left_out": {field: dict(sorted(values.items())) for field, values in selection.left_out.items()},
-                }
-                for name, selection in self._selections.items()
-            },
+            "datasets": {name: _describe_selection(selection) for name, selection in self._selections.items()},
             "notes": self.notes,
-            "tasks": tasks,
+            "tasks": {name: self._describe_task(name, loads[name]) for name in loads},
             "streams": {
-                target: [
-                    {
-                        "model": level.name,
-                        "label": level.names.label,
-                        "kind": level.config.name,
-                        "roles": list(level.roles),
-                        **pool_load(level, stage_loads),
-                    }
-                    for level in self.levels(target)
-                ]
+                target: [_describe_pool(level, loads) for level in self.levels(target)]
                 for target in self.config.targets
             },
+        }
+
+    def _items_of(self, name: str) -> list[Item]:
+        """The items of a task, those of its variants one after another."""
+        return [item for variant in self.config.tasks[name].variants for item in self._items[name, variant]]
+
+    def _describe_task(self, name: str, loads: Sequence[StageLoad]) -> dict[str, Any]:
+        task, items = self.config.tasks[name], self._items_of(name)
+        return {
+            "samples": len(items),
+            "variants": [variant for variant in task.variants if variant],
+            "dataset": task.dataset,
+            "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
+            "not_asked": sum(bool(item.fault) for item in items),
+            "stages": [load.describe() for load in loads],
+            "example_prompt": loads[0].example,
         }
 
     def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:
@@ -207,13 +187,31 @@ class Plan:
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
 
 
+def _describe_selection(selection: Selection) -> dict[str, Any]:
+    return {
+        "read": selection.read,
+        "items": len(selection.items),
+        "left_out": {field: dict(sorted(values.items())) for field, values in selection.left_out.items()},
+    }
+
+
+def _describe_pool(level: Level, loads: Mapping[str, Sequence[StageLoad]]) -> dict[str, Any]:
+    return {
+        "model": level.name,
+        "label": level.names.label,
+        "kind": level.config.name,
+        "roles": list(level.roles),
+        **pool_load(level, loads),
+    }
+
+
 def _selections(config: RunConfig) -> dict[str, Selection]:
     """The items of each dataset. Raises UserError, which names the tasks whose data could be read, if any."""
     loaded: dict[str, Selection] = {}
     failed: list[UserError] = []
     for name, dataset in config.datasets.items():
         try:
-            loaded[name] = load(dataset, name, demo=config.synthetic)
+            loaded[name] = load_dataset(dataset, name, demo=config.synthetic)
         except UserError as error:
             failed.append(error)
     if failed:

@@ -21,8 +21,8 @@ CELL_SCHEMA = pa.schema(
     ]
 )
 
-Mask = NDArray[np.bool_]  # a truth value for each row
-Rows = NDArray[np.int64]  # the numbers of some rows
+Mask = NDArray[np.bool_]  # A truth value for each row.
+Rows = NDArray[np.int64]  # The numbers of some rows.
 
 
 class Cell:

@@ -30,7 +30,7 @@ _READ = (Outcome.SCORED, Outcome.UNPARSED, Outcome.EMPTY, Outcome.TRUNCATED)
 _SKIPPED = (Outcome.REFUSED, Outcome.TOO_LONG)
 
 
-def counted(cell: Cell, judge: str) -> Mask:
+def counted_samples(cell: Cell, judge: str) -> Mask:
     """Which samples RAmBLA's numbers hold; docs/run_directory.md has the rule as a table.
 
     The target's skipped calls count, and nothing is read from them, but in a similarity task the original drops them.
@@ -57,9 +57,9 @@ def classification(cell: Cell, labels: Sequence[str], judge: str) -> dict[str, A
     Args:
         cell: the samples.
         labels: the possible answers.
-        judge: as `counted` takes it.
+        judge: as `counted_samples` takes it.
     """
-    is_counted = pa.array(counted(cell, judge))
+    is_counted = pa.array(counted_samples(cell, judge))
     targets = cell["label"].filter(is_counted).to_pylist()
     predictions = [answer or NULL for answer in cell["rambla_answer"].filter(is_counted).to_pylist()]
     numbers = rambla_metrics(targets, predictions, [*labels, NULL])

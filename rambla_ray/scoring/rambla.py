@@ -144,6 +144,18 @@ def quality(token_counts: Sequence[int]) -> dict[str, float]:
     }
 
 
+def scale(values: Sequence[Any], low: float, high: float) -> list[float]:
+    """`values`, numbers or their text, mapped linearly so that they span low to high; all NaN when all are equal.
+
+    Raises:
+        ValueError: no values, or a text that is no number.
+    """
+    column = np.array([float(value) for value in values])
+    with np.errstate(invalid="ignore"):
+        scaled: list[float] = ((column - column.min()) / np.ptp(column) * (high - low) + low).tolist()
+    return scaled
+
+
 def continuous_metrics(
     predictions: Sequence[float], targets: Sequence[float], names: Sequence[str] = ("mse", "mae", "r_squared")
 ) -> dict[str, Any]:
@@ -208,29 +220,8 @@ def _scipy(name: str) -> Metric:
     return metric
 
 
-# What follows is RAmBLA's, too, but no run of this package computes it: it is for whoever compares with the original,
-# and its tests hold it to the original's outputs.
-
-
-def scale(values: Sequence[Any], low: float, high: float) -> list[float]:
-    """`values`, numbers or their text, mapped linearly so that they span low to high; all NaN when all are equal.
-
-    Raises:
-        ValueError: no values, or a text that is no number.
-    """
-    column = np.array([float(value) for value in values])
-    with np.errstate(invalid="ignore"):
-        scaled: list[float] = ((column - column.min()) / np.ptp(column) * (high - low) + low).tolist()
-    return scaled
-
-
 def _roc_auc_score(predictions: Column, targets: Column) -> dict[str, Any]:
     return {"roc_auc_score": float(sk.roc_auc_score(_classes(targets), predictions))}
-
-
-def _roc_curve(predictions: Column, targets: Column) -> dict[str, Any]:
-    curve = sk.roc_curve(_classes(targets), predictions)
-    return {"roc_curve": {name: side.tolist() for name, side in zip(("fpr", "tpr", "thresholds"), curve, strict=True)}}
 
 
 def _classes(values: Column) -> list[int]:
@@ -238,6 +229,15 @@ def _classes(values: Column) -> list[int]:
     if len(set(classes)) < 2:
         raise ValueError(f"a ROC needs two classes; every target is of class {classes[0]}")
     return classes
+
+
+# What follows is RAmBLA's, too, but no run of this package computes it: it is for whoever compares with the original,
+# and its tests hold it to the original's outputs.
+
+
+def _roc_curve(predictions: Column, targets: Column) -> dict[str, Any]:
+    curve = sk.roc_curve(_classes(targets), predictions)
+    return {"roc_curve": {name: side.tolist() for name, side in zip(("fpr", "tpr", "thresholds"), curve, strict=True)}}
 
 
 def _reverse(metric: Metric) -> Metric:

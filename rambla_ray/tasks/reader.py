@@ -11,7 +11,7 @@ from rambla_ray.schema import Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
-NO_CHOICE = ("none of these", "none")  # What the reader replies for an answer that settles on no choice.
+NONE_OF_THEM = ("none of these", "none")  # What the reader replies for an answer that settles on no choice.
 
 
 def _checked_template(template: str) -> str:
@@ -23,7 +23,7 @@ def _checked_template(template: str) -> str:
 ReaderTemplate = Annotated[str, AfterValidator(_checked_template)]
 
 
-class Read(Generate):
+class ReaderStage(Generate):
     """Ask the reader. It stands in no task: a run with a reader asks it about answers that the rules cannot read."""
 
     kind: ClassVar[str] = "read"
@@ -39,4 +39,4 @@ def shown_fields(choices: Sequence[str], answer: str) -> dict[str, str]:
 
 def possible_replies(choices: Sequence[str]) -> tuple[str, ...]:
     """What is looked for in the reader's reply: the choices, and the ways to say that it is none of them."""
-    return (*choices, *(words for words in NO_CHOICE if words not in choices))
+    return (*choices, *(words for words in NONE_OF_THEM if words not in choices))

@@ -91,8 +91,10 @@ class Admission:
                 self._peak = self._in_flight
             return self._shared_permit
         waiter = _Waiter(estimate, least, again)
-        # In an outage requests take turns to probe.
-        (self._waiting.appendleft if again and not self.is_probing else self._waiting.append)(waiter)
+        if again and not self.is_probing:  # In an outage requests take turns to probe.
+            self._waiting.appendleft(waiter)
+        else:
+            self._waiting.append(waiter)
         self._peak_demand = max(self._peak_demand, self.demand)
         self.resume()
         try:
@@ -188,6 +190,7 @@ class Admission:
 
     @property
     def is_closed(self) -> bool:
+        """Whether nobody is let in any more."""
         return self._refusal is not None
 
     @property
@@ -284,10 +287,7 @@ class Admission:
         self._admit(waiter, Permit(self._shared_permit.epoch, waiter.estimate, waiter.reserved))
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        self._void(waiter)
-        self._promised.discard(waiter)
-
-    def _void(self, waiter: _Waiter) -> None:
         if waiter.timer:
             waiter.timer.cancel()
         self.on_unused(waiter.reserved)
+        self._promised.discard(waiter)

@@ -28,3 +28,8 @@ def drawn_fault(chaos: Chaos) -> str | None:
         if draw < 0:
             return fault
     return None
+
+
+def drawn_wait_s() -> float:
+    """How long a 429 that was made up asks to wait, in seconds."""
+    return random.uniform(0.05, 0.3)

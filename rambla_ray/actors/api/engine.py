@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from abc import abstractmethod
 from collections import deque
@@ -11,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
-from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, strikes_calls
+from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, drawn_wait_s, strikes_calls
 from rambla_ray.actors.api.forbidden import Forbidden, KeyDoubt
 from rambla_ray.actors.api.governor_client import GovernorClient
 from rambla_ray.actors.api.governor_talk import GovernorTalk
@@ -84,7 +83,7 @@ class BaseAPIModel(Model):
 
     async def faulty_call(self, request: Request, fault: str) -> Response:
         """What `call` would do if a fault of `config.Chaos`, by its field's name, struck it; nothing is sent."""
-        wait_s = random.uniform(0.05, 0.3) if fault == "http429" else None
+        wait_s = drawn_wait_s() if fault == "http429" else None
         raise CallError(KIND_OF_FAULT[fault], f"made up by chaos.{fault}", retry_after_s=wait_s)
 
     def estimate_tokens(self, request: Request) -> int:
@@ -139,9 +138,14 @@ class BaseAPIModel(Model):
             except CallError as error:
                 return await self._try_again(request, trace, error)
         except CallError as error:
-            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else self._watch.verdict(error)
+            last = await self._doubt.judge(error) if isinstance(error, Forbidden) else error
             last.trace = trace.snapshot()
             raise last from None
+        except Draining:
+            if trace.failed is None or not any(trace.charged):
+                raise
+            trace.failed.trace = trace.snapshot()  # It is not tried again, but what it has cost is not to be lost.
+            raise trace.failed from None
 
     async def _try_again(self, request: Request, trace: RequestTrace, first: CallError) -> Response:
         """Attempt it again, as the policy says. Entered only after a first failure, since it costs 20 µs."""
@@ -234,6 +238,8 @@ class BaseAPIModel(Model):
         except CallError as error:
             failed, kind, reason = error, error.kind, str(error)
             charged = trace.charge(error)
+            if charged:
+                self.context.charge(error.prompt_tokens, error.completion_tokens)
             if error.kind in FATAL and self.context.stops and not isinstance(error, Forbidden):
                 self._close(error)
             raise

@@ -12,9 +12,8 @@ from enum import Enum
 from rambla_ray.actors.model import Answered, RunContext
 from rambla_ray.errors import CallError, Draining, ErrorKind
 
-MANY = (
-    32  # So many prompts that are forbidden one after the other, while none is answered, are not the prompts' fault.
-)
+# So many prompts that are forbidden one after the other, while none is answered, are not the prompts' fault.
+MANY = 32
 
 
 class About(Enum):

@@ -18,7 +18,6 @@ from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 SLACK_S = (
     0.1  # Slots begin so long after a pause, so that no call comes the moment the endpoint has just enough again.
 )
-LONGEST_PAUSE_S = LONGEST_WAIT_S  # One reply cannot impose a longer pause on everybody.
 
 
 class Report(NamedTuple):
@@ -78,7 +77,7 @@ class Governor:
             pause = pause or adaptive_pause
         metered = self._hold_to_limits(report, now)
         if pause:
-            self._paused_until = max(self._paused_until, now + min(pause, LONGEST_PAUSE_S))
+            self._paused_until = max(self._paused_until, now + min(pause, LONGEST_WAIT_S))
             self._budget.penalise(self._paused_until - now + SLACK_S, now)
         for reserved, used in report.corrections:
             self._budget.correct(reserved, used)

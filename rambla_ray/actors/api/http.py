@@ -7,7 +7,6 @@ Written by hand over aiohttp, since a call through it takes 0.2 ms of CPU, and o
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +17,9 @@ from typing import NamedTuple, TypeVar
 import aiohttp
 from yarl import URL
 
+from rambla_ray.actors.api.chaos import drawn_wait_s
 from rambla_ray.actors.api.proxy import proxy_of
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind, UserError
 
 MIB = 1024 * 1024
@@ -29,6 +30,8 @@ LONGEST_HEADER = 100 * 1024  # A header, or the line of the status, may have so 
 MOST_HEADERS = 1000
 CONNECT_S = 20.0  # An endpoint that takes longer to take a connection is not there.
 KEEP_ALIVE_S = 4.0  # Many servers close a quiet connection after 5 s: it is closed here first.
+# What OpenSSL calls a server that does not speak TLS on this port, or no version of it that is accepted here.
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNSUPPORTED_PROTOCOL"})
 SHOWN_CHARACTERS = 1000  # An endpoint's message is cut to this length before it is made safe; errors cut it further.
 ECHO_CHARACTERS = 40  # A stretch of the prompt this long is blotted out of an endpoint's message.
 
@@ -126,10 +129,13 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
     """What an error of aiohttp means for a call."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            reason = visible(str(error.certificate_error))
+            reason = folded(str(error.certificate_error))
             return CallError(ErrorKind.UNAVAILABLE, f"the certificate of {error.host} is not trusted: {reason}")
+        case aiohttp.ClientConnectorSSLError(os_error=ssl.SSLError(reason=reason)) if reason in NO_TLS:
+            message = f"{error.host}:{error.port} does not speak TLS ({reason}); is its URL one of http://?"
+            return CallError(ErrorKind.UNAVAILABLE, message)
         case aiohttp.ClientHttpProxyError(status=status) if status < 500:
-            reason = f"HTTP {status} {visible(error.message)}".rstrip()
+            reason = f"HTTP {status} {folded(error.message)}".rstrip()
             return CallError(ErrorKind.UNAVAILABLE, f"the proxy does not let calls through: {reason}")
         case aiohttp.ClientHttpProxyError(status=status):
             return CallError(ErrorKind.CONNECTION, f"the proxy finds no way through: HTTP {status}", unsent=True)
@@ -140,7 +146,9 @@ def _call_error(error: aiohttp.ClientError) -> CallError:
 
 def _connection_error(error: Exception) -> CallError:
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    reason = visible(f"connection failed: {type(cause).__name__}: {cause}")
+    reason = folded(f"connection failed: {type(cause).__name__}: {cause}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        reason = f"connection failed: none within {CONNECT_S:g} s"
     unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     return CallError(ErrorKind.CONNECTION, reason, unsent=unsent)
 
@@ -178,24 +186,18 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
     if fault == "garbage":
         return read(HttpReply(200, {}, b'{"id": "made-up-by-chaos", "choices": [{"ind'))
     if fault == "http429":
-        wait = f"{random.uniform(0.05, 0.3):.3f}"
+        wait = f"{drawn_wait_s():.3f}"
         body = b'{"error": {"message": "Made up by chaos.", "type": "requests", "code": "rate_limit_exceeded"}}'
         return read(HttpReply(429, {"retry-after": wait}, body))
     body = b'{"error": {"message": "Made up by chaos.", "type": "server_error", "code": null}}'
     return read(HttpReply(500, {}, body))
 
 
-def visible(text: str) -> str:
-    """`text` on one line; characters that a terminal would act on, or not show, are escapes."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-
-
 def redact(text: str, key: str, prompt: str) -> str:
     """An endpoint's message, which may echo its request, without the key and without stretches of the prompt."""
     if key:
         text = text.replace(key, "***")
-    return visible(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
+    return folded(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
 
 
 def _without_echo(line: str, prompt: str) -> str:

@@ -24,17 +24,9 @@ _WORDS = {
     ),
     Ending.FILTERED: (
         *("content_filter", "content_filtered", "contentfilter", "content_policy", "policy_violation", "moderation"),
-        *(
-            "safety",
-            "image_safety",
-            "recitation",
-            "prohibited_content",
-            "blocklist",
-            "spii",
-            "language",
-            "model_armor",
-        ),
+        *("safety", "image_safety", "recitation", "prohibited_content", "blocklist", "spii", "language"),
         *("refusal", "refused", "guardrail", "guardrails", "guardrail_intervened", "sensitive", "error_toxic"),
+        "model_armor",
     ),
     Ending.ERROR: (
         *("error", "abort", "aborted", "cancel", "cancelled", "canceled", "user_cancel", "fail", "failed", "failure"),

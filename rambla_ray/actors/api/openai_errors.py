@@ -1,50 +1,39 @@
 """What the errors of OpenAI-compatible endpoints mean: from a status, or what a 2xx says in its place, to a kind.
 
-Endpoints that call themselves compatible share the statuses and little else: an error is an object, a string or a
-list, its code a number or a word, and a prompt that is too long has as many wordings as there are servers. An error
-that comes with a 2xx is read as the status that its code names. The endpoint's words are made safe before anything is
-read from them, so that what they repeat of a prompt decides nothing.
+Endpoints that call themselves compatible share the statuses and little else: a prompt that is too long has as many
+wordings as there are servers. An error that comes with a 2xx is read as the status that its code names. The endpoint's
+words are made safe before anything is read from them, so that what they repeat of a prompt decides nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 from rambla_ray.actors.api.forbidden import About, Forbidden
 from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
+from rambla_ray.actors.api.openai_error_words import MESSAGES, PAGE, RATE_LIMIT, ErrorWords, parsed
 from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
 
-LONGEST_CODE = 80  # A code is cut to so many characters.
-DEEPEST = 6  # An error is looked for at so many levels of a body, and in so many items of a list.
-
-_CODES = ("code", "status", "type", "reason", "error_code", "quotaId")  # Members that say in a word what happened.
-_MESSAGES = ("message", "msg", "detail", "error_msg", "error_message", "raw")  # Members that say it in a sentence.
-_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations")  # Where more of it stands.
-_ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
-
-_RATE_LIMIT = re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl")
-_STATUS_IN_TEXT = re.compile(r"(?:http |error:? |error code:? |status:? )?([45]\d\d)\b")  # "429 Too Many Requests"
-_STATUS_OF_CODE = (
-    (429, _RATE_LIMIT),
-    (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
-    (403, re.compile(r"permission|forbidden")),
-    (404, re.compile(r"not.?found")),
-    (400, re.compile(r"invalid.?(argument|request)|failed_precondition|bad.?request|out_of_range|validation")),
-)
+SHOWN_OF_BODY = 60  # So many characters are shown of a body that is no JSON.
 
 _QUOTA = re.compile(
     r"insufficient.?(quota|balance|credit|fund)|exceeded_current_quota|billing_(hard_limit|not_active)|arrearage"
     r"|credit balance|(out of|not enough|used all|exhausted your) (available |your )?credits?\b"
     r"|(exceeded|reached) (your|its) .{0,40}(credits?|spend(ing)?)\b|exceeded your current quota"
     r"|reached your (specified )?(api )?usage limits?"
-    r"|check your (plan and )?billing|key limit exceeded|payment required"
+    r"|check your (plan and )?billing|key limit exceeded|payment required|\bspend(ing)? limit\b"
+    r"|balance is (insufficient|not enough|too low)|balance is overdue|overdue balance|account.?overdue|欠费|余额不足"
+    r"|(n't|not) have any credits|no credits (left|remaining)|budget.?(has been )?exceeded|exceeded.?budget"
+    r"|over budget|free.?tier.?only|free (tier|quota|allocation)\b.{0,40} exhausted"
+    r"|used up your .{0,40}\b(free|quota|allocation)\b"
+    r"|api calls ?(/|per) ?month"
 )
 _PER_DAY = re.compile(r"per.?day")  # In the name of a limit: no pause of a run outlasts it.
 _BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid")
@@ -56,7 +45,9 @@ _TOO_LONG = re.compile(
     r"|too (long|large) for (the |this |requested )?model|longer than the (maximum|model)"
     r"|too many (input |prompt )?tokens|inputs`? tokens \+ |inputs`? must have less than"
     r"|(input|prompt) tokens? .{0,40}exceed|token count .{0,40}exceed|exceed\w* (the )?(model )?token limit"
-    r"|(input|prompt) .{0,20}exceeds? (the )?(max|limit)"
+    r"|(input|prompt) .{0,20}exceeds? (the )?(max|limit)|exceeds? (the )?(context limit|max message tokens)"
+    r"|reduce the length of the (messages?|prompt|input)|input (token )?length (is )?too long|prompt 超长"
+    r"|max_\w*tokens must be at least 1, got -"
 )
 _REQUEST_TOO_LARGE = re.compile(r"request too large|request_too_large|tokens must be reduced")
 _ANSWER_TOO_LONG = re.compile(
@@ -65,113 +56,45 @@ _ANSWER_TOO_LONG = re.compile(
 )
 _ANSWER_AND_CONTEXT = re.compile(r"too large: (\d{1,12})\b.*context length is (\d{1,12})\b")
 
-_FILTERED = re.compile(r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|^1301$")  # Codes.
-_REFUSED = re.compile(
-    r"content[ _]?(filter|management|polic|moderation)|usage polic|policy[ _]violation|moderation|\bflagged\b"
-    r"|safety (system|filter|setting|guideline|polic)|inappropriate content|guardrail|prohibited_content"
+_FILTERED = re.compile(  # Codes.
+    r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|sensitive_?content|censor|^1301$"
 )
-_REFUSING = (400, 403, 422, 451)  # Statuses beside which an endpoint's words may say that it refuses.
+_REFUSED = re.compile(
+    r"content[ _]?(filter|management|polic|moderation|exists risk)|usage (polic|guideline)|policy[ _]violation"
+    r"|moderation|\bflagged\b|safety([ _]checks?|_check_\w+| (system|filter|setting|guideline|polic|reason))"
+    r"|inappropriate content|guardrail|prohibited_content|responsible ai\b|prompt.?injection|jailbreak"
+    r"|sensitive (content|information|words?)\b|new_sensitive|敏感"
+)
+_REFUSING = (400, 403, 422)  # Statuses beside which an endpoint's words may say that it refuses.
 
-_PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
-_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorWords:
-    """What a body says of an error.
-
-    Args:
-        codes: its words and numbers for what happened, in lower case.
-        name: the code that is shown.
-        text: its sentences.
-        about_prompt: it gives the reasons for which a prompt was turned down.
-        retry_after_s: when to try again, in seconds, where it says so.
-    """
-
-    codes: tuple[str, ...] = ()
-    name: str = ""
-    text: str = ""
-    about_prompt: bool = False
-    retry_after_s: float | None = None
-
-    @classmethod
-    def of(cls, body: Any) -> ErrorWords:
-        """What a parsed body of any shape says."""
-        levels = list(_levels(body, DEEPEST))
-        objects = [level for level in levels if isinstance(level, dict)]
-        sentences = [text for level in levels for text in _sentences(level)]
-        codes = [(key, code) for level in objects for key in _CODES if (code := _code(level.get(key)))]
-        return cls(
-            tuple(code.lower() for _, code in codes),
-            next((code for key, code in codes if key in ("code", "type")), ""),
-            " ".join(dict.fromkeys(filter(None, sentences))),
-            any(level.get(key) for level in objects for key in _ABOUT_PROMPT),
-            next((wait_s for level in objects if (wait_s := _delay_s(level)) is not None), None),
-        )
-
-    @property
-    def status(self) -> int:
-        """The status as which an error that came with a 2xx is read; 500 where its codes and sentences name none."""
-        for code in self.codes:
-            if re.fullmatch(r"[45]\d\d", code):
-                return int(code)
-        for code in self.codes:
-            for status, pattern in _STATUS_OF_CODE:
-                if pattern.search(code):
-                    return status
-        if match := _STATUS_IN_TEXT.match(self.text.lower()):
-            return int(match[1])
-        return 429 if _RATE_LIMIT.search(self.text.lower()) else 500
-
-
-def _levels(value: Any, depth: int) -> Iterator[dict[str, Any] | str]:
-    """The objects and sentences of an error: first those of the error itself, last what it is wrapped in."""
-    if isinstance(value, str):
-        yield value
-    elif depth and isinstance(value, list):
-        for item in value[:DEEPEST]:
-            yield from _levels(item, depth - 1)
-    elif depth and isinstance(value, dict):
-        yield from _levels(value.get("error"), depth - 1)
-        yield value
-        for name in _INNER:
-            if isinstance(value.get(name), dict | list):
-                yield from _levels(value[name], depth - 1)
-
-
-def _sentences(level: dict[str, Any] | str) -> list[str]:
-    if isinstance(level, str):
-        return [level]
-    sentences = [level[key] for key in _MESSAGES if isinstance(level.get(key), str)]
-    place = level.get("loc")  # The parameter that is wrong, as servers with pydantic name it.
-    if not isinstance(place, list):
-        return sentences
-    return [".".join(part for part in place[:DEEPEST] if isinstance(part, str)), *sentences]
-
-
-def _code(value: Any) -> str:
-    """A code as text; empty for what is none."""
-    is_code = isinstance(value, str | int) and not isinstance(value, bool)
-    return str(value)[:LONGEST_CODE] if value and is_code else ""
-
-
-def _delay_s(error: Mapping[str, Any]) -> float | None:
-    """Google's `retryDelay`, such as `34s`."""
-    delay = error.get("retryDelay")
-    match = _SECONDS.fullmatch(delay) if isinstance(delay, str) else None
-    return float(match[1]) if match else None
+_WRONG_URL = (404, 405)
+_NOT_HERE = re.compile(
+    r"\b(model_?not_?found|invalid_?model)\b|is not a valid model\b"
+    r"|http request (was sent )?to (an )?https (port|server)"
+)
+# Besides 5xx: the last three are Text Generation Inference's failed generation, and what proxies and queues say of a
+# call that did not get through.
+_PASSING = (408, 409, 424, 425, 499)
 
 
 def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
     """What a status other than 2xx means; the message is the endpoint's own, made safe by `redacted` and cut short."""
-    try:
-        body = json.loads(reply.body)
-    except (ValueError, RecursionError):  # It is a proxy's page, mostly.
-        body = None
+    body = parsed(reply.body)
+    if reply.status in (407, 511):  # Only what stands on the way to the endpoint sends these.
+        return CallError(
+            ErrorKind.UNAVAILABLE, f"the proxy or network does not let calls through: HTTP {reply.status}"
+        )
     if 300 <= reply.status < 400:
         place = reply.headers.get("location")
         body = f"the endpoint redirects to {place}, which is not followed; correct base_url"
     return charge(_error(reply, reply.status, ErrorWords.of(body), redacted), body)
+
+
+def not_json(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
+    """The error of a 2xx whose body is no JSON: it says how it begins, or which page it is."""
+    words = redacted(str(parsed(reply.body)))[:SHOWN_OF_BODY]
+    what = "a web page" if PAGE.match(reply.body) else "no JSON" if reply.body.strip() else "empty"
+    return CallError(ErrorKind.GARBAGE, f"the reply is {what}{f': {words}' if words else ''}")
 
 
 def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> CallError | None:
@@ -190,8 +113,8 @@ def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> Cal
 
 def _is_error(body: dict[str, Any]) -> bool:
     """Whether a body without an answer says that something went wrong, or what."""
-    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors"))
-    return named or any(body.get(key) and isinstance(body[key], str) for key in _MESSAGES)
+    named = any(body.get(key) and isinstance(body[key], str | list | dict) for key in ("error", "errors", "base_resp"))
+    return named or any(body.get(key) and isinstance(body[key], str) for key in MESSAGES)
 
 
 def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
@@ -208,63 +131,72 @@ def _broken_off(body: dict[str, Any]) -> dict[str, Any] | None:
 
 def _error(reply: HttpReply, status: int, words: ErrorWords, redacted: Callable[[str], str]) -> CallError:
     name = f" {words.name}" if words.name not in ("", str(reply.status)) else ""
-    message = redacted(f"HTTP {reply.status}{name}{f': {words.text}' if words.text else ''}")
+    text = words.text or ("" if name else _phrase(reply.status))
+    message = redacted(f"HTTP {reply.status}{name}{f': {text}' if text else ''}")
     retry_after_s = requested_wait_s(reply.headers)
     if retry_after_s is None:
         retry_after_s = words.retry_after_s
-    said = " ".join([*words.codes, message]).lower()
-    kind = _kind(status, words, said, is_to_wait=retry_after_s is not None)
+    wording = " ".join([*words.codes, message]).lower()
+    kind = _kind(status, words, wording, is_to_wait=retry_after_s is not None)
     if status == 403 and kind is ErrorKind.REFUSED:
         return Forbidden(message, About.PROMPT)
-    if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(said):
-        return Forbidden(message, About.PAGE if _PAGE.match(reply.body) else About.UNKNOWN)
+    if status == 403 and kind is ErrorKind.AUTH and not _BAD_KEY.search(wording):
+        return Forbidden(message, About.PAGE if PAGE.match(reply.body) else About.UNKNOWN)
     is_passing = kind in (ErrorKind.RATE_LIMITED, ErrorKind.SERVER)
     return CallError(kind, message, retry_after_s=retry_after_s if is_passing else None)
 
 
-def _kind(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> ErrorKind:
+def _phrase(status: int) -> str:
+    """What the standard calls an error's status, such as `Payment Required`; empty for another status."""
+    with suppress(ValueError):
+        hint = "; is base_url right?" if status in _WRONG_URL else ""
+        return HTTPStatus(status).phrase + hint if status >= 400 else ""
+    return ""
+
+
+def _kind(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> ErrorKind:
     """The kind of an error.
 
     Args:
         status: as which it is read.
         words: what its body says.
-        said: its codes and its message, in lower case.
+        wording: its codes and its message, in lower case.
         is_to_wait: the endpoint says when to try again.
     """
-    if status not in (401, 404) and _credit_is_used_up(status, words, said, is_to_wait=is_to_wait):
+    if status not in (401, 404) and _credit_is_used_up(status, words, wording, is_to_wait=is_to_wait):
         return ErrorKind.QUOTA
-    if status not in (401, 403, 404) and _is_too_long(status, said):
+    if status not in (401, 403, 404) and _is_too_long(status, wording):
         return ErrorKind.TOO_LONG
     if any(map(_FILTERED.search, words.codes)):
         return ErrorKind.REFUSED
-    if status in _REFUSING and (words.about_prompt or _REFUSED.search(said)):
+    if status == 451 or (status in _REFUSING and (words.about_prompt or _REFUSED.search(wording))):
         return ErrorKind.REFUSED
-    if status == 429 or (status == 403 and _RATE_LIMIT.search(said)):
+    if status == 429 or (status == 403 and RATE_LIMIT.search(wording)):
         return ErrorKind.RATE_LIMITED
-    if status in (401, 403) or (status == 400 and _BAD_KEY.search(said)):
+    if status in (401, 403) or (status == 400 and _BAD_KEY.search(wording)):
         return ErrorKind.AUTH
-    if status == 404 or 300 <= status < 400:
+    if status in _WRONG_URL or 300 <= status < 400 or (status == 400 and _NOT_HERE.search(wording)):
         return ErrorKind.NOT_FOUND
-    return ErrorKind.SERVER if status in (408, 409) or status >= 500 else ErrorKind.BAD_REQUEST
+    return ErrorKind.SERVER if status in _PASSING or status >= 500 else ErrorKind.BAD_REQUEST
 
 
-def _credit_is_used_up(status: int, words: ErrorWords, said: str, *, is_to_wait: bool) -> bool:
+def _credit_is_used_up(status: int, words: ErrorWords, wording: str, *, is_to_wait: bool) -> bool:
     """Whether no pause helps. Google speaks of quota and billing beside every limit, also of one that is soon over."""
     if status == 402 or "402" in words.codes or any(map(_QUOTA.search, words.codes)):
         return True
     if status == 429 and any(map(_PER_DAY.search, words.codes)):
         return True
     is_limit = status == 429 and (is_to_wait or "resource_exhausted" in words.codes)
-    return status >= 400 and not is_limit and _QUOTA.search(said) is not None
+    return status >= 400 and not is_limit and _QUOTA.search(wording) is not None
 
 
-def _is_too_long(status: int, said: str) -> bool:
+def _is_too_long(status: int, wording: str) -> bool:
     """Whether the prompt does not fit; not where the length of the answer that is asked for does not."""
     if status == 413:
         return True
     if status == 429:  # Others speak of tokens that are too many for this minute.
-        return _REQUEST_TOO_LARGE.search(said) is not None
-    if _ANSWER_TOO_LONG.search(said):
-        sizes = _ANSWER_AND_CONTEXT.search(said)
+        return _REQUEST_TOO_LARGE.search(wording) is not None
+    if _ANSWER_TOO_LONG.search(wording):
+        sizes = _ANSWER_AND_CONTEXT.search(wording)
         return sizes is not None and int(sizes[1]) < int(sizes[2])
-    return _TOO_LONG.search(said) is not None
+    return _TOO_LONG.search(wording) is not None

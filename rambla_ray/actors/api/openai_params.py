@@ -9,10 +9,10 @@ from typing import Literal, Self
 from pydantic import Field
 from yarl import URL
 
-from rambla_ray.actors.api.http import visible
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KEY_VARIABLE, KeyedParams
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, UserError
 
 PLAIN_URL = "https://api.openai.com/v1"
@@ -81,7 +81,7 @@ class EndpointParams(KeyedParams):
         except CallError as error:
             raise UserError(error.message) from None
         except ConnectionError as error:
-            reason = visible(str(error))[:120]
+            reason = folded(str(error), 120)
             raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
         if status in (401, 403):
             reason = f"turns the key in {self.api_key_var} away (HTTP {status})"

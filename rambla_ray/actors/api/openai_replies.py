@@ -8,8 +8,8 @@ import re
 import struct
 from typing import Any
 
-from rambla_ray.actors.api.http import visible
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Response, well_formed
 
@@ -106,7 +106,7 @@ def _ending_without_text(
 def _has_declined(message: dict[str, Any], content: Any) -> bool:
     """Whether the model said no, in a field of its own or in a part of the content."""
     parts = content if isinstance(content, list) else []
-    return any(isinstance(said.get("refusal"), str) and said["refusal"] for said in (message, *parts))
+    return any(isinstance(place.get("refusal"), str) and place["refusal"] for place in (message, *parts))
 
 
 def _has_thought(message: dict[str, Any], content: Any, usage: Any) -> bool:
@@ -138,7 +138,7 @@ def _is_filtered(result: dict[str, Any]) -> bool:
 
 def _shown(reason: Any) -> str:
     """A finish reason as it is kept; `stop` for what is none."""
-    return visible(reason)[:LONGEST_REASON] if reason and isinstance(reason, str) else str(Ending.STOP)
+    return folded(reason)[:LONGEST_REASON] if reason and isinstance(reason, str) else str(Ending.STOP)
 
 
 def token_count(usage: Any, name: str) -> int:

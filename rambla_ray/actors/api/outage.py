@@ -12,7 +12,7 @@ from rambla_ray.errors import CallError, ErrorKind
 
 IN_A_ROW = 10  # So many calls in a row, of more than one request, that fail without an answer are an outage.
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 15.0  # The wait before the first probe; it doubles with each that fails.
-LONG_PAUSE_S = 30.0  # The user hears of a pause that an endpoint asks for from this length on.
+LONG_PAUSE_S = 30.0  # A pause of this length or more is a note to the user.
 
 TROUBLE = frozenset({ErrorKind.SERVER, ErrorKind.TIMEOUT, ErrorKind.CONNECTION})
 # A call that ends in one of these was dealt with: the endpoint is there.
@@ -91,8 +91,8 @@ class EndpointWatch:
         self._asked_s = 0.0  # The last wait that the endpoint asked for.
         self._began = 0.0  # When the present outage began.
         self._failed_probes = 0
-        self._outages = 0  # Those that the user was told of.
-        self._told_until = 0.0  # The user knows until then why nothing goes on.
+        self._outages = 0  # How many there were, counted from the first probe that fails.
+        self._noted_until = 0.0  # The last note explains until then why nothing goes on.
         admission.on_pause = self._on_pause
 
     def answered(self) -> None:
@@ -131,11 +131,11 @@ class EndpointWatch:
             error.in_outage = error.unsent and self._admission.is_probing
 
     def asked_to_wait(self, seconds: float) -> None:
-        """The endpoint asks everybody to wait; the user is told once of each long pause."""
+        """The endpoint asks everybody to wait; each long pause is one note to the user."""
         now, wait_s = asyncio.get_running_loop().time(), min(seconds, LONGEST_WAIT_S)
         self._asked_s = seconds
-        if wait_s >= LONG_PAUSE_S and now >= self._told_until:
-            self._told_until = now + wait_s
+        if wait_s >= LONG_PAUSE_S and now >= self._noted_until:
+            self._noted_until = now + wait_s
             until = f"is asked again after {wait_s:.0f} s" if wait_s < seconds else "is not asked until then"
             self.notify(f"{self._endpoint} asks for a wait of {seconds:.0f} s, and {until}")
 
@@ -153,10 +153,6 @@ class EndpointWatch:
         if self.gave_up and admission.is_shut and not admission.is_closed and (admission.is_probing or not again):
             raise self.refusal()
 
-    def verdict(self, last: CallError) -> CallError:
-        """What a request ends in whose last attempt ended so."""
-        return self.refusal() if last.in_outage and self.gave_up else last
-
     def refusal(self) -> CallError:
         """What those get who have waited too long."""
         waited = f"{self._patience.limit_s:g} s (rate.give_up_after_s)"
@@ -167,8 +163,8 @@ class EndpointWatch:
         self._is_calm = False
         self._patience.hold(until)
         held_s = self._patience.held_s
-        if held_s >= LONG_PAUSE_S and asyncio.get_running_loop().time() >= self._told_until:
-            self._told_until = math.inf
+        if held_s >= LONG_PAUSE_S and asyncio.get_running_loop().time() >= self._noted_until:
+            self._noted_until = math.inf
             self.notify(f"{self._endpoint} has let nobody through for {held_s:.0f} s: {self._reason}")
 
     def _begin(self) -> None:
@@ -196,8 +192,8 @@ class EndpointWatch:
                 self.notify(f"{self._endpoint} answers again, after {now - self._began:.0f} s")
         self._in_a_row, self._first_in_row, self._are_several, self.gave_up = 0, None, False, False
         self._error = ""
-        if self._told_until == math.inf:
-            self._told_until = now
+        if self._noted_until == math.inf:
+            self._noted_until = now
         self._patience.reset(self._admission.paused_until)
         self._is_calm = self._admission.paused_until <= now
 

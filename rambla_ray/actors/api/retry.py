@@ -19,8 +19,8 @@ class RetryPolicy:
     | kind | tried again |
     | --- | --- |
     | rate_limited | for as long as `rate.give_up_after_s` of wall clock, counted from the first call, allow |
-    | connection that nobody gets | the same, whenever the actor's outage lets it probe |
-    | other connection, timeout, server (408, 409, 5xx), garbage | up to `attempts` calls, and within the same time |
+    | connection that nobody gets | when the actor's outage lets it probe, until that is over or given up for all |
+    | other connection, timeout, server, garbage | up to `attempts` calls, and within the same time |
     | all others | never: they end the sample, and auth, not_found, quota and unavailable stop the run |
 
     The pause before the next call is what the endpoint asked for (`Retry-After` and its like, at most
@@ -58,10 +58,12 @@ class RetryPolicy:
 
         def give_up(state: tenacity.RetryCallState) -> bool:
             nonlocal other_failures
+            error = _error_of(state)
+            if error.in_outage:
+                return False  # It is given up for all at once.
             if clock() - began + state.upcoming_sleep > give_up_after_s:
                 return True
-            error = _error_of(state)
-            if error.kind == ErrorKind.RATE_LIMITED or error.in_outage:
+            if error.kind == ErrorKind.RATE_LIMITED:
                 return False
             other_failures += 1
             return other_failures >= self.attempts

@@ -62,8 +62,8 @@ class CacheBytes:
         config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None)
         if not isinstance(heads, int):
-            one, two = (_measured_bytes(model, tokens) for tokens in (1, 2))
-            return cls(row=max(0, 2 * one - two), token=max(0, two - one))
+            short, longer = (_measured_bytes(model, tokens) for tokens in (1, 2))
+            return cls(row=max(0, 2 * short - longer), token=max(0, longer - short))
         groups = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(row=0, token=int(2 * config.num_hidden_layers * groups * size * model.dtype.itemsize))

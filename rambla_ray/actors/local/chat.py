@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
+from rambla_ray.display import folded
+
 # A message that must stand in the prompt once and whole. It is long, so that a template that cuts texts is found.
 SENTINEL = f"Sentinel question: {'is it so, ' * 5_000}or is it not?"
 TWO_DAYS = (date(2001, 2, 3), date(2022, 11, 25))  # They differ in all that a date is written with.
@@ -127,7 +129,7 @@ def _takes_parts_only(tokenizer: Any, day: date) -> bool:
 
 
 def _refusal(error: Exception) -> str:
-    words = " ".join(str(error).split())[:LONGEST_REASON]
+    words = folded(str(error), LONGEST_REASON)
     if isinstance(error, TemplateSyntaxError):
         return f"is broken in line {error.lineno}: {words}"
     kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "

@@ -20,11 +20,10 @@ from rambla_ray.actors.local.params import CheckpointParams
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.sections import Pool, Rate
-from rambla_ray.display import counted
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.schema import CallTrace, Request, Response, Try
 
-GIB = 1024**3
 # Loading params with which the user, and not device_map: auto, places the weights.
 PLACING_PARAMS = ("max_memory", "offload_folder", "quantization_config", "load_in_4bit", "load_in_8bit")
 
@@ -42,9 +41,8 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     params: CheckpointParams
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
-    unused_weights: ClassVar[
-        tuple[str, ...]
-    ] = ()  # Prefixes of weights that a checkpoint may lack: nothing reads them.
+    # Prefixes of weights that a checkpoint may lack, since nothing reads them.
+    unused_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
         super().__init__(params, pool, rate)
@@ -205,14 +203,8 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             raise self._memory_error(needed)
 
     def _memory_error(self, needed: int | None = None) -> CallError:
-        free = f"{self.usage.free_bytes / GIB:.1f} GiB"
-        takes = f"its weights take {needed / GIB:.1f} GiB in {self._dtype}" if needed else "its weights do not fit"
-        if self.chip == "cpu":
-            return self.load_error(f"{takes}, and this machine has {free} of memory free")
-        return self.load_error(
-            f"{takes}, and there are {free} free on the {counted(self.pool.num_gpus or 0.0, 'GPU')} of this actor; "
-            "raise pool.num_gpus (with device_map: auto), or load it in fewer bits"
-        )
+        takes = f"its weights take {memory.in_gib(needed)} in {self._dtype}" if needed else "its weights do not fit"
+        return self.load_error(f"{takes}, and {memory.shortage(self.chip, self.usage.free_bytes, self.pool)}")
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -252,7 +244,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         return {
             "class": type(self).__name__,
             "weights": loaded,
-            "tokenizer": _tokenizer_identity(params.tokenizer_name),
+            "tokenizer": weights.tokenizer_identity(params.tokenizer_name),
             "loading": json.loads(json.dumps(self._loading, default=str)),
         }
 
@@ -302,13 +294,7 @@ def _one_line_reason(error: Exception) -> str:
     """What went wrong when a library read a checkpoint, and what to do, where that is known."""
     if any(kind.__name__ == "GatedRepoError" for kind in type(error).__mro__):
         return "it is gated: accept its licence on its page of the hub, and set HF_TOKEN where Ray starts"
-    words = " ".join(str(error).split())
+    words = folded(str(error))
     if "trust_remote_code" in words:
         return "it comes with code of its own; set params.trust_remote_code: true if you trust it"
     return f"{type(error).__name__}: {words[:300]}"
-
-
-def _tokenizer_identity(name: str | None) -> str:
-    """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
-    folder = Path(name) if name else None
-    return weights.fingerprint(folder) if folder and folder.is_dir() else name or ""

@@ -6,6 +6,9 @@ import contextlib
 import resource
 from pathlib import Path
 
+from rambla_ray.config.sections import Pool
+from rambla_ray.display import counted
+
 
 def free_bytes(chip: str, share: float) -> int:
     """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees.
@@ -29,6 +32,21 @@ def free_bytes(chip: str, share: float) -> int:
         free, whole = torch.cuda.mem_get_info(number)
         total += min(free, int(share * whole) - torch.cuda.memory_reserved(number))
     return total
+
+
+def in_gib(count: float) -> str:
+    """A number of bytes, for people."""
+    return f"{count / 1024**3:.1f} GiB"
+
+
+def shortage(chip: str, free: int, pool: Pool) -> str:
+    """That only `free` bytes are free where the model goes, and what to do about it on a GPU."""
+    if chip == "cpu":
+        return f"this machine has {in_gib(free)} of memory free"
+    return (
+        f"there are {in_gib(free)} free on the {counted(pool.num_gpus or 0.0, 'GPU')} of this actor; "
+        "raise pool.num_gpus (with device_map: auto), or load it in fewer bits"
+    )
 
 
 def peak_bytes(chip: str) -> int:

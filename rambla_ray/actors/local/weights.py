@@ -66,6 +66,12 @@ def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "")
     return whole.hexdigest()
 
 
+def tokenizer_identity(name: str | None) -> str:
+    """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
+    folder = Path(name) if name else None
+    return fingerprint(folder) if folder and folder.is_dir() else name or ""
+
+
 def _files(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
     """The files in a checkpoint's folder and in those within, but not what training and tools leave there.
 
