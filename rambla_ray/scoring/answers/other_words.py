@@ -1,6 +1,6 @@
 """Answers in other words than the choices', and what says that there is none: "Nope.", "It cannot be determined."
 
-Like the rules, they read a tokenised text (answer_tokens.py), and every gap is bounded.
+Like the rules, they read a tokenised text (tokens.py), and every gap is bounded.
 """
 
 from __future__ import annotations

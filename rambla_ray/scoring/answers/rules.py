@@ -1,6 +1,6 @@
 """The rules: which words around a choice assert it, and which say that there is no answer or none to be had.
 
-They read a tokenised text (answer_tokens.py) from which mentions are gone (answer_mentions.py). Every gap is bounded,
+They read a tokenised text (tokens.py) from which mentions are gone (mentions.py). Every gap is bounded,
 so that no text takes long.
 """
 
