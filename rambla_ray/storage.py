@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.schema import well_formed
 
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
 
@@ -49,7 +50,7 @@ class Folder:
         location: a local path, or a URI (`s3://bucket/path`, `gs://bucket/path`).
 
     Raises:
-        UserError: the URI is not one that pyarrow can open.
+        UserError: the URI is not one that pyarrow can open, or the path is no text.
     """
 
     def __init__(self, location: str) -> None:
@@ -60,6 +61,8 @@ class Folder:
             absolute = os.fspath(Path(location).expanduser().absolute())
             self.filesystem = fs.LocalFileSystem()
             self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+            if well_formed(self.root) != self.root:
+                raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)

@@ -27,3 +27,21 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, address, reason):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "runs_dir", "reason"),
+    [
+        pytest.param({"RAY_TMPDIR": "/dev/null/x"}, "runs", "Ray does not start on this machine: ", id="no folder"),
+        pytest.param({"LC_ALL": "C", "PYTHONUTF8": "0"}, "é", "in the encoding ascii; set PYTHONUTF8=1", id="locale"),
+    ],
+)
+def test_a_cluster_that_does_not_start_here_is_one_line(tmp_path, environment, runs_dir, reason):
+    words = [sys.executable, "jobs/bench.py", "model=mock", "address=local", f"runs_dir={tmp_path}/{runs_dir}"]
+    done = subprocess.run(
+        words, cwd=REPO, env=os.environ | environment, capture_output=True, encoding="utf-8", check=False, timeout=120
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: address=local: ")
+    assert reason in line

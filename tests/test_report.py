@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import report as job
@@ -223,3 +224,21 @@ def test_a_command_line_that_is_not_understood_prints_the_help(
 def test_what_is_no_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("read_by", "differ"),
+    [
+        ({}, "the readers differ on 3 of 10 answers: "),
+        ({"read_by": {"rules": 10, "reader": 0}}, "the readers differ on 3 of 10 answers: "),
+        (
+            {"read_by": {"rules": 8, "reader": 2}},
+            "the readers differ on 3 of 10 answers (2 were read by helper, no rules): ",
+        ),
+    ],
+)
+def test_where_readers_differ_it_says_how_much_a_model_has_read(read_by: dict[str, Any], differ: str) -> None:
+    readers = {"differ": 3, "examples": [{"text": "Y.e.s", "robust": "no", "rambla": "yes"}]}
+    cell = {"model": "m", "task": "t", "variant": "", "n": 10, "readers": readers, **read_by}
+    (line,) = report.warnings({"partial": None, "roles": {"reader": "helper"}, "cells": [cell]})
+    assert line == f"m t: {differ}'Y.e.s' is no, RAmBLA's reader has yes"

@@ -120,8 +120,10 @@ def test_a_run_has_the_name_that_was_typed_in_every_locale(tmp_path: Path) -> No
         (PLAN, 0, r"one stream of"),
         (REFUSED, 1, "error: "),
         ("-m rambla_ray 答", 1, "error: no command"),
+        ("jobs/report.py 答", 1, r"error: \u7b54"),
+        (r"jobs/report.py $'r\xff'", 1, r"\udcff': the bytes of this name are not UTF-8"),
     ],
-    ids=["report", "plan", "refused", "no command"],
+    ids=["report", "plan", "refused", "no command", "no run", "no text"],
 )
 def test_a_command_ends_as_it_would_on_any_terminal(
     command: str, status: int, shown: str, environment: dict[str, str]

@@ -128,7 +128,10 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
                 for example in readers["examples"]
             )
             where = f"{cell['model']} {cell['task']} {cell['variant']}".rstrip()
-            lines.append(f"{where}: the readers differ on {readers['differ']} of {cell['n']} answers: {examples}")
+            by_model = cell.get("read_by", {}).get("reader", 0)
+            of_model = f" ({by_model} were read by {scores['roles']['reader']}, no rules)" if by_model else ""
+            differ = f"the readers differ on {readers['differ']} of {cell['n']} answers{of_model}"
+            lines.append(f"{where}: {differ}: {examples}")
     return lines
 
 

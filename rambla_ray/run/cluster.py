@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ import ray
 
 from rambla_ray.config.run import cluster_address
 from rambla_ray.config.sections import Pool
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.run import ray_internals
 from rambla_ray.run.placement import Cluster, NodeResources, actor_resources
 
+LONGEST_REASON = 160  # What Ray says is cut to so many characters.
 CONNECT_S = 5.0  # The port of a cluster may take so long to answer.
 
 
@@ -66,23 +69,37 @@ def _init(address: str | None, **options: Any) -> None:
             "http://HEAD:8265 --working-dir . -- python jobs/bench.py ...), or run on a node with address=HOST:PORT"
         )
     try:
-        if address == "auto":
-            with contextlib.suppress(ConnectionError):
-                ray.init("auto", **options)
-                return
-        if address in ("auto", "local"):
-            ray.init("local", include_dashboard=False, **options)
-        else:
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself would try for minutes.
-            ray.init(address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        hint = (
-            ""
-            if "refused" in str(error)
-            else "; one with token authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
-        )
-        raise UserError(f"address={address}: no Ray cluster there: {str(error).splitlines()[0][:160]}{hint}") from None
+        _join(address, options)
+    except UnicodeEncodeError:
+        # Ray reads the command line and the working folder's name itself, in the encoding of the locale.
+        raise UserError(
+            f"address={address}: Ray cannot pass on the command line, or this folder's name, in the encoding "
+            f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - where a node does not start, Ray raises nothing more special
+        raise UserError(_why_not(address, error)) from None
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    if address == "auto":
+        with contextlib.suppress(ConnectionError):
+            ray.init("auto", **options)
+            return
+    if address in ("auto", "local"):
+        ray.init("local", include_dashboard=False, **options)
+    else:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself would try for minutes.
+        ray.init(address, **options)
+
+
+def _why_not(address: str, error: Exception) -> str:
+    """Why no cluster could be joined or started, in one line."""
+    reason = one_line(str(error) or type(error).__name__, LONGEST_REASON)
+    if address == "local":
+        return f"address=local: Ray does not start on this machine: {reason}; verbose=true shows what Ray itself says"
+    hint = "; one with token authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
+    return f"address={address}: no Ray cluster there: {reason}{'' if 'refused' in reason else hint}"
 
 
 def connected_cluster() -> Cluster:

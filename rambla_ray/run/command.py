@@ -90,6 +90,7 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(REPORT_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
+    from rambla_ray.config.words import as_typed
     from rambla_ray.errors import UserError
     from rambla_ray.results import report
     from rambla_ray.results.audit import audit, recompute
@@ -97,7 +98,7 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     from rambla_ray.storage import Folder
 
     try:
-        directory = RunDirectory(Folder(places[0]))
+        directory = RunDirectory(Folder(as_typed(places[0])))
         report.print_run(directory, report.console_on(sys.stdout), details=True)
         holds = True
         if "--recompute" in flags:

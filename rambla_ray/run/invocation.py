@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import one_line
+from rambla_ray.display import counted, one_line
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
@@ -202,7 +202,7 @@ def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirector
     if failed:
         first = failed[0]
         where = " ".join(filter(None, (config.label(first["model"]), first["task"], first["variant"])))
-        print(f"failed: {len(failed)} cells have no scored sample, for example {where}", file=sys.stderr)
+        print(f"failed: no sample was scored in {counted(len(failed), 'cell')}, for example {where}", file=sys.stderr)
         return ExitStatus.CELL_FAILED
     least = gates.coverage_below
     if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):
