@@ -125,9 +125,7 @@ class PoolActor:
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
             ledger = self._ledger
-            context = RunContext(
-                *(ledger.notify, self._chaos, ledger.is_late), charge=ledger.charge, answered=ledger.answered
-            )
+            context = RunContext(ledger.notify, self._chaos, ledger.is_late, ledger.charge, ledger.answered)
             self._model.attach(context)
             identity = self._model.identity()
             self._identity = Identity(identity)
