@@ -43,18 +43,18 @@ class RunContext:
         notify: takes a line that the user should see, once however many actors send it.
         chaos: faults to inject.
         is_held: whether no call that is paid for should be made now; `Model.resume` follows a change of it.
-        stops: whether an error that no other call would escape ends it, so that nothing more is asked.
         charge: takes the tokens of a prompt and of an answer, of a call that gave none and was charged for.
         answered: whether the model has answered the run, in any actor; asked by one none of whose requests has an
             answer, it waits for those of the others.
+        stops: whether an error that no other call would escape ends it, so that nothing more is asked.
     """
 
     notify: Callable[[str], None] = print
     chaos: Chaos = field(default_factory=Chaos)
     is_held: Callable[[], bool] = lambda: False
-    stops: bool = True
     charge: Callable[[int, int], None] = lambda prompt_tokens, completion_tokens: None
     answered: Callable[[], Awaitable[Answered]] = _never
+    stops: bool = True
 
 
 class Model(ABC):

@@ -70,6 +70,9 @@ def read_robust(text: str, choices: Sequence[str], *, cut: bool = False) -> Read
     return _NOTHING
 
 
+_DRESS = frozenset("$*_`'\"()[]<>.,;:!-#|“”‘’„«»。")
+
+
 def _read_part(text: str, words: Vocabulary, depth: int = 0) -> Reading:
     """The reading of one answer: of a form in it where there is one, else of its sentences."""
     if depth < _MOST_FORMS:
@@ -113,7 +116,14 @@ def _read_sentences(text: str, words: Vocabulary) -> Reading:
             return Reading(broken, "json")
     plain = without_mentions(tokenised)
     reading = _weigh(plain, words)
-    return reading if reading.rule != "nothing" else _read_other_words(plain, tokenised, words)
+    if reading.rule != "nothing" or _is_letter_amid_rubble(text):
+        return reading
+    return _read_other_words(plain, tokenised, words)
+
+
+def _is_letter_amid_rubble(text: str) -> bool:
+    """Whether the one letter of a text stands among characters that dress no answer, as "y" does in "}y{"."""
+    return sum(map(str.isalnum, text)) == 1 and not all(c.isalnum() or c.isspace() or c in _DRESS for c in text)
 
 
 def _weigh(text: str, words: Vocabulary) -> Reading:
