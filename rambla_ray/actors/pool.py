@@ -190,7 +190,7 @@ class PoolActor:
             await self._end(sample, task)
 
     async def _end(self, sample: Sample, task: TaskConfig) -> None:
-        """ReaderStage a sample's answer, or have it read by the reader, and set how it ends."""
+        """Read a sample's answer, or have it read by the reader, and set how it ends."""
         finish(sample, task)
         if self._reader is None or not (text := text_for_reader(sample, task)):
             return
