@@ -127,7 +127,7 @@ def test_a_run_of_which_many_samples_failed_says_why_and_exits_with_2(
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith(f"failed: {why}")
     assert tolerant.status == 2  # No sample at all was scored.
-    assert "no scored sample" in tolerant.err.splitlines()[-1]
+    assert "no sample was scored in 1 cell" in tolerant.err.splitlines()[-1]
     assert report.main([str(done.run)]) == 0
     assert f"warning: {why}" in capsys.readouterr().out
 
