@@ -237,7 +237,8 @@ def test_the_status_of_a_run_is_the_jobs(head, checkout, tmp_path):
         f"ray job submit --address {head.url} --working-dir . -- python jobs/bench.py {shlex.join(words)}", checkout
     )
     assert done.returncode == 1
-    assert "failed: no sample was scored in 1 cell, for example mock mcqabaseline" in done.stdout
+    label = "mock[answer=banana, behaviour=constant]"
+    assert f"failed: no sample was scored in 1 cell, for example {label} mcqabaseline" in done.stdout
     (job,) = (one for one in head.client.list_jobs() if str(tmp_path) in one.entrypoint)
     assert (job.status, job.driver_exit_code) == (JobStatus.FAILED, 2)
     assert job.message is not None

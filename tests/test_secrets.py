@@ -243,6 +243,7 @@ def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tm
         words = [
             *("model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"),
             *(f"run_id={marker}", f"runs_dir={tmp_path}", "pool.max_concurrency=4", "chaos.kill_actor_every=25"),
+            "fail_if.failed_above=1",
         ]
         job = head.submit(checkout, *words, **{STOP_WAIT: "60"})
         wait_until(lambda: server.answered >= 15, "15 answers")
