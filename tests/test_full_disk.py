@@ -37,7 +37,8 @@ def no_file_larger_than(size: int, pid: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        with contextlib.suppress(ProcessLookupError):  # It has ended.
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
 def rid(name: str) -> str:

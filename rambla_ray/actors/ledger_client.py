@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import ray
@@ -145,12 +145,15 @@ class LedgerClient:
         return record
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Report what a call cost that gave no answer, while its request goes on; its record will say so, too."""
-        self._spawn(self._send_charge(prompt_tokens, completion_tokens))
+        """Report what a call cost that gave no answer, while its request goes on; its record will say so, too.
 
-    async def _send_charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        It is sent before this returns, so that it arrives before the record, which it is taken off for.
+        """
+        self._spawn(self._drain_if(self._service.charge.remote(self._model, prompt_tokens, completion_tokens)))
+
+    async def _drain_if(self, is_stopped: Awaitable[bool]) -> None:
         with contextlib.suppress(RayError):
-            if await self._service.charge.remote(self._model, prompt_tokens, completion_tokens):
+            if await is_stopped:
                 self._drain()
 
     def stop(self, error: CallError, role: str) -> None:
