@@ -70,19 +70,16 @@ def read_robust(text: str, choices: Sequence[str], *, cut: bool = False) -> Read
     return _NOTHING
 
 
-_DRESS = frozenset("$*_`'\"()[]<>.,;:!-#|“”‘’„«»。")
-
-
 def _read_part(text: str, words: Vocabulary, depth: int = 0) -> Reading:
     """The reading of one answer: of a form in it where there is one, else of its sentences."""
     if depth < _MOST_FORMS:
         form = read_form(text, words, lambda value: _read_part(value, words, depth + 1).answer)
         if form:
             return _agreed(form, _read_part(form.rest, words, depth + 1))
-        options = lettered(without_markup(text, words.choices), words)
-        if options:
-            return _read_letter(options, words, depth)
-    reading = _read_sentences(text, words)
+    clean = without_markup(text, words.choices)
+    if depth < _MOST_FORMS and (options := lettered(clean, words)):
+        return _read_letter(options, words, depth)
+    reading = _read_clean(clean, text, words)
     if reading.rule == "nothing" and depth < _MOST_FORMS and (texts := option_texts(text, words)):
         named = _read_part(texts.rest, vocabulary(tuple(texts.choices)), depth + 1).answer
         return Reading(texts.choices[named], "option") if named else reading
@@ -109,7 +106,12 @@ def _read_letter(options: Lettered, words: Vocabulary, depth: int) -> Reading:
 
 
 def _read_sentences(text: str, words: Vocabulary) -> Reading:
-    tokenised = words.tokenise(without_markup(text, words.choices))
+    return _read_clean(without_markup(text, words.choices), text, words)
+
+
+def _read_clean(clean: str, text: str, words: Vocabulary) -> Reading:
+    """The reading of sentences; `clean` is `text` without its markup."""
+    tokenised = words.tokenise(clean)
     if '"' in tokenised or "'" in tokenised:
         broken = read_broken_json(tokenised, words)
         if broken:
@@ -119,6 +121,9 @@ def _read_sentences(text: str, words: Vocabulary) -> Reading:
     if reading.rule != "nothing" or _is_letter_amid_rubble(text):
         return reading
     return _read_other_words(plain, tokenised, words)
+
+
+_DRESS = frozenset("$*_`'\"()[]<>.,;:!-#|“”‘’„«»。")
 
 
 def _is_letter_amid_rubble(text: str) -> bool:
