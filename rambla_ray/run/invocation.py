@@ -75,8 +75,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     Raises:
         UserError: nothing has been asked.
     """
-    words = [as_typed(word) for word in words]
-    command = CommandLine(words, program, SubmittedJob.current())
+    command = CommandLine([as_typed(word) for word in words], program, SubmittedJob.current())
     config = _as_it_was_begun(load(words))
     own_cluster = command.job is None and cluster_address(config.options.address) == "local"
     if not own_cluster and not config.options.dry_run:
