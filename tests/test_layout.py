@@ -35,8 +35,9 @@ LOCAL_MODELS = ("rambla_ray.actors.local.", "rambla_ray.actors.huggingface", "ra
 # A heavy library and the modules that may import it (anywhere in the file).
 ROOMS = {
     "ray": ("rambla_ray.actors.", "rambla_ray.run.", "rambla_ray.serving."),
-    "starlette": ("rambla_ray.serving.gateway",),
-    "uvicorn": ("rambla_ray.serving.gateway",),
+    "starlette": ("rambla_ray.serving.gateway", "rambla_ray.serving.guard"),
+    "uvicorn": ("rambla_ray.serving.gateway", "rambla_ray.serving.connection"),
+    "h11": ("rambla_ray.serving.connection",),
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
     "sentence_transformers": ("rambla_ray.actors.local.sentence_modules",),

@@ -183,6 +183,12 @@ class ServeOptions(Closed):
     host: str = Field("127.0.0.1", description="where to listen; another than this machine's own needs a key")
     port: int = Field(8000, ge=0, lt=2**16, description="0 for any that is free")
     address: str | None = Field(None, description="auto | local | host:port, as for a run")
+    request_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="how long the body of a request may take to come, and a client may take nothing of its reply",
+    )
     verbose: bool = Field(False, description="let Ray's own log lines through")
 
 

@@ -31,6 +31,7 @@ Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]]
   port=N               (default: 8000; 0 for any that is free)
   address=auto|local|HOST:PORT   the Ray cluster (default: the one that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, searched before conf/
+  request_timeout_s=N  how long the body of a request may take to come (default: 60)
   verbose=true         let Ray's own log lines through
   model.params.KEY=V  pool.KEY=V  rate.KEY=V   override a key of the configs
 
@@ -79,20 +80,25 @@ def _serve(words: Sequence[str]) -> int:
     if job := SubmittedJob.current():
         job.refuse_secrets({KEY_VARIABLE})
     key = os.environ.pop(KEY_VARIABLE, None)  # The processes that are started from here on need not know it.
-    if key is not None and not key.strip():
+    key = key and key.strip()
+    if key == "":
         raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
+    if key and not key.isprintable():
+        raise UserError(f"{KEY_VARIABLE} has a character in it that no header can hold, a line break maybe")
     try:
         from rambla_ray.serving import gateway
+        from rambla_ray.serving.access import is_loopback
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: pip install 'rambla_ray[serve]' -c constraints.txt") from None
     options = config.options
-    if key is None and not gateway.is_loopback(options.host):
-        raise UserError(
-            f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
-        )
     own_cluster = job is None and cluster_address(options.address) == "local"
     with gateway.bind(options.host, options.port) as bound:  # A port that is taken ends it before a model is loaded.
-        return _run(config, bound, key and key.strip(), own_cluster=own_cluster)
+        if key is None and not is_loopback(bound.getsockname()[0]):
+            raise UserError(
+                f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, "
+                "or leave host out"
+            )
+        return _run(config, bound, key, own_cluster=own_cluster)
 
 
 def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bool) -> int:
@@ -101,13 +107,15 @@ def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bo
 
     from rambla_ray.run.cluster import connect  # It sets what Ray reads when it is imported, and so comes first.
     from rambla_ray.serving import deployment, gateway
+    from rambla_ray.serving.limits import Limits
 
     host, port = bound.getsockname()[:2]
     deployment.preflight(config, same_machine=own_cluster)
     connect(config.options.address, verbose=config.options.verbose)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
-        server = gateway.server(gateway.Gateway(served, key).app, bound)
+        limits = Limits(body_s=config.options.request_timeout_s)
+        server = gateway.server(gateway.Gateway(served, key, limits).app, bound, limits)
         shown = f"[{host}]" if ":" in host else host
         guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
         print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
+import dataclasses
+import errno
+import functools
 import math
+import resource
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,17 +20,20 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from rambla_ray.display import one_line
 from rambla_ray.errors import CallError, UserError
 from rambla_ray.schema import Request, Response
 from rambla_ray.serving import replies, requests
+from rambla_ray.serving.connection import Connection
+from rambla_ray.serving.guard import Guard, error_response
+from rambla_ray.serving.limits import Limits
 from rambla_ray.serving.requests import ApiError, Call, ChatCall, CompletionCall, EmbeddingsCall, Generation
 
-LARGEST_BODY = 16 * 1024 * 1024  # The body of a request may have so many bytes.
-RETRY_AFTER_S = 1.0  # A refused request may be tried again after this, where nobody says when.
 BACKLOG = 2048  # So many connections may wait to be accepted.
 LAST_CALLS_S = 10  # What is being answered when the server ends has so long.
+LIMITS = Limits()
 
 
 class Served(Protocol):
@@ -52,24 +57,24 @@ class Gateway:
 
     Args:
         served: the models by name.
-        key: what clients must send as `Authorization: Bearer KEY`; None to let everyone in.
+        key: what clients must send as `Authorization: Bearer KEY`; None to let this machine's programs in.
+        limits: what a request may be.
     """
 
-    def __init__(self, served: Mapping[str, Served], key: str | None) -> None:
+    def __init__(self, served: Mapping[str, Served], key: str | None, limits: Limits = LIMITS) -> None:
         self._served = served
-        self.app: ASGIApp = Guard(
-            Starlette(
-                routes=[
-                    Route("/v1/models", self._models),
-                    Route("/v1/models/{name:path}", self._model),
-                    Route(ChatCall.path, self._chat, methods=["POST"]),
-                    Route(CompletionCall.path, self._completion, methods=["POST"]),
-                    Route(EmbeddingsCall.path, self._embeddings, methods=["POST"]),
-                ],
-                exception_handlers=dict.fromkeys((ApiError, CallError, HTTPException, Exception), _error_reply),
-            ),
-            key,
+        app = Starlette(
+            routes=[
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route(ChatCall.path, self._chat, methods=["POST"]),
+                Route(CompletionCall.path, self._completion, methods=["POST"]),
+                Route(EmbeddingsCall.path, self._embeddings, methods=["POST"]),
+            ],
+            exception_handlers=dict.fromkeys((ApiError, CallError, HTTPException, Exception), _error_reply),
         )
+        app.router.redirect_slashes = False  # It would lead to wherever the Host header says.
+        self.app: ASGIApp = Guard(app, key, limits)
 
     async def _models(self, _: HttpRequest) -> HttpResponse:
         return JSONResponse(replies.models({name: model.created for name, model in self._served.items()}))
@@ -141,94 +146,11 @@ async def _error_reply(http: HttpRequest, error: Exception) -> HttpResponse:
         case CallError():
             return error_response(requests.api_error(error))
         case HTTPException():
-            return error_response(ApiError(error.status_code, f"there is no {http.method} {http.url.path} here"))
+            path = one_line(http.scope["path"])  # http.url is made with the Host header, which need not be one.
+            reply = error_response(ApiError(error.status_code, f"there is no {http.method} {path} here"))
+            reply.headers.update(error.headers or {})
+            return reply
     return error_response(ApiError(500, "an error of the server's own", kind="server_error"))
-
-
-def error_response(error: ApiError) -> HttpResponse:
-    """An error in the OpenAI API's shape."""
-    headers = {}
-    if error.status in (429, 503):
-        headers["retry-after"] = str(math.ceil(error.retry_after_s or RETRY_AFTER_S))
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error.body, error.status, headers)
-
-
-class Guard:
-    """What stands before the app: it checks the key and the body's size, and cancels the work for a client that left.
-
-    Args:
-        app: takes requests whose whole body has come.
-        key: what clients must send; None to let everyone in.
-    """
-
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        self._app = app
-        self._expected = None if key is None else f"Bearer {key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            headers = dict(scope["headers"])
-            self._check_key(headers.get(b"authorization", b""))
-            body = await _body(headers, receive)
-        except ApiError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        if body is not None:
-            await _while_connected(self._app, body, scope, receive, send)
-
-    def _check_key(self, header: bytes) -> None:
-        if self._expected is not None and not hmac.compare_digest(header, self._expected):
-            raise ApiError(401, "this endpoint needs its key, as Authorization: Bearer KEY", code="invalid_api_key")
-
-
-async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
-    """The whole body; None when the client goes away first. Raises ApiError when it is too large."""
-    content_length = headers.get(b"content-length", b"0")
-    size = int(content_length) if content_length.isdigit() else 0
-    parts: list[bytes] = []
-    length = 0
-    while True:
-        if max(size, length) > LARGEST_BODY:
-            raise ApiError(413, f"the body is larger than {LARGEST_BODY} bytes")
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        length += len(parts[-1])
-        if not message.get("more_body", False) and length <= LARGEST_BODY:
-            return b"".join(parts)
-
-
-async def _while_connected(app: ASGIApp, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run the app, and cancel it when the client goes away."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_body() -> Message:
-        return messages.pop() if messages else await receive()
-
-    work = asyncio.ensure_future(app(scope, receive_body, send))
-    gone = asyncio.ensure_future(receive())
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-    finally:
-        work.cancel()
-        gone.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host of that name or number."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -238,20 +160,31 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, number)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except ValueError:  # It cannot be written as the name of a host.
+        raise UserError(f"host={host!r} is no name or number of a host; choose another") from None
     except OSError as error:
-        raise UserError(f"host={host} port={port}: {error.strerror}; choose another port") from None
+        other = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
+        raise UserError(f"host={host} port={port}: {error.strerror}; choose another {other}") from None
     return bound
 
 
-def server(app: ASGIApp, bound: socket.socket) -> uvicorn.Server:
+def server(app: ASGIApp, bound: socket.socket, limits: Limits = LIMITS) -> uvicorn.Server:
     """What runs an app, with `serve([bound])`; it ends in order with SIGINT, SIGTERM, or its `should_exit`.
 
     Clients that come from now on wait until it runs.
     """
     bound.listen(BACKLOG)
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files != resource.RLIM_INFINITY:  # The other half is for the handles of the models, and for Ray.
+        limits = dataclasses.replace(limits, connections=min(limits.connections, open_files // 2))
+    connection = functools.partial(Connection, limits=limits, idle={})
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=cast(type[asyncio.Protocol], connection),
+            ws="none",  # An upgrade would lead past the key.
+            h11_max_incomplete_event_size=limits.header_bytes,
+            timeout_keep_alive=math.ceil(limits.header_s),
             lifespan="off",
             log_level="error",
             access_log=False,
