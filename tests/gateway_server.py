@@ -44,6 +44,7 @@ class Echo:
             yield request.text
             while request.text == "flood":
                 yield "x" * 100_000
+                await asyncio.sleep(0)
             yield Response(request.text)
 
     @contextlib.contextmanager
@@ -93,14 +94,13 @@ class Reply:
         return json.loads(self.body)["error"]
 
 
-def read(client: socket.socket) -> Reply:
-    """One reply of a known length, or all until the end."""
-    data = b""
+def read(client: socket.socket, data: bytes = b"") -> Reply:
+    """One reply of a known length, or all until the end; `data` has been read before."""
     while b"\r\n\r\n" not in data and (piece := client.recv(65536)):
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 100"):
-        head, _, body = body.partition(b"\r\n\r\n")
+        return read(client, body)
     line, *fields = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
     length = int(headers.get("content-length", 2**40))

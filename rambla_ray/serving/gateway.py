@@ -158,11 +158,14 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, number)
+    except (OSError, ValueError) as error:  # ValueError: it cannot be written as the name of a host.
+        reason = getattr(error, "strerror", None) or "not the name of a host"
+        raise UserError(f"host={one_line(host)}: {reason}; choose another host") from None
+    try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except ValueError:  # It cannot be written as the name of a host.
-        raise UserError(f"host={host!r} is no name or number of a host; choose another") from None
     except OSError as error:
+        bound.close()
         other = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
         raise UserError(f"host={host} port={port}: {error.strerror}; choose another {other}") from None
     return bound

@@ -17,6 +17,9 @@ from rambla_ray.schema import GenerationOptions, Message, Request
 T = TypeVar("T", bound="Call")
 MOST_INPUTS = 2048  # The OpenAI API takes so many texts in one call.
 MOST_STOPS = 4  # It takes so many texts that end an answer.
+MOST_PARTS = 2048  # A conversation may have so many turns, and a turn so many parts.
+MOST_FAULTS = 100  # With more, none is named: pydantic puts millions into words for a minute, and in gigabytes.
+LARGEST_COUNT = 2**31 - 1
 
 
 class ApiError(Exception):
@@ -95,6 +98,12 @@ class RequestPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+Item = TypeVar("Item")
+Parts = Annotated[list[Item], Field(max_length=MOST_PARTS, fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+
+
 class TextPart(RequestPart):
     """A part of a message's content; images, audio and files have another type."""
 
@@ -106,7 +115,7 @@ class Turn(RequestPart):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Parts[TextPart]
     name: Nothing = None
     tool_calls: Nothing = None
     function_call: Nothing = None
@@ -139,11 +148,11 @@ class Call(RequestPart):
 class Generation(Call):
     """What both endpoints that generate text take."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Count | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: One = None
@@ -180,8 +189,8 @@ class ChatCall(Generation):
     """`POST /v1/chat/completions`."""
 
     path = "/v1/chat/completions"
-    messages: list[Turn] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: Parts[Turn] = Field(min_length=1)
+    max_completion_tokens: Count | None = None
     logprobs: Off = None
     top_logprobs: Zero = None
     tools: Nothing = None
@@ -207,7 +216,7 @@ class CompletionCall(Generation):
     """`POST /v1/completions`: the prompt is continued as it stands."""
 
     path = "/v1/completions"
-    prompt: str | list[str]
+    prompt: str | Texts
     best_of: One = None
     echo: Off = None
     logprobs: Nothing = None
@@ -224,7 +233,7 @@ class EmbeddingsCall(Call):
     """`POST /v1/embeddings`."""
 
     path = "/v1/embeddings"
-    input: str | list[str]
+    input: str | Texts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Nothing = None
 
@@ -251,8 +260,11 @@ def parse(kind: type[T], body: bytes) -> T:
 
 def _refusal(kind: type[Call], error: ValidationError) -> ApiError:
     """The first fault of a request in words; never with what was sent, which may be a patient's."""
+    if (count := error.error_count()) > MOST_FAULTS:
+        return ApiError(400, f"the body has {count} faults; see the OpenAI API's reference of {kind.path}")
     faults = error.errors(include_url=False, include_input=False, include_context=False)
-    fault = max(faults, key=lambda fault: len(fault["loc"]))  # Of a union's branches, the one that came farthest.
+    # Of a union's branches, the one that came farthest.
+    fault = max(faults, key=lambda fault: (len(fault["loc"]), fault["type"] == "too_long"))
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {fault['msg'].removeprefix('Invalid JSON: ')}")
     if not fault["loc"]:
