@@ -28,6 +28,7 @@ from rambla_ray.config.load import load_served
 from rambla_ray.errors import UserError
 from rambla_ray.run.placement import Cluster, NodeResources
 from rambla_ray.serving import gateway
+from rambla_ray.serving.limits import Limits
 
 REPO = Path(__file__).resolve().parent.parent
 SERVE_KEY = KEY  # as the workers of the cluster know it, which ask what is served
@@ -218,7 +219,7 @@ def test_the_key_is_asked_for_everywhere(endpoint):
 def test_bodies_that_are_no_requests_are_refused(endpoint):
     assert endpoint.raw("POST", "/v1/chat/completions", b'{"model":')[0] == 400
     assert endpoint.raw("GET", "/v1/chat/completions")[0] == 405
-    status, error = endpoint.raw("POST", "/v1/chat/completions", b" " * (gateway.LARGEST_BODY + 1))
+    status, error = endpoint.raw("POST", "/v1/chat/completions", b" " * (Limits().body_bytes + 1))
     assert (status, error["type"]) == (413, "invalid_request_error")
 
 
@@ -230,7 +231,7 @@ def test_a_body_of_unknown_length_is_not_read_beyond_the_limit(endpoint):
             b"authorization: Bearer " + SERVE_KEY.encode() + b"\r\n\r\n"
         )
         chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
-        for _ in range(gateway.LARGEST_BODY // 2**20 + 1):
+        for _ in range(Limits().body_bytes // 2**20 + 1):
             connection.sendall(chunk)
         assert connection.recv(64).startswith(b"HTTP/1.1 413 ")
 
@@ -278,6 +279,8 @@ def test_one_served_model_is_target_and_judge_of_a_run(endpoint, bench, tmp_path
         (["model=mok"], "no model 'mok'; did you mean 'mock'?"),
         (["prot=1"], "no key 'prot'; did you mean 'port'?"),
         (["model=mock", "port=99999"], "port: Input should be less than 65536"),
+        (["model=mock", "request_timeout_s=0"], "request_timeout_s: Input should be greater than 0"),
+        (["model=mock", "request_timeout_s=inf"], "request_timeout_s: Input should be less than or equal to 3600"),
         (["model=mock", "model.params.answr=x"], "no key 'params.answr'; did you mean 'answer'?"),
         (["model=mock", "model.params.answer=https://me:secret@host"], "a URL with a password in it"),
     ],
@@ -320,6 +323,10 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
     ("words", "environment", "message"),
     [
         (["model=mock", "host=0.0.0.0"], {}, "set SERVE_API_KEY, or leave host out"),
+        (["model=mock", "host=::"], {}, "set SERVE_API_KEY, or leave host out"),
+        (["model=mock", "host=0"], {}, "set SERVE_API_KEY, or leave host out"),
+        (["model=mock", "host=no.such.host.invalid"], {}, "choose another host"),
+        (["model=mock"], {"SERVE_API_KEY": "a\nb"}, "SERVE_API_KEY has a character in it that no header can hold"),
         (["model=mock"], {"SERVE_API_KEY": " "}, "SERVE_API_KEY is set and empty"),
         (["model=bleu"], {}, "model bleu compares two texts"),
     ],

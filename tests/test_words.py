@@ -187,6 +187,7 @@ def test_the_options_of_generation_are_read_so() -> None:
         ("host=::1", "host", "::1"),
         ("host=0", "host", "0"),
         ("port=0", "port", 0),
+        ("request_timeout_s=2.5", "request_timeout_s", 2.5),
         ("address=a: b #c", "address", "a: b #c"),
         ("model=mock, mock", "model", ("mock", "mock")),
     ],

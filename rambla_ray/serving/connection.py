@@ -20,6 +20,7 @@ from rambla_ray.serving.guard import error_response
 from rambla_ray.serving.limits import Limits
 from rambla_ray.serving.requests import ApiError
 
+ENDING = ApiError(503, "the server is ending", kind="server_error", code="unavailable")
 PIECE = 64 * 1024  # The parser gets so many bytes at a time, so that it notices soon that headers are too large.
 
 
@@ -37,7 +38,7 @@ class Connection(H11Protocol):
         self._limits = limits
         self._idle = idle
         self._lingers = False
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -86,13 +87,14 @@ class Connection(H11Protocol):
                 self._refuse(ApiError(400, "this is not a valid HTTP/1.1 request"))
 
     def shutdown(self) -> None:
-        """End the connection: now, or once the request that has come is answered."""
+        """End the connection: now, or once the request that has come is answered, which may take a while."""
         if self in self._idle:
             self._socket.close()
-        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
-            self._refuse(ApiError(503, "the server is ending", kind="server_error", code="unavailable"))
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._refuse(ENDING)
         else:
             super().shutdown()
+            self._timer = self.loop.call_later(self._limits.last_calls_s, self._refuse, ENDING)
 
     def pause_writing(self) -> None:
         """Wait for a client that does not take its reply, but not for ever: it holds the model's slot."""
@@ -124,12 +126,12 @@ class Connection(H11Protocol):
     def _become_idle(self, seconds: float, end: Any) -> None:
         self._become_busy()
         self._idle[self] = None
-        self._idle_timer = self.loop.call_later(seconds, end)
+        self._timer = self.loop.call_later(seconds, end)
 
     def _become_busy(self) -> None:
         self._idle.pop(self, None)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _stop_stall(self) -> None:
         if self._stall_timer is not None:
@@ -148,14 +150,19 @@ class Connection(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            reply = error_response(error, closes=True)
-            headers = [*self.server_state.default_headers, *reply.raw_headers]
-            reason = http.HTTPStatus(error.status).phrase.encode()
-            events = h11.Response(status_code=error.status, headers=headers, reason=reason), h11.Data(data=reply.body)
-            for event in (*events, h11.EndOfMessage()):
-                self._socket.write(self.conn.send(event))
-        self._linger()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._socket.abort()  # A reply that has begun cannot become another.
+            return
+        reply = error_response(error, closes=True)
+        headers = [*self.server_state.default_headers, *reply.raw_headers]
+        reason = http.HTTPStatus(error.status).phrase.encode()
+        events = h11.Response(status_code=error.status, headers=headers, reason=reason), h11.Data(data=reply.body)
+        for event in (*events, h11.EndOfMessage()):
+            self._socket.write(self.conn.send(event))
+        if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
+            self._socket.close()
+        else:
+            self._linger()
 
     def _linger(self) -> None:
         """End the sending side, and throw away for a while what the client still sends.

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import logging
 import math
 import resource
 import socket
@@ -32,7 +33,6 @@ from rambla_ray.serving.limits import Limits
 from rambla_ray.serving.requests import ApiError, Call, ChatCall, CompletionCall, EmbeddingsCall, Generation
 
 BACKLOG = 2048  # So many connections may wait to be accepted.
-LAST_CALLS_S = 10  # What is being answered when the server ends has so long.
 LIMITS = Limits()
 
 
@@ -181,9 +181,10 @@ def server(app: ASGIApp, bound: socket.socket, limits: Limits = LIMITS) -> uvico
     if open_files != resource.RLIM_INFINITY:  # The other half is for the handles of the models, and for Ray.
         limits = dataclasses.replace(limits, connections=min(limits.connections, open_files // 2))
     connection = functools.partial(Connection, limits=limits, idle={})
-    return uvicorn.Server(
+    server = uvicorn.Server(
         uvicorn.Config(
             app,
+            proxy_headers=False,  # They would be believed, and nothing here reads them.
             http=cast(type[asyncio.Protocol], connection),
             ws="none",  # An upgrade would lead past the key.
             h11_max_incomplete_event_size=limits.header_bytes,
@@ -193,6 +194,13 @@ def server(app: ASGIApp, bound: socket.socket, limits: Limits = LIMITS) -> uvico
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=LAST_CALLS_S,
+            timeout_graceful_shutdown=math.ceil(limits.last_calls_s) + 1,
         )
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_fault)
+    return server
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether something to be logged is more than the end of a request at the end of the server."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

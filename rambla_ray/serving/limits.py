@@ -19,6 +19,7 @@ class Limits:
         held_bytes: of the bodies of all requests that are being received or answered.
         connections: that are open at once.
         linger_s: for a client that is refused while it sends, to see the reply before the connection is reset.
+        last_calls_s: for what is being answered when the server ends.
     """
 
     header_bytes: int = 64 * 1024
@@ -28,3 +29,4 @@ class Limits:
     held_bytes: int = 256 * MIB
     connections: int = 2048
     linger_s: float = 5.0
+    last_calls_s: float = 10.0
