@@ -156,7 +156,10 @@ class Connection(H11Protocol):
         reply = error_response(error, closes=True)
         headers = [*self.server_state.default_headers, *reply.raw_headers]
         reason = http.HTTPStatus(error.status).phrase.encode()
-        events = h11.Response(status_code=error.status, headers=headers, reason=reason), h11.Data(data=reply.body)
+        events = (
+            h11.Response(status_code=error.status, headers=headers, reason=reason),
+            h11.Data(data=bytes(reply.body)),
+        )
         for event in (*events, h11.EndOfMessage()):
             self._socket.write(self.conn.send(event))
         if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
