@@ -354,17 +354,24 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_a_line(tmp_path):
 
 @pytest.mark.processes
 def test_the_command_serves_until_it_is_interrupted():
-    process = serve("model=mock", SERVE_API_KEY=SERVE_KEY)
+    process = serve("model=mock", "request_timeout_s=0.5", SERVE_API_KEY=SERVE_KEY)
     try:
         line = process.stdout.readline()
         assert SERVE_KEY not in line
-        url = re.search(r"http://127\.0\.0\.1:\d+/v1", line)
+        url = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
         assert url, process.stderr.read()
         client = openai.OpenAI(base_url=url[0], api_key=SERVE_KEY, max_retries=0)
         assert client.completions.create(model="mock", prompt="hello").choices[0].text == "hello"
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="sk-wrong").models.list()
-        process.send_signal(signal.SIGINT)
+        address = ("127.0.0.1", int(url[1]))
+        with socket.create_connection(address, PATIENCE_S) as slow, socket.create_connection(address) as idle:
+            slow.sendall(b"POST / HTTP/1.1\r\nhost: a\r\nauthorization: bearer %b\r\n" % SERVE_KEY.encode())
+            slow.sendall(b"content-length: 9\r\n\r\n{")
+            assert slow.recv(12) == b"HTTP/1.1 408"
+            idle.sendall(b"POST")
+            process.send_signal(signal.SIGINT)
+            assert idle.recv(1) == b""
         out, err = process.communicate(timeout=2 * PATIENCE_S)
         assert (process.returncode, out, err) == (0, "ended\n", "")
     finally:
