@@ -18,7 +18,8 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
 from rambla_ray.results.failures import error_lines
-from rambla_ray.results.samples import SampleWriter, file_name, refuse_newer
+from rambla_ray.results.lease import HeldFolder, Lease
+from rambla_ray.results.samples import DRAFT, SampleWriter, file_name, refuse_newer
 from rambla_ray.storage import Folder, reason_of
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
@@ -90,13 +91,21 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
 class RunDirectory:
     """One run's folder, on a local disk or in a bucket.
 
+    Args:
+        folder: where it is.
+        lease: the run's, if this process holds it.
+
     Whatever reads a file of it raises UserError when a newer version of this package wrote it in a format that this
     one does not know.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, lease: Lease | None = None) -> None:
         self.folder = folder
         self.samples = Folder(f"{folder.location}/samples")
+        self._lease = lease
+        if lease is not None:
+            self.folder = HeldFolder(folder.location, lease)
+            self.samples = HeldFolder(self.samples.location, lease)
         self._earlier_invocations: list[dict[str, Any]] = []
         self._format_is_known = False
 
@@ -123,6 +132,15 @@ class RunDirectory:
                     f"{', '.join(differing[:8])}; choose another run_id, or none"
                 )
         return run
+
+    def held(self, lease: Lease) -> RunDirectory:
+        """The same for the holder of the run's lease, which writes nothing more when it has lost it."""
+        return RunDirectory(self.folder, lease)
+
+    @property
+    def taken_over(self) -> str:
+        """Why nothing more is written, as another invocation of the run has begun; empty while this one goes on."""
+        return self._lease.lost if self._lease else ""
 
     def begin(self, config: RunConfig, plan: Mapping[str, Any], words: Sequence[str]) -> None:
         """Write what is known before the first call: config.yaml, plan.json, env.json."""
@@ -165,6 +183,8 @@ class RunDirectory:
         """
         with self.samples.writing():
             self.samples.filesystem.create_dir(self.samples.root, recursive=True)
+            for draft in self.samples.names(DRAFT):  # of an invocation that was killed
+                self.samples.filesystem.delete_file(self.samples.path(draft))
         return SampleWriter(self.samples, target, spec)
 
     def write_calls(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from rambla_ray.storage import Folder
 SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
 SPEC_KEY = b"rambla_ray"  # The Parquet metadata with the scoring spec, so that samples can be scored on their own.
 FORMAT_KEY = b"rambla_ray.format"  # The Parquet metadata with SAMPLES_FORMAT; files without it are of format 1.
+DRAFT = ".draft"  # What a file's name ends in until it is complete.
 ROWS_PER_GROUP = 2048
 PENDING_BYTES = 64 * 2**20  # So much may wait for row groups to fill, over all tasks, before some of it is written.
 
@@ -191,7 +193,8 @@ class _TaskFile:
     """One Parquet file that is being written under another name, from the first row group on."""
 
     def __init__(self, folder: Folder, name: str, schema: pa.Schema, expected: int) -> None:
-        self._folder, self._name, self._draft, self._schema = folder, name, f"{name}.draft", schema
+        self._folder, self._name, self._schema = folder, name, schema
+        self._draft = f"{name}.{uuid.uuid4().hex[:8]}{DRAFT}"  # A writer that lost its lease may still write its own.
         self._expected, self._rows = expected, 0
         self._stream: Any = None
         self._parquet: Any = None

@@ -21,6 +21,7 @@ from rambla_ray.display import counted, one_line
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
+from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
 from rambla_ray.run.plan import Plan
@@ -92,7 +93,8 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
     Folder(config.ledger).make_writable("ledger")
-    return _run(plan, directory, command, own_cluster=own_cluster)
+    with Lease.take(directory.folder, config.run_id) as lease:
+        return _run(plan, directory.held(lease), command, own_cluster=own_cluster)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:

@@ -112,7 +112,7 @@ class Run:
         growing = levels if self.cluster.grows else []
         gave_up = unwritten = ""
         with (
-            OrderlyStop(self.ledger, self.progress, growing, self.drain_s) as stop,
+            OrderlyStop(self.ledger, self.progress, lambda: self.directory.taken_over, growing, self.drain_s) as stop,
             Progress(total, models, self.progress, labels) as shown,
         ):
             try:
