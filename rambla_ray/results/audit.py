@@ -38,7 +38,7 @@ def audit(directory: RunDirectory) -> list[Check]:
 
 def recompute(directory: RunDirectory) -> Check:
     """Whether metrics.json holds what samples/ give; not checked where another version of scoring wrote it."""
-    scores, stored = directory.score(), directory.read_json("metrics.json")
+    scores, stored = directory.score(), directory.read_metrics()
     written = stored.get("scoring", 1)
     if written != scores["scoring"]:
         return Check(

@@ -7,20 +7,21 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from rambla_ray.config.folder import parse_resolved
 from rambla_ray.config.run import RunConfig
-from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
+from rambla_ray.results.documents import SHAPES, check_shape, read_plain
 from rambla_ray.results.failures import error_lines
 from rambla_ray.results.lease import HeldFolder, Lease
-from rambla_ray.results.samples import DRAFT, SampleWriter, file_name, refuse_newer
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.results.sample_writer import DRAFT, SampleWriter
+from rambla_ray.results.samples import file_name, refuse_newer
+from rambla_ray.results.shapes import StoredConfig
+from rambla_ray.storage import Folder
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
@@ -229,50 +230,40 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        config = self._parsed("config.yaml", parse_resolved)
-        if not isinstance(config, dict):
+        document = read_plain(self.folder, "config.yaml")
+        if document is None:
             return None
-        document = {str(key): value for key, value in config.items()}
         refuse_newer("run directory", document.get("format", 1), RUN_FORMAT, self.folder.location)
         self._format_is_known = True
+        check_shape(document, StoredConfig, f"{self.folder.location}/config.yaml")
         return document
 
     def model_labels(self) -> dict[str, str]:
         """By target, what people call it; empty in a run that an earlier version wrote."""
-        labels = (self.read_config() or {}).get("model_labels")
-        return {str(target): str(label) for target, label in labels.items()} if isinstance(labels, dict) else {}
+        return dict((self.read_config() or {}).get("model_labels", {}))
 
-    def read_json(self, name: str) -> Any:
-        """What one of the run's JSON files holds. Raises UserError when there is no such file."""
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What one of the run's JSON files holds, None when there is no such file. Raises UserError."""
         self._check_format()
-        value = self._parsed(name, json.loads)
-        if value is None:
-            raise UserError(f"{self.folder.location} has no {name}; is it a run directory that was finished?")
-        return value
+        document = read_plain(self.folder, name)
+        if document is not None:
+            check_shape(document, SHAPES[name], f"{self.folder.location}/{name}")
+        return document
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What metrics.json holds. Raises UserError when there is none."""
+        metrics = self.read_json("metrics.json")
+        if metrics is None:
+            raise UserError(f"{self.folder.location} has no metrics.json; is it a run directory that was finished?")
+        return metrics
 
     def read_notes(self) -> list[str]:
         """What plan.json says about the datasets, as lines; none where an older version wrote it."""
-        self._check_format()
-        plan = self._parsed("plan.json", json.loads)
-        return [str(note) for note in (plan or {}).get("notes", ())]
+        return list((self.read_json("plan.json") or {}).get("notes", ()))
 
     def read_calls(self) -> dict[str, Any] | None:
         """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
-        self._check_format()
-        calls: dict[str, Any] | None = self._parsed("calls.json", json.loads)
-        return calls
-
-    def _parsed(self, name: str, parse: Callable[[bytes], Any]) -> Any:
-        """What a file of the run holds, None when there is no such file. Raises UserError when it is damaged."""
-        try:
-            return parse(self.folder.read(name))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason_of(error)}") from None
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            reason = one_line(str(error).partition("\n")[0])
-            raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
+        return self.read_json("calls.json")
 
     def _check_format(self) -> None:
         if not self._format_is_known:
