@@ -250,6 +250,10 @@ class RunDirectory:
             check_shape(document, SHAPES[name], f"{self.folder.location}/{name}")
         return document
 
+    def read_document(self, name: str) -> dict[str, Any] | None:
+        """What config.yaml or a JSON file holds, None when there is no such file. Raises UserError."""
+        return self.read_config() if name == "config.yaml" else self.read_json(name)
+
     def read_metrics(self) -> dict[str, Any]:
         """What metrics.json holds. Raises UserError when there is none."""
         metrics = self.read_json("metrics.json")

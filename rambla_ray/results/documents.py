@@ -34,11 +34,19 @@ SHAPES: Mapping[str, type[Shape]] = {
 }
 
 
-def damaged(location: str, reason: object) -> UserError:
-    """The error of a file that cannot be read: which one, why, and what to do."""
-    why = one_line(str(reason).partition("\n")[0])
-    remedy = _PUT_BACK.get(location.rpartition("/")[2], WRITE_ANEW)
-    return UserError(f"{location} is damaged: {why}; {remedy}")
+class Damaged(UserError):
+    """A file of a run directory that cannot be read.
+
+    Args:
+        location: the file.
+        reason: what is wrong with it.
+
+    `what` says both in a line, without what to do.
+    """
+
+    def __init__(self, location: str, reason: object) -> None:
+        self.what = f"{location} is damaged: {one_line(str(reason).partition(chr(10))[0])}"
+        super().__init__(f"{self.what}; {_PUT_BACK.get(location.rpartition('/')[2], WRITE_ANEW)}")
 
 
 def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -53,13 +61,13 @@ def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise damaged(location, f"it cannot be read: {reason_of(error)}") from None
+        raise Damaged(location, f"it cannot be read: {reason_of(error)}") from None
     try:
         value = parse_resolved(data) if name.endswith(".yaml") else parse_json(data)
     except (ValueError, yaml.YAMLError, RecursionError, *_OF_YAML_TAGS) as error:
-        raise damaged(location, error) from None
+        raise Damaged(location, error) from None
     if not isinstance(value, dict):
-        raise damaged(location, "it holds no keys and values" if data.strip() else "it is empty")
+        raise Damaged(location, "it holds no keys and values" if data.strip() else "it is empty")
     return {str(key): inner for key, inner in value.items()}
 
 
@@ -77,4 +85,4 @@ def check_shape(value: object, shape: type[Shape], location: str, inside: str = 
     try:
         shape.model_validate(value)
     except ValidationError as error:
-        raise damaged(location, inside + explain(error, shape)) from None
+        raise Damaged(location, inside + explain(error, shape)) from None

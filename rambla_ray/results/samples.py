@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rambla_ray.errors import UserError
-from rambla_ray.results.documents import check_shape, damaged, parse_json
+from rambla_ray.results.documents import Damaged, check_shape, parse_json
 from rambla_ray.results.shapes import ScoringSpec
 from rambla_ray.schema import SAMPLE_SCHEMA, Role
 from rambla_ray.storage import Folder, reason_of
@@ -56,7 +56,7 @@ def spec_of(schema: pa.Schema, folder: Folder, name: str) -> dict[str, Any]:
     try:
         spec = parse_json((schema.metadata or {}).get(SPEC_KEY, b""))
     except (ValueError, RecursionError):
-        raise damaged(f"{folder.location}/{name}", "its metadata does not say how it is scored") from None
+        raise Damaged(f"{folder.location}/{name}", "its metadata does not say how it is scored") from None
     check_shape(spec, ScoringSpec, f"{folder.location}/{name}", "metadata: ")
     return dict(spec)
 
@@ -66,7 +66,7 @@ def sample_names(folder: Folder) -> list[str]:
     try:
         return folder.names(".parquet")
     except OSError as error:
-        raise damaged(folder.location, f"it cannot be read: {reason_of(error)}") from None
+        raise Damaged(folder.location, f"it cannot be read: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def open_file(folder: Folder, name: str, **options: Any) -> Iterator[StoredFile]
     except FileNotFoundError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise damaged(location, reason_of(error) if isinstance(error, OSError) else error) from None
+        raise Damaged(location, reason_of(error) if isinstance(error, OSError) else error) from None
 
 
 class StoredFile:

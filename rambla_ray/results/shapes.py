@@ -151,13 +151,13 @@ class _StoredTaskConfig(Shape):
 
 
 class _Question(Shape):
-    tasks: dict[str, _StoredTaskConfig] = {}
+    tasks: dict[str, _StoredTaskConfig]
 
 
 class StoredConfig(Shape):
     """config.yaml."""
 
-    question: _Question = _Question()
+    question: _Question = _Question(tasks={})
     model_labels: dict[str, str] = {}
 
 

@@ -20,6 +20,7 @@ from rambla_ray.config.words import as_typed
 from rambla_ray.display import counted, one_line
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.ledger.store import has_records_of
+from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
@@ -92,8 +93,11 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         command.job.warn()
     plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
+    refuse_what_cannot_be_replaced(directory)
     Folder(config.ledger).make_writable("ledger")
     with Lease.take(directory.folder, config.run_id) as lease:
+        for line in rewritten(directory):
+            print(f"note: {line}; it is written anew", file=sys.stderr)
         return _run(plan, directory.held(lease), command, own_cluster=own_cluster)
 
 
