@@ -21,6 +21,11 @@ NAME = "mock-2tasks-580dd227"
 DOCUMENTS = ("config.yaml", "env.json", "plan.json", "metrics.json", "calls.json", "errors.jsonl")
 SAMPLES = ("samples/mock--paraphrase.parquet", "samples/mock--spelling_robustness.parquet")
 REPORTS = ([], ["--audit"], ["--recompute"], ["--recompute", "--audit"])
+REMEDIES = (
+    "; the same bench command writes it anew, and asks nothing that the ledger holds",
+    "; it says what the run asks: put it back, or delete it, and the same bench command writes it anew",
+    "; it counts the earlier invocations of the run: put it back, or delete it to go on without them",
+)
 DEEP = 100_000
 
 
@@ -184,8 +189,9 @@ def says_what_is_damaged(words: Sequence[str], location: Path, capsys: pytest.Ca
     """A report with these flags ends with 1, and a line that names the file and says what to do."""
     assert job.main(words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {location} is damaged: ")
-    assert "; the same bench command writes it anew" in line or "put it back, or delete it" in line
+    is_damaged = line.startswith(f"error: {location} is damaged: ")
+    assert is_damaged or line.startswith(f"error: {location} cannot be read: ")
+    assert line.endswith(REMEDIES if is_damaged else "; put that right, and run the same command again")
 
 
 @pytest.mark.parametrize("flags", REPORTS, ids=" ".join)
@@ -195,6 +201,7 @@ def says_what_is_damaged(words: Sequence[str], location: Path, capsys: pytest.Ca
         pytest.param(name, damage, id=f"{name}-{kind}")
         for names, damages in ((DOCUMENTS, ANY_DOCUMENT), (SAMPLES, ANY_SAMPLES))
         for name, (kind, damage) in itertools.product(names, damages.items())
+        if (name, kind) != ("config.yaml", "NaN")  # In YAML that is a text.
     ],
 )
 def test_every_file_in_every_way(

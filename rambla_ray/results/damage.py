@@ -8,10 +8,10 @@ from pyarrow import fs
 
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.results.documents import SHAPES, Damaged, parse_json
+from rambla_ray.results.documents import SHAPES, Damaged, Unreadable, parse_json
 from rambla_ray.results.samples import file_name, open_file, read_spec, sample_names, spec_of
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 ERRORS = "errors.jsonl"
 WRITTEN = (*SHAPES, ERRORS, "summary.md", "report.html")
@@ -40,7 +40,7 @@ def _entries(folder: Folder) -> list[fs.FileInfo]:
         found: list[fs.FileInfo] = folder.filesystem.get_file_info(fs.FileSelector(folder.root, allow_not_found=True))
         return found
     except OSError as error:
-        raise UserError(f"{folder.location} cannot be read: {reason_of(error)}") from None
+        raise Unreadable(folder.location, error) from None
 
 
 def rewritten(directory: RunDirectory) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _check_errors(folder: Folder, expected: int) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Damaged(location, f"it cannot be read: {reason_of(error)}") from None
+        raise Unreadable(location, error) from None
     for number, line in enumerate(lines, 1):
         try:
             parse_json(line)

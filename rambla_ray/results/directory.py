@@ -8,6 +8,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import yaml
@@ -30,7 +31,8 @@ RUN_FORMAT = 1
 PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
 
 
-def versions() -> dict[str, str | None]:
+@cache
+def versions() -> Mapping[str, str | None]:
     """The versions on this machine of Python and of the packages that results may depend on.
 
     The version of a package that is not installed is None.
@@ -167,7 +169,8 @@ class RunDirectory:
 
     def write_env(self, models: Mapping[str, Any]) -> None:
         """Write env.json: versions, and the identity of each loaded model (weights, parameters, template)."""
-        packages = versions()
+        with self.folder.writing():  # Where no more files can be opened, their versions cannot be read either.
+            packages = dict(versions())
         python = packages.pop("python")
         env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
         self.write("env.json", to_json(env))

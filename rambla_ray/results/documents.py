@@ -35,7 +35,7 @@ SHAPES: Mapping[str, type[Shape]] = {
 
 
 class Damaged(UserError):
-    """A file of a run directory that cannot be read.
+    """A file of a run directory that does not hold what it should.
 
     Args:
         location: the file.
@@ -47,6 +47,14 @@ class Damaged(UserError):
     def __init__(self, location: str, reason: object) -> None:
         self.what = f"{location} is damaged: {one_line(str(reason).partition(chr(10))[0])}"
         super().__init__(f"{self.what}; {_PUT_BACK.get(location.rpartition('/')[2], WRITE_ANEW)}")
+
+
+class Unreadable(Damaged):
+    """A file of a run directory that cannot be read: what it holds is not known, and may be as it should."""
+
+    def __init__(self, location: str, error: OSError) -> None:
+        self.what = f"{location} cannot be read: {reason_of(error)}"
+        UserError.__init__(self, f"{self.what}; put that right, and run the same command again")
 
 
 def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -61,7 +69,7 @@ def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Damaged(location, f"it cannot be read: {reason_of(error)}") from None
+        raise Unreadable(location, error) from None
     try:
         value = parse_resolved(data) if name.endswith(".yaml") else parse_json(data)
     except (ValueError, yaml.YAMLError, RecursionError, *_OF_YAML_TAGS) as error:

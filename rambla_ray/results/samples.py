@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rambla_ray.errors import UserError
-from rambla_ray.results.documents import Damaged, check_shape, parse_json
+from rambla_ray.results.documents import Damaged, Unreadable, check_shape, parse_json
 from rambla_ray.results.shapes import ScoringSpec
 from rambla_ray.schema import SAMPLE_SCHEMA, Role
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
 SPEC_KEY = b"rambla_ray"  # The Parquet metadata with the scoring spec, so that samples can be scored on their own.
@@ -66,7 +66,7 @@ def sample_names(folder: Folder) -> list[str]:
     try:
         return folder.names(".parquet")
     except OSError as error:
-        raise Damaged(folder.location, f"it cannot be read: {reason_of(error)}") from None
+        raise Unreadable(folder.location, error) from None
 
 
 @contextmanager
@@ -87,7 +87,9 @@ def open_file(folder: Folder, name: str, **options: Any) -> Iterator[StoredFile]
     except FileNotFoundError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise Damaged(location, reason_of(error) if isinstance(error, OSError) else error) from None
+        if isinstance(error, OSError) and error.errno:
+            raise Unreadable(location, error) from None
+        raise Damaged(location, error) from None  # Of what is no Parquet, Arrow, too, says OSError.
 
 
 class StoredFile:
@@ -99,14 +101,14 @@ class StoredFile:
         self._file = file
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        return _valid(self._file.read(columns=self._known(columns)))
+        return _valid(self._file.read(columns=self._known(columns)), columns)
 
     def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        return _valid(self._file.read_row_group(group, columns=self._known(columns)))
+        return _valid(self._file.read_row_group(group, columns=self._known(columns)), columns)
 
     def iter_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch in self._file.iter_batches(ROWS_PER_GROUP, columns=self._known(columns)):
-            yield _valid(batch)
+            yield _valid(batch, columns)
 
     def _known(self, columns: Sequence[str]) -> list[str]:
         """The same columns. Raises ValueError where the file has one not, or of another type."""
@@ -128,9 +130,11 @@ def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
     return kind
 
 
-def _valid(rows: Any) -> Any:
-    """Rows whose texts are UTF-8 and whose cells are there. Raises ValueError, ArrowException."""
+def _valid(rows: Any, columns: Sequence[str]) -> Any:
+    """The rows, if they have all columns, no empty cells, and texts in UTF-8. Raises ValueError, ArrowException."""
     rows.validate(full=True)
+    if {column.partition(".")[0] for column in columns} != set(rows.schema.names):
+        raise ValueError("its columns are not those that its metadata name")
     if missing := [name for name in rows.schema.names if rows.column(name).null_count]:
         raise ValueError(f"column {missing[0]} has empty cells")
     return rows
