@@ -175,8 +175,8 @@ def test_a_run_that_loses_its_directory_stops_with_4_and_has_every_answer(
 def test_a_disk_that_is_full_before_the_first_call_ends_with_1(bench, tmp_path: Path) -> None:
     with OpenAIServer() as server:
         with no_file_larger_than(4096):
-            tasks = "task=mcqabaseline,fewshot_examples_with_context,irrelevant_context,spelling_robustness"  # config.yaml is larger
-            refused = bench([*words(server, tmp_path / "runs"), tasks])
+            tasks = "mcqabaseline,fewshot_examples_with_context,irrelevant_context,spelling_robustness"
+            refused = bench([*words(server, tmp_path / "runs"), f"task={tasks}"])  # Its config.yaml is larger.
         assert (refused.status, len(server.requests)) == (1, 0)
     (line,) = refused.err.splitlines()
     assert line.startswith(f"error: '{tmp_path}/runs/")

@@ -117,8 +117,8 @@ class RunDirectory:
         """Open the folder of a run, new or to be continued, and check that it can be written.
 
         Raises:
-            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or two
-                targets and tasks would share a file.
+            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or what
+                it holds of earlier invocations is damaged, or two targets and tasks would share a file.
         """
         files = Counter(file_name(target, task) for target in config.targets for task in config.tasks)
         for name, count in files.items():
@@ -134,6 +134,7 @@ class RunDirectory:
                     f"run_id={config.run_id} belongs to another config ({run.folder.location}); these keys differ: "
                     f"{', '.join(differing[:8])}; choose another run_id, or none"
                 )
+        run.read_calls()  # What it counts of earlier invocations stands nowhere else.
         return run
 
     def held(self, lease: Lease) -> RunDirectory:
