@@ -179,6 +179,9 @@ PAGES = {
             pa.array([b"\xff"] * len(table), pa.binary()).view(pa.string()),
         )
     ),
+    "steps that are texts": rewrite(
+        lambda table: table.set_column(table.schema.get_field_index("steps"), "steps", pa.array(["?"] * len(table)))
+    ),
     "steps that are no steps": rewrite(
         lambda table: table.set_column(table.schema.get_field_index("steps"), "steps", pa.array([[1]] * len(table)))
     ),

@@ -266,7 +266,7 @@ def test_a_heartbeat_changes_the_lease_and_nothing_else_in_it(folder: Folder) ->
 
 def test_who_finds_another_in_its_place_writes_nothing_more(folder: Folder) -> None:
     with Lease.take(folder, RUN, Wait().clock) as lease:
-        held = HeldFolder(folder.location, lease)
+        held = HeldFolder(folder, lease)
         with held.writing():
             held.write("a", b"1")
         folder.write(LEASE, TAKEN_ELSEWHERE)

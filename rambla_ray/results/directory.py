@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import yaml
@@ -18,32 +16,16 @@ from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
 from rambla_ray.results.documents import SHAPES, check_shape, read_plain
 from rambla_ray.results.failures import error_lines
-from rambla_ray.results.lease import HeldFolder, Lease
+from rambla_ray.results.lease import LEASE, HeldFolder, Lease
 from rambla_ray.results.sample_writer import DRAFT, SampleWriter
 from rambla_ray.results.samples import file_name, refuse_newer
 from rambla_ray.results.shapes import StoredConfig
+from rambla_ray.results.versions import versions
 from rambla_ray.storage import Folder
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
 RUN_FORMAT = 1
-
-PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
-
-
-@cache
-def versions() -> Mapping[str, str | None]:
-    """The versions on this machine of Python and of the packages that results may depend on.
-
-    The version of a package that is not installed is None.
-    """
-    installed: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = None
-    return installed
 
 
 def to_json(value: object) -> bytes:
@@ -107,8 +89,7 @@ class RunDirectory:
         self.samples = Folder(f"{folder.location}/samples")
         self._lease = lease
         if lease is not None:
-            self.folder = HeldFolder(folder.location, lease)
-            self.samples = HeldFolder(self.samples.location, lease)
+            self.folder, self.samples = HeldFolder(self.folder, lease), HeldFolder(self.samples, lease)
         self._earlier_invocations: list[dict[str, Any]] = []
         self._format_is_known = False
 
@@ -162,11 +143,19 @@ class RunDirectory:
                 for name, model in config.targets.items()
             },
         }
+        self._remove_drafts()
         self.write("config.yaml", _to_yaml(document))
         self.write("plan.json", to_json(plan))
         self.write_env({})
         calls = self.read_calls()
         self._earlier_invocations = calls["invocations"] if calls else []
+
+    def _remove_drafts(self) -> None:
+        """Remove what an invocation that was killed had not finished writing. Raises NotWritten."""
+        with self.folder.writing():
+            for name in [*self.folder.names(".tmp"), *self.folder.names(DRAFT)]:
+                if not name.startswith((".", LEASE)):  # Those are being written while another start is refused.
+                    self.folder.filesystem.delete_file(self.folder.path(name))
 
     def write_env(self, models: Mapping[str, Any]) -> None:
         """Write env.json: versions, and the identity of each loaded model (weights, parameters, template)."""

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-LEASE_FORMAT = 1  # A change that an earlier reader would misread raises it; a new member does not.
+LEASE_FORMAT: Literal[1] = 1  # A change that an earlier reader would misread raises it; a new member does not.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -199,12 +199,12 @@ class HeldFolder(Folder):
     """A folder of a run whose lease this process holds: where it has lost it, nothing more is written.
 
     Args:
-        location: as `Folder` takes it.
+        folder: the folder, which is the same but for that.
         lease: the run's.
     """
 
-    def __init__(self, location: str, lease: Lease) -> None:
-        super().__init__(location)
+    def __init__(self, folder: Folder, lease: Lease) -> None:
+        vars(self).update(vars(folder))
         self._lease = lease
 
     @contextlib.contextmanager

@@ -120,14 +120,12 @@ class StoredFile:
 
 def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
     """The type of a column, or of what is in it (`steps.list.element.text`); None where there is none."""
-    name, *inner = column.split(".list.element.")
-    index = schema.get_field_index(name)
-    kind = schema.field(index).type if index >= 0 else None
-    for part in inner:
-        is_there = pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
-        index = kind.value_type.get_field_index(part) if is_there else -1
-        kind = kind.value_type.field(index).type if index >= 0 else None
-    return kind
+    name, _, inner = column.partition(".list.element.")
+    fields = {field.name: field.type for field in schema}
+    if not inner or name not in fields:
+        return fields.get(name)
+    inside = fields[name].value_type if pa.types.is_list(fields[name]) else pa.null()
+    return {field.name: field.type for field in inside}.get(inner) if pa.types.is_struct(inside) else None
 
 
 def _valid(rows: Any, columns: Sequence[str]) -> Any:
