@@ -133,6 +133,19 @@ def test_the_faults_are_faults(tmp_path: Path) -> None:
             directory.begin(config, {}, [])
 
 
+@pytest.mark.parametrize("key", ["runs_dir", "ledger"])
+@pytest.mark.parametrize("place", ["{file}", "{file}/deeper", "{loop}"])
+def test_a_place_that_is_no_folder_is_refused_before_any_call(bench, tmp_path: Path, key: str, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = place.format(file=tmp_path / "file", loop=tmp_path / "loop")
+    refused = bench(["model=mock", "task=mcqabaseline", "model.params.latency_s=0.01", f"{key}={place}"])
+    (line,) = refused.err.splitlines()
+    assert refused.status == 1
+    assert line.startswith(f"error: {key} '{place}")
+    assert " cannot be written: " in line
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     "fault", [removed, replaced_by_a_file, samples_replaced_by_a_file], ids=lambda fault: fault.__name__
