@@ -12,9 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import report as job
+from made_samples import TASKS, many, planned, store
 from omegaconf import OmegaConf
 
+from rambla_ray.errors import UserError
+from rambla_ray.results.directory import to_json
 from rambla_ray.results.samples import SPEC_KEY
+from rambla_ray.results.score import SCORING
 
 RECORDED = Path(__file__).resolve().parent / "data/recorded/2026-11"
 NAME = "mock-2tasks-580dd227"
@@ -231,3 +235,46 @@ def test_samples_that_cannot_be_read(
     damage(run / name)
     for flags in ["--audit"], ["--recompute"]:
         says_what_is_damaged([str(run), *flags], run / name, capsys)
+
+
+@pytest.mark.parametrize(("flags", "status"), [([], 1), (["--audit"], 2), (["--recompute"], 2)])
+def test_samples_of_a_task_that_are_missing(
+    run: Path, flags: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = json.loads((run / "metrics.json").read_bytes())
+    (run / "metrics.json").write_text(json.dumps({**scores, "scoring": SCORING}))
+    (run / SAMPLES[1]).unlink()
+    assert job.main([str(run), *flags]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {run / SAMPLES[1]} is damaged: it is missing{REMEDIES[0]}"
+
+
+@pytest.mark.parametrize("flags", REPORTS, ids=" ".join)
+def test_samples_that_are_all_missing(run: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "samples")
+    assert job.main([str(run), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {run}/samples: there are no samples; is it a run directory that was finished?"
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "metrics.json"])
+def test_a_document_that_is_missing_is_noted(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / name).unlink()
+    assert job.main([str(run)]) == 0
+    assert capsys.readouterr().err == f"note: {run} has no {name}\n"
+
+
+def test_a_bit_that_flips_in_a_page_is_found(tmp_path: Path) -> None:
+    directory = store(tmp_path, planned(60), many(TASKS, 60))
+    path = tmp_path / "samples/m--clean.parquet"
+    whole, metadata = path.read_bytes(), pq.read_metadata(path)
+    scores = to_json(directory.score())
+    columns = [metadata.row_group(0).column(number) for number in range(metadata.num_columns)]
+    pages = [column for column in columns if column.path_in_schema in ("answer", "outcome", "target")]
+    for page in pages:
+        last = page.dictionary_page_offset + page.total_compressed_size - 1  # Before it may stand a page's header.
+        path.write_bytes(whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+        with pytest.raises(UserError, match=r"m--clean.parquet is damaged: "):
+            directory.score()
+    path.write_bytes(whole)
+    assert to_json(directory.score()) == scores

@@ -9,6 +9,7 @@ from pyarrow import fs
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.documents import SHAPES, Damaged, Unreadable, parse_json
+from rambla_ray.results.lease import LEASE
 from rambla_ray.results.samples import file_name, open_file, read_spec, sample_names, spec_of
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
 from rambla_ray.storage import Folder
@@ -88,8 +89,9 @@ def faults(directory: RunDirectory) -> Iterator[str]:
                 raise Damaged(f"{directory.folder.location}/{name}", "it does not say what the run asks")
         except UserError as fault:
             yield str(fault)
-    try:
-        _check_errors(directory.folder, sum(cell["n"] - cell["outcomes"][Outcome.SCORED] for cell in scores["cells"]))
+    unscored = sum(cell["n"] - cell["outcomes"][Outcome.SCORED] for cell in scores["cells"])
+    try:  # While a run goes on, one file may be newer than another.
+        _check_errors(directory.folder, None if directory.folder.has(LEASE) else unscored)
     except UserError as fault:
         yield str(fault)
     yield from _sample_faults(directory.samples, is_partial=bool(scores["partial"]))
@@ -106,10 +108,9 @@ def _sample_faults(folder: Folder, *, is_partial: bool) -> Iterator[str]:
     yield from damaged
     if not damaged and not is_partial:
         spec = read_spec(folder)
-        for missing in sorted(
-            {file_name(model, task) for model in spec["models"] for task in spec["tasks"]} - {*names}
-        ):
-            yield str(Damaged(f"{folder.location}/{missing}", "it is missing"))
+        planned = {file_name(model, task) for model in spec["models"] for task in spec["tasks"]}
+        for name in sorted(planned.difference(names)):
+            yield str(Damaged(f"{folder.location}/{name}", "it is missing"))
 
 
 def _check_samples(folder: Folder, name: str) -> None:
@@ -120,8 +121,13 @@ def _check_samples(folder: Folder, name: str) -> None:
         spec_of(file.schema_arrow, folder, name)
 
 
-def _check_errors(folder: Folder, expected: int) -> None:
-    """Raise a UserError where errors.jsonl has not a line of JSON for each sample that was not scored."""
+def _check_errors(folder: Folder, unscored: int | None) -> None:
+    """Raise a UserError where errors.jsonl has not a line of JSON for each sample that was not scored.
+
+    Args:
+        folder: the run directory.
+        unscored: how many samples were not; None where that is not known.
+    """
     location = f"{folder.location}/{ERRORS}"
     try:
         lines = folder.read(ERRORS).splitlines()
@@ -134,5 +140,5 @@ def _check_errors(folder: Folder, expected: int) -> None:
             parse_json(line)
         except (ValueError, RecursionError):
             raise Damaged(location, f"line {number} is no JSON") from None
-    if len(lines) != expected:
-        raise Damaged(location, f"it has {len(lines)} lines, and {expected} samples were not scored")
+    if unscored is not None and len(lines) != unscored:
+        raise Damaged(location, f"it has {len(lines)} lines, and {unscored} samples were not scored")
