@@ -195,6 +195,15 @@ def test_who_shows_life_while_it_is_waited_goes_on(folder: Folder, before: bytes
     assert wait.slept == 2.0
 
 
+def test_who_is_writing_it_just_then_is_not_waited_for_with_a_note(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.write(LEASE, b"")
+    with pytest.raises(UserError, match="goes on already: pid"):
+        Lease.take(folder, RUN, Wait({LOOK_S: lambda: folder.write(LEASE, RUNNING)}).clock)
+    assert capsys.readouterr().err == ""
+
+
 def test_who_ends_while_it_is_waited_is_followed_at_once(folder: Folder, settled_s: float) -> None:
     folder.write(LEASE, ELSEWHERE)
     wait = Wait({3.0: lambda: os.unlink(f"{folder.root}/{LEASE}")})

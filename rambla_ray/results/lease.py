@@ -104,11 +104,11 @@ class Lease:
             UserError: another invocation of the run goes on, or the lease cannot be read or written.
         """
         lease = cls(folder, Holder.of(Process.present(), run_id))
-        observer, is_noted = Observer(lease.holder.process), False
+        observer, looks = Observer(lease.holder.process), 0
         while (unclear := lease._try(observer, clock)) is not None:
-            if not is_noted:
+            looks += 1
+            if looks == 2:  # At the first look it may have been half written.
                 print(_waiting_note(run_id, unclear), file=sys.stderr, flush=True)
-                is_noted = True
             clock.sleep(LOOK_S)
         return lease
 
