@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pyarrow import fs
 from rambla_ray.errors import NotWritten, UserError
 from rambla_ray.schema import well_formed
 
+FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # What a full disk, or quota, says; a bucket has no numbers.
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
 
 
@@ -100,7 +102,8 @@ class Folder:
         try:
             yield
         except OSError as error:
-            reason = f"{reason_of(error)}; make room there, and run the same command again"
+            way_out = "make room there" if error.errno in FULL else "put that right"
+            reason = f"{reason_of(error)}; {way_out}, and run the same command again"
             raise NotWritten(f"'{self.location}' cannot be written: {reason}") from None
 
     def names(self, suffix: str) -> list[str]:

@@ -21,7 +21,7 @@ from rambla_ray.errors import NotStored, NotWritten, UserError
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.results.samples import SampleWriter
+from rambla_ray.results.sample_writer import SampleWriter
 from rambla_ray.schema import CallTrace, Response, to_table
 from rambla_ray.storage import Folder
 

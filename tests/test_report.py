@@ -206,7 +206,7 @@ def test_recomputing_says_whether_the_numbers_are_those_of_the_samples(
     directory = stored_run(tmp_path, 200)
     assert job.main([str(tmp_path), "--recompute"]) == 0
     assert "metrics.json equals what samples/ give" in capsys.readouterr().out
-    scores = directory.read_json("metrics.json")
+    scores = directory.read_metrics()
     scores["cells"][0]["accuracy"]["value"] += 1e-9
     directory.folder.write("metrics.json", to_json(scores))
     assert job.main([str(tmp_path), "--recompute"]) == 2

@@ -227,7 +227,8 @@ class LedgerService:
         """Let nothing new be asked; the first reason stays.
 
         Args:
-            why: `interrupted`, `budget`, `placement`, or the kind of error that no other call would escape.
+            why: `interrupted`, `lease`, `results`, `budget`, `placement`, or the kind of error that no other call
+                would escape.
             message: one line for the user.
         """
         self._stop(why, message)

@@ -87,15 +87,17 @@ class _OwnSegment:
 def has_records_of(folder: Folder, run_id: str) -> bool:
     """Whether a run has written into a ledger on a local disk; False for any other, whose parts are too many to see.
 
-    A segment has one writer, of one run, so that its first line says whose it is.
+    A segment has one writer, of one run, so that its first line says whose it is. What cannot be read is no record:
+    why it cannot is for whoever opens the ledger to say.
     """
     if not folder.is_local:
         return False
     tag = run_tag(run_id).encode()
-    for name in folder.names(SUFFIX):
-        with open(folder.path(name), "rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
-            if check(file.readline())[2] == tag:
-                return True
+    with contextlib.suppress(OSError):
+        for name in folder.names(SUFFIX):
+            with open(folder.path(name), "rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
+                if check(file.readline())[2] == tag:
+                    return True
     return False
 
 

@@ -17,6 +17,7 @@ from rambla_ray.config.task import Answer, TaskConfig
 from rambla_ray.display import Check
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory, to_json
+from rambla_ray.results.documents import Damaged
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.schema import Role, Sample, Step
 from rambla_ray.scoring.outcomes import finish
@@ -38,7 +39,7 @@ def audit(directory: RunDirectory) -> list[Check]:
 
 def recompute(directory: RunDirectory) -> Check:
     """Whether metrics.json holds what samples/ give; not checked where another version of scoring wrote it."""
-    scores, stored = directory.score(), directory.read_json("metrics.json")
+    scores, stored = directory.score(), directory.read_metrics()
     written = stored.get("scoring", 1)
     if written != scores["scoring"]:
         return Check(
@@ -74,16 +75,17 @@ def _answers(directory: RunDirectory) -> Check:
     config = directory.read_config()
     if config is None:
         raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?")
+    tasks, where = config.get("question", {}).get("tasks", {}), f"{directory.folder.location}/config.yaml"
     checked = differ = by_reader = 0
     for task in spec["tasks"]:
-        task_config = _task_config(
-            config["question"]["tasks"][task], f"{directory.folder.location}/config.yaml: task {task}"
-        )
+        if task not in tasks:
+            raise Damaged(where, f"it has no task {task}, of which there are samples")
+        task_config = _task_config(tasks[task], f"{where}: task {task}")
         for target in spec["models"]:
             for row in _rows(StoredTask(directory.samples, target, task)):
                 checked += 1
                 differ += not _reads_the_same(row, task_config)
-                by_reader += bool(row["answer"]) and row["steps"][-1]["role"] == Role.READER
+                by_reader += bool(row["answer"] and row["steps"]) and row["steps"][-1]["role"] == Role.READER
     line = f"answers: checked {checked}, of which {differ} read otherwise"
     line += f"; {by_reader} from what the reader replied" if Role.READER in spec["roles"] else ""
     return Check(line, not differ)

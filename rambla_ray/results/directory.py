@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from rambla_ray.config.folder import parse_resolved
 from rambla_ray.config.run import RunConfig
-from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
+from rambla_ray.results.documents import SHAPES, check_shape, read_plain
 from rambla_ray.results.failures import error_lines
-from rambla_ray.results.samples import SampleWriter, file_name, refuse_newer
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.results.lease import LEASE, HeldFolder, Lease
+from rambla_ray.results.sample_writer import DRAFT, SampleWriter
+from rambla_ray.results.samples import file_name, refuse_newer
+from rambla_ray.results.shapes import StoredConfig
+from rambla_ray.results.versions import versions
+from rambla_ray.storage import Folder
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
 RUN_FORMAT = 1
-
-PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
-
-
-def versions() -> dict[str, str | None]:
-    """The versions on this machine of Python and of the packages that results may depend on.
-
-    The version of a package that is not installed is None.
-    """
-    installed: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = None
-    return installed
 
 
 def to_json(value: object) -> bytes:
@@ -90,13 +76,20 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
 class RunDirectory:
     """One run's folder, on a local disk or in a bucket.
 
+    Args:
+        folder: where it is.
+        lease: the run's, if this process holds it.
+
     Whatever reads a file of it raises UserError when a newer version of this package wrote it in a format that this
     one does not know.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, lease: Lease | None = None) -> None:
         self.folder = folder
         self.samples = Folder(f"{folder.location}/samples")
+        self._lease = lease
+        if lease is not None:
+            self.folder, self.samples = HeldFolder(self.folder, lease), HeldFolder(self.samples, lease)
         self._earlier_invocations: list[dict[str, Any]] = []
         self._format_is_known = False
 
@@ -105,8 +98,8 @@ class RunDirectory:
         """Open the folder of a run, new or to be continued, and check that it can be written.
 
         Raises:
-            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or two
-                targets and tasks would share a file.
+            UserError: it cannot, or it belongs to another config; the message names the keys that differ. Or what
+                it holds of earlier invocations is damaged, or two targets and tasks would share a file.
         """
         files = Counter(file_name(target, task) for target in config.targets for task in config.tasks)
         for name, count in files.items():
@@ -122,7 +115,17 @@ class RunDirectory:
                     f"run_id={config.run_id} belongs to another config ({run.folder.location}); these keys differ: "
                     f"{', '.join(differing[:8])}; choose another run_id, or none"
                 )
+        run.read_calls()  # What it counts of earlier invocations stands nowhere else.
         return run
+
+    def held(self, lease: Lease) -> RunDirectory:
+        """The same for the holder of the run's lease, which writes nothing more when it has lost it."""
+        return RunDirectory(self.folder, lease)
+
+    @property
+    def taken_over(self) -> str:
+        """Why nothing more is written, as another invocation of the run has begun; empty while this one goes on."""
+        return self._lease.lost if self._lease else ""
 
     def begin(self, config: RunConfig, plan: Mapping[str, Any], words: Sequence[str]) -> None:
         """Write what is known before the first call: config.yaml, plan.json, env.json."""
@@ -140,15 +143,24 @@ class RunDirectory:
                 for name, model in config.targets.items()
             },
         }
+        self._remove_drafts()
         self.write("config.yaml", _to_yaml(document))
         self.write("plan.json", to_json(plan))
         self.write_env({})
         calls = self.read_calls()
         self._earlier_invocations = calls["invocations"] if calls else []
 
+    def _remove_drafts(self) -> None:
+        """Remove what an invocation that was killed had not finished writing. Raises NotWritten."""
+        with self.folder.writing():
+            for name in [*self.folder.names(".tmp"), *self.folder.names(DRAFT)]:
+                if not name.startswith((".", LEASE)):  # Those are being written while another start is refused.
+                    self.folder.filesystem.delete_file(self.folder.path(name))
+
     def write_env(self, models: Mapping[str, Any]) -> None:
         """Write env.json: versions, and the identity of each loaded model (weights, parameters, template)."""
-        packages = versions()
+        with self.folder.writing():  # Where no more files can be opened, their versions cannot be read either.
+            packages = dict(versions())
         python = packages.pop("python")
         env = {"python": python, "platform": platform.platform(), "packages": packages, "models": dict(models)}
         self.write("env.json", to_json(env))
@@ -165,6 +177,8 @@ class RunDirectory:
         """
         with self.samples.writing():
             self.samples.filesystem.create_dir(self.samples.root, recursive=True)
+            for draft in self.samples.names(DRAFT):  # of an invocation that was killed
+                self.samples.filesystem.delete_file(self.samples.path(draft))
         return SampleWriter(self.samples, target, spec)
 
     def write_calls(
@@ -209,50 +223,44 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds, None when there is none."""
-        config = self._parsed("config.yaml", parse_resolved)
-        if not isinstance(config, dict):
+        document = read_plain(self.folder, "config.yaml")
+        if document is None:
             return None
-        document = {str(key): value for key, value in config.items()}
         refuse_newer("run directory", document.get("format", 1), RUN_FORMAT, self.folder.location)
         self._format_is_known = True
+        check_shape(document, StoredConfig, f"{self.folder.location}/config.yaml")
         return document
 
     def model_labels(self) -> dict[str, str]:
         """By target, what people call it; empty in a run that an earlier version wrote."""
-        labels = (self.read_config() or {}).get("model_labels")
-        return {str(target): str(label) for target, label in labels.items()} if isinstance(labels, dict) else {}
+        return dict((self.read_config() or {}).get("model_labels", {}))
 
-    def read_json(self, name: str) -> Any:
-        """What one of the run's JSON files holds. Raises UserError when there is no such file."""
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What one of the run's JSON files holds, None when there is no such file. Raises UserError."""
         self._check_format()
-        value = self._parsed(name, json.loads)
-        if value is None:
-            raise UserError(f"{self.folder.location} has no {name}; is it a run directory that was finished?")
-        return value
+        document = read_plain(self.folder, name)
+        if document is not None:
+            check_shape(document, SHAPES[name], f"{self.folder.location}/{name}")
+        return document
+
+    def read_document(self, name: str) -> dict[str, Any] | None:
+        """What config.yaml or a JSON file holds, None when there is no such file. Raises UserError."""
+        return self.read_config() if name == "config.yaml" else self.read_json(name)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What metrics.json holds. Raises UserError when there is none."""
+        metrics = self.read_json("metrics.json")
+        if metrics is None:
+            raise UserError(f"{self.folder.location} has no metrics.json; is it a run directory that was finished?")
+        return metrics
 
     def read_notes(self) -> list[str]:
         """What plan.json says about the datasets, as lines; none where an older version wrote it."""
-        self._check_format()
-        plan = self._parsed("plan.json", json.loads)
-        return [str(note) for note in (plan or {}).get("notes", ())]
+        return list((self.read_json("plan.json") or {}).get("notes", ()))
 
     def read_calls(self) -> dict[str, Any] | None:
         """What calls.json holds, None when there is none: at the run's end its calls could not be counted any more."""
-        self._check_format()
-        calls: dict[str, Any] | None = self._parsed("calls.json", json.loads)
-        return calls
-
-    def _parsed(self, name: str, parse: Callable[[bytes], Any]) -> Any:
-        """What a file of the run holds, None when there is no such file. Raises UserError when it is damaged."""
-        try:
-            return parse(self.folder.read(name))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason_of(error)}") from None
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
-            reason = one_line(str(error).partition("\n")[0])
-            raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
+        return self.read_json("calls.json")
 
     def _check_format(self) -> None:
         if not self._format_is_known:

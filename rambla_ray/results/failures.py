@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from rambla_ray.display import one_line
 from rambla_ray.errors import ErrorKind
-from rambla_ray.results.samples import last_of_stages, open_file
+from rambla_ray.results.samples import last_of_stages, open_file, sample_names
 from rambla_ray.schema import Outcome, Role
 from rambla_ray.storage import Folder
 
@@ -115,10 +115,10 @@ def _reasons(folder: Folder) -> Iterator[str]:
 
 def _unscored(folder: Folder, columns: Sequence[str], outcome: Outcome | None = None) -> Iterator[pa.Table]:
     """Some columns of the samples that were not scored, or that ended in one outcome, some rows at a time."""
-    for name in folder.names(".parquet"):
+    for name in sample_names(folder):
         with open_file(folder, name) as file:
             for group in range(file.num_row_groups):
-                ended = file.read_row_group(group, columns=["outcome"])["outcome"]
+                ended = file.read_row_group(group, ["outcome"])["outcome"]
                 wanted = pc.equal(ended, outcome.value) if outcome else pc.not_equal(ended, Outcome.SCORED.value)
                 if pc.any(wanted).as_py():
-                    yield file.read_row_group(group, columns=list(columns)).filter(wanted)
+                    yield file.read_row_group(group, columns).filter(wanted)

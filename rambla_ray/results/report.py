@@ -187,7 +187,7 @@ def effect_lines(scores: Mapping[str, Any]) -> list[str]:
 
 def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What metrics.json and calls.json hold, each target under the name that people call it by."""
-    labels, scores, calls = directory.model_labels(), directory.read_json("metrics.json"), directory.read_calls()
+    labels, scores, calls = directory.model_labels(), directory.read_metrics(), directory.read_calls()
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
     for entry in calls["models"] if calls else ():

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rambla_ray.display import one_line, unfailing_output
 from rambla_ray.run.status import ExitStatus
+
+if TYPE_CHECKING:
+    from rambla_ray.results.directory import RunDirectory
 
 LONGEST_ERROR = 4000  # A message is cut to so many characters.
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
@@ -80,7 +84,9 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
 
 @unfailing_output()
 def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
-    """Run the command line of a report; returns the exit status: 0 done, 1 not a run, 2 the numbers differ.
+    """Run the command line of a report; returns the exit status.
+
+    It is 0 done, 1 not a run or damaged, 2 the numbers differ.
 
     Args:
         words: what stands behind the program's name: a run directory and flags.
@@ -92,24 +98,35 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
     from rambla_ray.config.words import as_typed
     from rambla_ray.errors import UserError
-    from rambla_ray.results import report
-    from rambla_ray.results.audit import audit, recompute
     from rambla_ray.results.directory import RunDirectory
     from rambla_ray.storage import Folder
 
     try:
-        directory = RunDirectory(Folder(as_typed(places[0])))
-        report.print_run(directory, report.console_on(sys.stdout), details=True)
-        holds = True
-        if "--recompute" in flags:
-            check = recompute(directory)
-            print(check.line)
-            holds = holds and check.holds
-        if "--audit" in flags:
-            checks = audit(directory)
-            print(*checks, sep="\n")
-            holds = holds and all(check.holds for check in checks)
-        return ExitStatus.DONE if holds else DIFFERS
+        return _show(RunDirectory(Folder(as_typed(places[0]))), flags)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED
+
+
+def _show(directory: RunDirectory, flags: Sequence[str]) -> int:
+    """Print a run, check what the flags ask for, and name what is damaged. Raises UserError."""
+    from rambla_ray.results import report
+    from rambla_ray.results.audit import audit, recompute
+    from rambla_ray.results.damage import faults, missing
+
+    report.print_run(directory, report.console_on(sys.stdout), details=True)
+    holds = True
+    if "--recompute" in flags:
+        check = recompute(directory)
+        print(check.line)
+        holds = holds and check.holds
+    if "--audit" in flags:
+        checks = audit(directory)
+        print(*checks, sep="\n")
+        holds = holds and all(check.holds for check in checks)
+    if lacking := missing(directory):
+        print(f"note: {directory.folder.location} has no {', '.join(lacking)}", file=sys.stderr)
+    damaged = list(faults(directory))
+    for line in damaged:
+        print(f"error: {one_line(line, LONGEST_ERROR)}", file=sys.stderr)
+    return DIFFERS if not holds else ExitStatus.REFUSED if damaged else ExitStatus.DONE

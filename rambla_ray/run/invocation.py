@@ -18,9 +18,11 @@ from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
 from rambla_ray.display import counted, one_line
-from rambla_ray.errors import NotWritten, RunStopped
+from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.store import has_records_of
+from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
 from rambla_ray.results.directory import RunDirectory
+from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
 from rambla_ray.run.plan import Plan
@@ -91,8 +93,12 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         command.job.warn()
     plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
+    refuse_what_cannot_be_replaced(directory)
     Folder(config.ledger).make_writable("ledger")
-    return _run(plan, directory, command, own_cluster=own_cluster)
+    with Lease.take(directory.folder, config.run_id) as lease:
+        for line in rewritten(directory):
+            print(f"note: {line}; it is written anew", file=sys.stderr)
+        return _run(plan, directory.held(lease), command, own_cluster=own_cluster)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:
@@ -154,20 +160,24 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
     print(f"more: {command.report(directory.folder.location)}")
-    return _status(plan.config, scores, directory)
+    try:
+        return _status(plan.config, scores, directory)
+    except UserError as error:  # The samples are gone, or damaged, since they were scored.
+        print(f"stopped: {one_line(str(error), LONGEST_REASON)} Continue with: {again}", file=sys.stderr)
+        return ExitStatus.STOPPED
 
 
 def _show(directory: RunDirectory) -> str:
-    """Write a run's summary and print its table; returns why the summary could not be written, empty if it was."""
+    """Write a run's summary and print its table; returns why that could not be done, empty if it was."""
     from rambla_ray.results import report
 
-    reason = ""
-    try:
-        report.write_summary(directory)
-    except NotWritten as error:
-        reason = str(error)
-    report.print_run(directory, report.console_on(sys.stdout))
-    return reason
+    reasons = []
+    for show in (report.write_summary, lambda run: report.print_run(run, report.console_on(sys.stdout))):
+        try:
+            show(directory)
+        except (NotWritten, UserError) as error:
+            reasons.append(str(error))
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _import_while_the_cluster_starts() -> None:

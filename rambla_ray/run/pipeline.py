@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config.run import RunConfig
-from rambla_ray.errors import NotWritten, RunStopped
+from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
@@ -112,7 +112,7 @@ class Run:
         growing = levels if self.cluster.grows else []
         gave_up = unwritten = ""
         with (
-            OrderlyStop(self.ledger, self.progress, growing, self.drain_s) as stop,
+            OrderlyStop(self.ledger, self.progress, lambda: self.directory.taken_over, growing, self.drain_s) as stop,
             Progress(total, models, self.progress, labels) as shown,
         ):
             try:
@@ -131,8 +131,9 @@ class Run:
             self._write_calls(counts, finished=not why)
             if unwritten:
                 raise NotWritten(unwritten)
+            self.directory.write_errors()
             scores = self.directory.write_metrics()
-        except NotWritten as error:
+        except (NotWritten, UserError) as error:  # The samples, too, may be gone or damaged by now.
             raise NotWritten("; ".join(dict.fromkeys(filter(None, (why, str(error)))))) from None
         if stop.interrupted:
             raise KeyboardInterrupt
@@ -233,8 +234,7 @@ class Run:
         return counts, counts["stopped"][1] if counts["stopped"] else gave_up
 
     def _write_calls(self, counts: Mapping[str, Any] | None, *, finished: bool) -> None:
-        """Write what the run took, and what it took in vain. Raises NotWritten."""
-        self.directory.write_errors()
+        """Write what the run took, as far as that is known. Raises NotWritten."""
         if counts is not None:
             now = invocation(self.started, counts["calls"], counts["work"], counts["lost"], finished=finished)
             self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now)

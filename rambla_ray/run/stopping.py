@@ -26,15 +26,22 @@ class OrderlyStop:
     Args:
         ledger: handle of the run's `LedgerService`, which lets nothing new be asked once it is stopped.
         progress: asks it for its counts; see `LedgerService.progress`.
+        taken_over: says why the run must stop, as another invocation of it has begun; empty while it need not.
         growing: the levels for whose actors nodes may come; the run is stopped where the autoscaler has none.
         drain_s: how long what is in flight is waited for, in seconds.
     """
 
     def __init__(
-        self, ledger: Any, progress: Callable[[], Mapping[str, Any]], growing: Sequence[Level], drain_s: float
+        self,
+        ledger: Any,
+        progress: Callable[[], Mapping[str, Any]],
+        taken_over: Callable[[], str],
+        growing: Sequence[Level],
+        drain_s: float,
     ) -> None:
         self._ledger = ledger
         self._progress = progress
+        self._taken_over = taken_over
         self._growing = {level.name: level for level in growing}
         self._drain_s = drain_s
         self._interrupted = threading.Event()
@@ -74,6 +81,9 @@ class OrderlyStop:
             if self._interrupted.is_set() and not is_stopped:
                 is_stopped = True
                 self._ledger.stop.remote("interrupted", "interrupted")
+            if (reason := self._taken_over()) and not is_stopped:
+                is_stopped = True
+                self._ledger.stop.remote("lease", reason)
             with contextlib.suppress(RayError, RuntimeError):
                 self._stop_where_no_node_can_come()
             with contextlib.suppress(RayError):
