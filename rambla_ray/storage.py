@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
@@ -43,18 +46,55 @@ def open_input(location: str) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
+def _set_mode(place: Path | int, mode: int) -> None:
+    """Set the rights to what has just been created, which the umask may have reduced."""
+    with contextlib.suppress(PermissionError):  # Some file systems, such as FAT, have the rights of their mount.
+        os.chmod(place, mode)
+
+
+class Modes(NamedTuple):
+    """The rights to what is created on a local disk; None leaves them to the umask of the process."""
+
+    files: int | None = 0o600
+
+    @classmethod
+    def parse(cls, text: str) -> Modes:
+        """`private`, `group`, `umask`, or the octal mode of files, or the umask that would lead to it.
+
+        Raises:
+            ValueError: it is none of them, or it would keep the owner out.
+        """
+        named = {"private": 0o600, "group": 0o640, "umask": None}
+        if text in named:
+            return cls(named[text])
+        if not re.fullmatch(r"(0o?)?[0-7]{3}", text):
+            raise ValueError("give private, group, umask, or the octal mode of files, such as 0640")
+        mode = int(text[-3:], 8)
+        mode = mode if mode >> 6 else 0o666 & ~mode  # A umask takes nothing from the owner.
+        if mode >> 6 != 0o6 or mode & 0o111:
+            raise ValueError("files need 6 for their owner, and are never executable; give a mode such as 0640")
+        return cls(mode)
+
+    @property
+    def folders(self) -> int | None:
+        """As for files, and who may read them may enter."""
+        return None if self.files is None else self.files | (self.files & 0o444) >> 2
+
+
 class Folder:
     """A folder on any pyarrow filesystem.
 
     Args:
         location: a local path, or a URI (`s3://bucket/path`, `gs://bucket/path`).
+        modes: the rights to all that is created in it on a local disk, and to the folder itself if it is created.
 
     Raises:
         UserError: the URI is not one that pyarrow can open, or the path is no text.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, modes: Modes = Modes()) -> None:  # noqa: B008 - it is a constant
         self.location = location
+        self.modes = modes
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
@@ -68,6 +108,7 @@ class Folder:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
             except (ValueError, OSError, ImportError) as error:
                 raise UserError(f"{location}: cannot be opened: {str(error)[:200]}") from None
+        self._is_on_disk = isinstance(self.filesystem, fs.LocalFileSystem)  # also behind `file://`
 
     def path(self, name: str) -> str:
         """The path of a file in this folder, as the filesystem takes it."""
@@ -88,11 +129,31 @@ class Folder:
         """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.filesystem.create_dir(self.root, recursive=True)
+            self.create()
             self.write(probe, bytes(PROBE_BYTES))
             self.filesystem.delete_file(self.path(probe))
         except OSError as error:
             raise UserError(f"{what} '{self.location}' cannot be written: {reason_of(error)}") from None
+
+    def create(self) -> None:
+        """Create the folder, and those it lies in; what is there already keeps its rights. Raises OSError."""
+        if not self._is_on_disk:
+            self.filesystem.create_dir(self.root, recursive=True)
+            return
+        path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                self._create_one(folder)
+
+    def _create_one(self, folder: Path) -> None:
+        try:
+            os.mkdir(folder, 0o777 if self.modes.folders is None else 0o700)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            return  # Another process was faster.
+        if self.modes.folders is not None:
+            _set_mode(folder, self.modes.folders | os.stat(folder).st_mode & stat.S_ISGID)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -123,19 +184,42 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; on a local disk a reader sees the old one or the new one, never a part."""
-        if not self.is_local:
+        if not self._is_on_disk:
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
             return
-        draft = self.local_path(f"{name}.{uuid.uuid4().hex[:8]}.tmp")
+        draft = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            with open(draft, "wb") as file:
+            with open(self.local_path(draft), "xb", opener=self._opener) as file:
                 file.write(data)
-            os.replace(draft, self.local_path(name))
+            os.replace(self.local_path(draft), self.local_path(name))
         except OSError:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
+                os.unlink(self.local_path(draft))
             raise
+
+    def open_new(self, name: str) -> BinaryIO:
+        """A new file on a local disk, to be appended to, unbuffered, and to be read meanwhile.
+
+        Raises:
+            OSError: it cannot be created, or there is one.
+        """
+        return open(self.local_path(name), "a+b", buffering=0, opener=self._opener)
+
+    def _opener(self, path: str, flags: int) -> int:
+        mode = self.modes.files
+        number = os.open(path, flags | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
+        if mode is not None:
+            _set_mode(number, mode)
+        return number
+
+    def open_stream(self, name: str) -> pa.NativeFile:
+        """A file that is written from its beginning, in the place of an older one. Raises OSError."""
+        if self._is_on_disk:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.local_path(name))
+            self.open_new(name).close()  # pyarrow itself would create it with the rights of the umask.
+        return self.filesystem.open_output_stream(self.path(name))
 
     def publish(self, draft: str, name: str) -> None:
         """Rename a file that is complete from the name of its draft to its own, replacing an older one."""

@@ -29,7 +29,7 @@ from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.storage import Folder
+from rambla_ray.storage import Folder, Modes
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
 LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.
@@ -47,12 +47,18 @@ class LedgerService:
         run_id: the run it serves.
         budget: what the run may spend.
         prices: what models charge, by (model config, role).
+        modes: the rights to the files that are created there.
     """
 
     def __init__(
-        self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
+        self,
+        location: str,
+        run_id: str,
+        budget: Budget,
+        prices: Mapping[tuple[str, str], Price | None],
+        modes: Modes = Modes(),  # noqa: B008 - it is a constant
     ) -> None:
-        self._folder = Folder(location)
+        self._folder = Folder(location, modes)
         self._run_id = run_id
         self._ledger = Ledger(self._folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)

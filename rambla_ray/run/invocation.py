@@ -91,7 +91,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         command.job.warn()
     plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
-    Folder(config.ledger).make_writable("ledger")
+    Folder(config.ledger, config.options.modes).make_writable("ledger")
     return _run(plan, directory, command, own_cluster=own_cluster)
 
 
