@@ -46,10 +46,18 @@ _PUBLIC_USERS = frozenset(
 _USERINFO = re.compile(r"(?:\b([a-z][a-z0-9+.-]{0,30}):|(?<![\w/.~:-]))//([^\s/?#]*)@", re.IGNORECASE)
 # A password with a character that should have been encoded: behind the colon stands no port.
 _BROKEN_USERINFO = re.compile(r"(//)[^\s/?#:@\[]{0,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]]|$))\S{0,200}@")
+# The beginning of a URL that was cut before its `@`.
+_CUT_USERINFO = re.compile(
+    r"(//)(?:[^\s/?#:@\[]{1,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]…]|$))[^\s/?#'\"…]*|[^\s/?#:@.'\"…]{20,})(?=[…'\"]|$)"
+)
 _NO_SCHEME = re.compile(
     r"(?<![\w/@.:-])(?!mailto:)[^\s/:@'\"=,(]{1,200}:[^\s/@'\"]{1,200}@(?=[\w-]+[.:]\w|\[|localhost)"
 )
 _WHOLE_NO_SCHEME = re.compile(r"[^\s/:@]+:[^\s/@]+@(?:[\w.-]+|\[[\da-f:]+\])(?::\d+)?(?:/\S*)?", re.IGNORECASE)
+# The beginning of a URL that was cut before its `@`.
+_CUT_USERINFO = re.compile(
+    r"(//)(?:[^\s/?#:@\[]{1,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]…]|$))[^\s/?#'\"…]*|[^\s/?#:@.'\"…]{20,})(?=[…'\"]|$)"
+)
 _PARAMETER = re.compile(r"([?&#;])([\w.%-]{1,60})=([^\s&#;'\"<>]+)")
 _CREDENTIAL_PARAMETERS = frozenset(
     {"key", "auth", "authorization", "sig", "code", "pass", "pwd", "sas", "jwt", "bearer"}
@@ -71,7 +79,7 @@ _KEYS = re.compile(
     r"|xox[a-z]-[\w-]{10,}|xapp-[\w-]{16,}"
     r"|(?:gsk|npm|r8)_[A-Za-z0-9]{20,}|(?:nvapi|pplx)-[\w-]{20,}"
     r")"
-    r"|\bBearer\s+(?=[^\s'\"]*\d)[\w.~+/-]{16,}=*"
+    r"|\b(?i:Bearer)\s+(?=[^\s'\"]*\d)[\w.~+/-]{16,}=*"
     r"|\b(?:AccountKey|SharedAccessKey)=[\w+/]{20,}=*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
@@ -198,11 +206,13 @@ def masked(text: str, secret: str, shown: str) -> str:
 def without_credentials(text: str) -> str:
     """A text in whose URLs `***` stands for user names, passwords, and parameters that give access."""
     if "%" in text:
-        text = re.sub(r"\S+", lambda match: MASK if _decoded_shows(match[0]) else match[0], text)
+        text = re.sub(r"[^\s'\"]+", lambda match: MASK if _decoded_shows(match[0]) else match[0], text)
     if "@" in text:
         text = _USERINFO.sub(lambda match: _masked_user(match) if _is_credential(match) else match[0], text)
         text = _BROKEN_USERINFO.sub(rf"\1{MASK}@", text)
         text = _NO_SCHEME.sub(f"{MASK}@", text)
+    if "//" in text:
+        text = _CUT_USERINFO.sub(rf"\1{MASK}", text)
     return _PARAMETER.sub(_masked_parameter, text) if "=" in text else text
 
 

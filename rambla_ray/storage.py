@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.file_modes import Modes
+from rambla_ray.redaction import holds_credentials
 from rambla_ray.schema import well_formed
 
+OTHER_PLACE = "keep that in the environment or a credentials file"
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
 
 
@@ -40,45 +41,17 @@ def decoded(data: bytes) -> str:
 
 def open_input(location: str) -> pa.NativeFile:
     """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    _refuse_credentials(location)
     if "://" not in location:
         return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
     filesystem, path = fs.FileSystem.from_uri(location)
     return filesystem.open_input_file(path)
 
 
-def _set_mode(place: Path | int, mode: int) -> None:
-    """Set the rights to what has just been created, which the umask may have reduced."""
-    with contextlib.suppress(PermissionError):  # Some file systems, such as FAT, have the rights of their mount.
-        os.chmod(place, mode)
-
-
-class Modes(NamedTuple):
-    """The rights to what is created on a local disk; None leaves them to the umask of the process."""
-
-    files: int | None = 0o600
-
-    @classmethod
-    def parse(cls, text: str) -> Modes:
-        """`private`, `group`, `umask`, or the octal mode of files, or the umask that would lead to it.
-
-        Raises:
-            ValueError: it is none of them, or it would keep the owner out.
-        """
-        named = {"private": 0o600, "group": 0o640, "umask": None}
-        if text in named:
-            return cls(named[text])
-        if not re.fullmatch(r"(0o?)?[0-7]{3}", text):
-            raise ValueError("give private, group, umask, or the octal mode of files, such as 0640")
-        mode = int(text[-3:], 8)
-        mode = mode if mode >> 6 else 0o666 & ~mode  # A umask takes nothing from the owner.
-        if mode >> 6 != 0o6 or mode & 0o111:
-            raise ValueError("files need 6 for their owner, and are never executable; give a mode such as 0640")
-        return cls(mode)
-
-    @property
-    def folders(self) -> int | None:
-        """As for files, and who may read them may enter."""
-        return None if self.files is None else self.files | (self.files & 0o444) >> 2
+def _refuse_credentials(location: str) -> None:
+    """Raise a UserError for a URI with a password or a key in it, which would be stored and shown."""
+    if holds_credentials(location):
+        raise UserError(f"{location} is a URL with a password in it, or with another key; {OTHER_PLACE}")
 
 
 class Folder:
@@ -89,7 +62,7 @@ class Folder:
         modes: the rights to all that is created in it on a local disk, and to the folder itself if it is created.
 
     Raises:
-        UserError: the URI is not one that pyarrow can open, or the path is no text.
+        UserError: the URI is not one that pyarrow can open, or holds a password, or the path is no text.
     """
 
     def __init__(self, location: str, modes: Modes = Modes()) -> None:  # noqa: B008 - it is a constant
@@ -104,6 +77,7 @@ class Folder:
             if well_formed(self.root) != self.root:
                 raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:
+            _refuse_credentials(location)
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
             except (ValueError, OSError, ImportError) as error:
@@ -140,20 +114,7 @@ class Folder:
         if not self._is_on_disk:
             self.filesystem.create_dir(self.root, recursive=True)
             return
-        path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
-        for folder in (*reversed(path.parents), path):
-            if not folder.is_dir():
-                self._create_one(folder)
-
-    def _create_one(self, folder: Path) -> None:
-        try:
-            os.mkdir(folder, 0o777 if self.modes.folders is None else 0o700)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-            return  # Another process was faster.
-        if self.modes.folders is not None:
-            _set_mode(folder, self.modes.folders | os.stat(folder).st_mode & stat.S_ISGID)
+        self.modes.create_folder(Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape"))))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -190,7 +151,7 @@ class Folder:
             return
         draft = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            with open(self.local_path(draft), "xb", opener=self._opener) as file:
+            with open(self.local_path(draft), "xb", opener=self.modes.create_file) as file:
                 file.write(data)
             os.replace(self.local_path(draft), self.local_path(name))
         except OSError:
@@ -204,14 +165,7 @@ class Folder:
         Raises:
             OSError: it cannot be created, or there is one.
         """
-        return open(self.local_path(name), "a+b", buffering=0, opener=self._opener)
-
-    def _opener(self, path: str, flags: int) -> int:
-        mode = self.modes.files
-        number = os.open(path, flags | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
-        if mode is not None:
-            _set_mode(number, mode)
-        return number
+        return open(self.local_path(name), "a+b", buffering=0, opener=self.modes.create_file)
 
     def open_stream(self, name: str) -> pa.NativeFile:
         """A file that is written from its beginning, in the place of an older one. Raises OSError."""

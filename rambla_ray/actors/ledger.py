@@ -25,11 +25,12 @@ from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored, NotWritten
+from rambla_ray.file_modes import Modes
 from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.storage import Folder, Modes
+from rambla_ray.storage import Folder
 
 PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
 LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.

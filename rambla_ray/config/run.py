@@ -15,8 +15,8 @@ from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
-from rambla_ray.storage import Modes
 from rambla_ray.tasks.reader import ReaderStage
 
 
