@@ -17,8 +17,8 @@ from urllib.parse import quote, unquote
 
 MASK = "***"
 SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
-SHORTEST_LINE = 16  # The same, for a line of a secret that has several, and for its copies in base64.
-TELLING = 12  # A message may be cut: so many characters of a longer secret's beginning are hidden as well.
+SHORTEST_LINE = 16  # The same, for a line of a secret that has several.
+TELLING = 12  # So many characters of the beginning of a longer secret, whose end was cut off, are hidden as well.
 
 # What a variable is called that holds a secret: one of these words, or a word that ends in one of the endings.
 _WORDS = frozenset(
@@ -163,7 +163,7 @@ def spellings(secret: str) -> list[str]:
     """A secret as itself, as it stands in URLs, in messages and in base64, wherever it begins there."""
     data = secret.encode("utf-8", "surrogateescape")
     inside = [base64.b64encode(b"\0" * shift + data).decode()[(0, 2, 3)[shift] : -4] for shift in range(3)]
-    encoded = [text for text in inside if len(text) >= SHORTEST_LINE]
+    encoded = [text for text in inside if len(text) >= TELLING]
     escapes = [repr(secret)[1:-1], json.dumps(secret)[1:-1], " ".join(secret.split())]
     in_urls = [quote(data), quote(data, safe="")]
     return list(dict.fromkeys([secret, *escapes, *in_urls, *encoded, *(t.translate(_URL_SAFE) for t in encoded)]))
