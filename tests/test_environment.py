@@ -68,6 +68,7 @@ def at(document: Any, place: str) -> Any:
         ("runs_dir=${oc.env:PLACE}/runs", "options.runs_dir", "/zq/place/runs", "/zq/place/runs"),
         ("task.dataset.path=${oc.env:PLACE}.json", "datasets.pubmedqa_yesno.path", "/zq/place.json", "/zq/place.json"),
         ("roles.judge=${oc.env:MODEL}", "options.roles.judge", "mock", "mock"),
+        ("model=['${oc.env:MODEL}']", "options.model", ["mock"], ["mock"]),
     ],
 )
 def test_a_value_is_used_and_stored_by_name(word: str, place: str, value: object, written: object) -> None:
@@ -118,6 +119,7 @@ WHERE_TEXTS_GO = [
     "run_id=${oc.env:MY_THING}",
     "task.pair_with=${oc.env:MY_THING}",
     "task.dataset.keep={final_decision: ['${oc.env:MY_THING}']}",
+    "task.dataset.keep={path: ['${oc.env:MY_THING}']}",
     "task.dataset.subset=${oc.env:MY_THING}",
     "reader.template='{choices} {answer} ${oc.env:MY_THING}'",
 ]

@@ -21,24 +21,19 @@ from rambla_ray.errors import UserError, choose_from
 from rambla_ray.redaction import is_secret, masked
 from rambla_ray.schema import canonical_json
 
-# docs/run_directory.md lists them.
+# Keys, as they stand in the files of conf/ without the numbers of lists. docs/run_directory.md lists them, too.
 BY_VALUE = frozenset(
     {
-        *(
-            "model_name",
-            "tokenizer_name",
-            "gguf_file",
-            "cache_dir",
-            "path",
-            "template_file",
-        ),  # what is read, and where
-        *("runs_dir", "ledger", "base_url", "address", "host"),
+        *("runs_dir", "ledger", "address", "host", "path", "stages.generate.template_file", "params.base_url"),
+        *("params.model_name", "params.tokenizer_name", "params.loading_params.gguf_file"),
+        "params.loading_params.cache_dir",
     }
 )
-CONFIG_NAMES = frozenset({"model", "task", "rephraser", "judge", "reader"})  # By value, if there is such a config.
-BY_NAME = frozenset(
-    {"engine", "api_version"}
-)  # Azure's deployment and version, which nobody but the endpoint is sent.
+CONFIG_NAMES = frozenset(
+    {"model", "task", "roles.rephraser", "roles.judge", "roles.reader"}
+)  # if there is such a config
+# Azure's deployment and version, which nobody but the endpoint is sent.
+BY_NAME = frozenset({"params.engine", "params.api_version"})
 
 Place = tuple[str | int, ...]  # The keys and list indices that lead to a value.
 
@@ -63,11 +58,12 @@ class _Reading:
 
     def __init__(self) -> None:
         self.names: list[str] = []  # in the order in which they were read
-        self.shown: set[str] = set()  # those that are read for keys in BY_VALUE
+        self.used: set[str] = set()  # those whose key is known
+        self.hidden: set[str] = set()  # those of them that are used for more than paths and URLs
 
     def by_name(self, message: str) -> str:
         for name in dict.fromkeys(self.names):
-            if name not in self.shown:
+            if name in self.hidden or name not in self.used:
                 message = masked(message, os.environ[name].strip(), f"${{oc.env:{name}}}")
         return message
 
@@ -124,13 +120,13 @@ class _Resolver:
     def plain(self, node: Any, place: Place, names: tuple[str, ...]) -> Any:
         """The plain value of a node; `names` are the variables that led to it."""
         if isinstance(node, DictConfig):
-            return {key: self._inner(node, key, (*place, key), names) for key in node}
+            return {key: self._inner(node, key, (*place, str(key)), names) for key in node}
         if isinstance(node, ListConfig):
             return [self._inner(node, number, (*place, number), names) for number in range(len(node))]
-        if _key(place) in BY_VALUE:
-            if _key(place) != "base_url" or "://" in str(node):  # Whatever else is there is not to be quoted.
-                self._reading.shown.update(names)
-        elif names:
+        if _key(place) not in BY_VALUE or (_key(place) == "params.base_url" and "://" not in str(node)):
+            self._reading.hidden.update(names)
+        self._reading.used.update(names)
+        if names and _key(place) not in BY_VALUE:
             self.borrowed[place] = Borrowed(", ".join(f"${{oc.env:{name}}}" for name in names), node)
         return node
 
@@ -143,7 +139,7 @@ class _Resolver:
 
 
 def _key(place: Place) -> str:
-    return next((key for key in reversed(place) if isinstance(key, str)), "")
+    return ".".join(key for key in place if isinstance(key, str))
 
 
 def without_config_names(
