@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import takewhile
 from urllib.parse import quote, unquote
 
 MASK = "***"
 SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
+SHORTEST_WORD = 4  # What is shown by a name may be shorter; it is replaced where it is a whole word.
 SHORTEST_LINE = 16  # The same, for a line of a secret that has several.
 TELLING = 12  # So many characters of the beginning of a longer secret, whose end was cut off, are hidden as well.
 
@@ -171,36 +171,52 @@ def spellings(secret: str) -> list[str]:
 
 def redacted(text: str) -> str:
     """A text without the values of secrets, without credentials in URLs, and without what looks like a key."""
-    for secret, shown in _masks(tuple(os.environ.items()), frozenset(_variables), tuple(_names.items())):
-        text = masked(text, secret, shown)
-    return _KEYS.sub(MASK, without_credentials(text))
+    masks = _masks(tuple(os.environ.items()), frozenset(_variables), tuple(_names.items()))
+    return _KEYS.sub(MASK, without_credentials(masks.apply(text)))
 
 
 @lru_cache(4)
 def _masks(
     environment: tuple[tuple[str, str], ...], variables: frozenset[str], names: tuple[tuple[str, str], ...]
-) -> list[tuple[str, str]]:
-    """What is not shown, and what is shown in its place; the longest first, as one may be a part of another."""
+) -> Masks:
+    """What is not shown, and what is shown in its place."""
     secrets = [text for texts in _secrets(environment, variables).values() for text in texts]
-    masks = dict(names) | {spelt: MASK for secret in secrets for spelt in spellings(secret)}
-    return sorted(masks.items(), key=lambda item: -len(item[0]))
+    return Masks(dict(names) | {spelt: MASK for secret in secrets for spelt in spellings(secret)})
 
 
-def masked(text: str, secret: str, shown: str) -> str:
-    """A text without a secret, and without the beginning of it where the text was cut there.
+class Masks:
+    """Texts that are not shown, also where only their beginning is left, as a message may have been cut.
 
-    Of a short value, which may be a part of any word, only whole words are replaced.
+    Of a short text, which may be a part of any word, only whole words are replaced; of one still shorter, nothing.
+
+    Args:
+        shown: by text, what is shown in its place.
     """
-    if len(secret) < SHORTEST:
-        pattern = rf"(?<![\w.]){re.escape(secret)}(?![\w.])"
-        return re.sub(pattern, lambda _: shown, text) if len(secret) >= SHORTEST // 2 else text
-    telling = min(TELLING, len(secret))
-    start = text.find(secret[:telling])
-    while start >= 0:
-        pairs = zip(text[start:], secret, strict=False)
-        text = text[:start] + shown + text[start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
-        start = text.find(secret[:telling], start + len(shown))
-    return text
+
+    def __init__(self, shown: Mapping[str, str]) -> None:
+        self._shown = {text: mask for text, mask in shown.items() if len(text) >= SHORTEST_WORD}
+        heads = {
+            re.escape(text[:TELLING]) if len(text) >= SHORTEST else rf"(?<![\w.]){re.escape(text)}(?![\w.])"
+            for text in self._shown
+        }
+        self._heads = re.compile("|".join(sorted(heads, key=len, reverse=True)) or r"(?!)")
+
+    def apply(self, text: str) -> str:
+        """`text` with what is shown in the place of what is not."""
+        parts, end = [], 0
+        for match in self._heads.finditer(text):
+            start = match.start()
+            if start >= end:
+                length, longest = max((_agreeing(text, start, masked), masked) for masked in self._shown)
+                parts += [text[end:start], self._shown[longest]]
+                end = start + length
+        return "".join([*parts, text[end:]])
+
+
+def _agreeing(text: str, start: int, other: str) -> int:
+    """With how many characters of a text, from a place on, another begins."""
+    pairs = enumerate(zip(text[start : start + len(other)], other, strict=False))
+    return next((number for number, (one, its) in pairs if one != its), min(len(text) - start, len(other)))
 
 
 def without_credentials(text: str) -> str:

@@ -161,6 +161,13 @@ def test_the_value_of_a_secret_is_not_shown_however_it_is_spelt(spelt: str, monk
     assert "canary" not in redacted(f"at {spelt} and on")
 
 
+def test_of_secrets_that_begin_alike_no_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, end in (("A_TOKEN", "+one/"), ("B_TOKEN", "+two/end"), ("C_TOKEN", "")):
+        monkeypatch.setenv(name, f"zq-ant-api03-canary{end}")
+    for text in ("zq-ant-api03-canary+one/", quote("zq-ant-api03-canary+two/end"), "zq-ant-api03-canary+two/en"):
+        assert redacted(f"<{text}>") == "<***>"
+
+
 def test_the_passwords_of_urls_in_the_environment_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2hunter2@proxy:3128")
     monkeypatch.setenv("ALL_PROXY", "me:swordfish99@proxy:3128")

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.redaction import is_secret, masked
+from rambla_ray.redaction import Masks, is_secret
 from rambla_ray.schema import canonical_json
 
 # Keys, as they stand in the files of conf/ without the numbers of lists. docs/run_directory.md lists them, too.
@@ -62,10 +62,8 @@ class _Reading:
         self.hidden: set[str] = set()  # those of them that are used for more than paths and URLs
 
     def by_name(self, message: str) -> str:
-        for name in dict.fromkeys(self.names):
-            if name in self.hidden or name not in self.used:
-                message = masked(message, os.environ[name].strip(), f"${{oc.env:{name}}}")
-        return message
+        unshown = [name for name in self.names if name in self.hidden or name not in self.used]
+        return Masks({os.environ[name].strip(): f"${{oc.env:{name}}}" for name in unshown}).apply(message)
 
 
 _reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
