@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote
 
 MASK = "***"
 SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
-SHORTEST_WORD = 4  # What is shown by a name may be shorter; it is replaced where it is a whole word.
 SHORTEST_LINE = 16  # The same, for a line of a secret that has several.
+SHORTEST_WORD = 4  # What is shown by a name may be shorter; it is replaced where it is a whole word.
 TELLING = 12  # So many characters of the beginning of a longer secret, whose end was cut off, are hidden as well.
 
 # What a variable is called that holds a secret: one of these words, or a word that ends in one of the endings.
@@ -46,10 +46,6 @@ _PUBLIC_USERS = frozenset(
 _USERINFO = re.compile(r"(?:\b([a-z][a-z0-9+.-]{0,30}):|(?<![\w/.~:-]))//([^\s/?#]*)@", re.IGNORECASE)
 # A password with a character that should have been encoded: behind the colon stands no port.
 _BROKEN_USERINFO = re.compile(r"(//)[^\s/?#:@\[]{0,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]]|$))\S{0,200}@")
-# The beginning of a URL that was cut before its `@`.
-_CUT_USERINFO = re.compile(
-    r"(//)(?:[^\s/?#:@\[]{1,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]…]|$))[^\s/?#'\"…]*|[^\s/?#:@.'\"…]{20,})(?=[…'\"]|$)"
-)
 _NO_SCHEME = re.compile(
     r"(?<![\w/@.:-])(?!mailto:)[^\s/:@'\"=,(]{1,200}:[^\s/@'\"]{1,200}@(?=[\w-]+[.:]\w|\[|localhost)"
 )
@@ -85,7 +81,6 @@ _KEYS = re.compile(
 )
 
 _URL_SAFE = str.maketrans("+/", "-_")
-
 
 _variables: set[str] = set()  # what holds secrets without being called so
 _names: dict[str, str] = {}  # by text, what is shown in its place
@@ -181,22 +176,25 @@ def _masks(
 ) -> Masks:
     """What is not shown, and what is shown in its place."""
     secrets = [text for texts in _secrets(environment, variables).values() for text in texts]
-    return Masks(dict(names) | {spelt: MASK for secret in secrets for spelt in spellings(secret)})
+    return Masks({spelt: MASK for secret in secrets for spelt in spellings(secret)}, dict(names))
 
 
 class Masks:
-    """Texts that are not shown, also where only their beginning is left, as a message may have been cut.
-
-    Of a short text, which may be a part of any word, only whole words are replaced; of one still shorter, nothing.
+    """Texts that are not shown. Of one that is short, and may be a part of any word, only whole words are replaced.
 
     Args:
-        shown: by text, what is shown in its place.
+        secrets: by text, what is shown in its place, also where only its beginning is left, as a message was cut.
+        names: the same for texts that are no secrets, and are replaced as a whole.
     """
 
-    def __init__(self, shown: Mapping[str, str]) -> None:
+    def __init__(self, secrets: Mapping[str, str], names: Mapping[str, str] | None = None) -> None:
+        shown = {**(names or {}), **secrets}
         self._shown = {text: mask for text, mask in shown.items() if len(text) >= SHORTEST_WORD}
+        self._least = {text: min(TELLING, len(text)) if text in secrets else len(text) for text in self._shown}
         heads = {
-            re.escape(text[:TELLING]) if len(text) >= SHORTEST else rf"(?<![\w.]){re.escape(text)}(?![\w.])"
+            re.escape(text[: self._least[text]])
+            if len(text) >= SHORTEST
+            else rf"(?<![\w.-]){re.escape(text)}(?![\w-]|\.\d)"
             for text in self._shown
         }
         self._heads = re.compile("|".join(sorted(heads, key=len, reverse=True)) or r"(?!)")
@@ -207,9 +205,10 @@ class Masks:
         for match in self._heads.finditer(text):
             start = match.start()
             if start >= end:
-                length, longest = max((_agreeing(text, start, masked), masked) for masked in self._shown)
+                agreeing = {masked: _agreeing(text, start, masked) for masked in self._shown}
+                longest = max((one for one in agreeing if agreeing[one] >= self._least[one]), key=agreeing.__getitem__)
                 parts += [text[end:start], self._shown[longest]]
-                end = start + length
+                end = start + agreeing[longest]
         return "".join([*parts, text[end:]])
 
 

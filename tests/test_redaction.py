@@ -13,7 +13,7 @@ import pytest
 
 from rambla_ray.display import unfailing_output
 from rambla_ray.errors import CallError, ErrorKind, NotStored, RunStopped, UserError
-from rambla_ray.redaction import holds_credentials, is_secret, looks_like_key, redacted
+from rambla_ray.redaction import Masks, holds_credentials, is_secret, looks_like_key, redacted
 
 SECRET_NAMES = (
     *(
@@ -166,6 +166,22 @@ def test_of_secrets_that_begin_alike_no_end_is_shown(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, f"zq-ant-api03-canary{end}")
     for text in ("zq-ant-api03-canary+one/", quote("zq-ant-api03-canary+two/end"), "zq-ant-api03-canary+two/en"):
         assert redacted(f"<{text}>") == "<***>"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no zq-deployment-7.", "no $D."),
+        ("zq-deployment-7-0613", "$D-0613"),
+        ("zq-deployment-8", "zq-deployment-8"),
+        ("zq-deploymen", "zq-deploymen"),
+        ("gpt4, gpt4o, my-gpt4, gpt4.", "$E, gpt4o, my-gpt4, $E."),
+        ("0.25 and 0.255", "$F and 0.255"),
+        ("abc", "abc"),
+    ],
+)
+def test_what_is_shown_by_name_is_replaced_as_a_whole(text: str, shown: str) -> None:
+    assert Masks({}, {"zq-deployment-7": "$D", "gpt4": "$E", "0.25": "$F", "abc": "$G"}).apply(text) == shown
 
 
 def test_the_passwords_of_urls_in_the_environment_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
