@@ -8,9 +8,13 @@ import os
 import re
 import select
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, BinaryIO, TextIO, cast
+
+from rambla_ray.redaction import redacted
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -107,19 +111,35 @@ class _Output(io.RawIOBase):
                 select.select([], [self._buffer], [])
 
 
+class _RedactedText(io.TextIOWrapper):
+    """A stream that shows no secrets."""
+
+    def write(self, text: str) -> int:
+        super().write(redacted(text))
+        return len(text)
+
+
 @contextlib.contextmanager
 def unfailing_output() -> Iterator[None]:
     """While inside, nothing that is printed can end the process, which may be in the middle of a paid run.
 
     A character that the terminal's encoding lacks is shown as an escape; what nobody reads any more is dropped.
+    Secrets are not shown, nor are they in the traceback of an exception that leaves it and ends the process.
     """
     _open_standard_streams()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _unfailing(sys.stdout, 1), _unfailing(sys.stderr, 2)
     try:
         yield
+    except Exception:
+        sys.excepthook = _print_redacted
+        raise
     finally:
         sys.stdout, sys.stderr = before
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    print(redacted("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
 def _open_standard_streams() -> None:
@@ -131,10 +151,10 @@ def _open_standard_streams() -> None:
 
 def _unfailing(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:  # It was closed when Python started.
-        return open(number, "w", encoding="utf-8", closefd=False)
+        return open(number, "w", encoding="utf-8", closefd=False)  # /dev/null by now
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _Output):
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
     raw = cast(BinaryIO, _Output(stream.buffer))
-    return io.TextIOWrapper(raw, stream.encoding, errors="backslashreplace", write_through=True)
+    return _RedactedText(raw, stream.encoding, errors="backslashreplace", write_through=True)

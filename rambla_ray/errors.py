@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
+from rambla_ray.redaction import redacted
 from rambla_ray.schema import ONE_CALL
 
 
 class RamblaError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. No message of one holds a secret, whatever it quotes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if type(arg) is str else arg for arg in args))
 
 
 class UserError(RamblaError):
@@ -78,7 +82,7 @@ class CallError(RamblaError):
         self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None, unsent: bool = False
     ) -> None:
         self.kind = kind
-        self.message = " ".join(message.split())[:500]
+        self.message = " ".join(redacted(message).split())[:500]
         super().__init__(kind, self.message)
         self.retry_after_s = retry_after_s
         self.unsent = unsent

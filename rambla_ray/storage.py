@@ -8,14 +8,18 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.file_modes import Modes
+from rambla_ray.redaction import holds_credentials
 from rambla_ray.schema import well_formed
 
 FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # What a full disk, or quota, says; a bucket has no numbers.
+OTHER_PLACE = "keep that in the environment or a credentials file"
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
 
 
@@ -39,10 +43,17 @@ def decoded(data: bytes) -> str:
 
 def open_input(location: str) -> pa.NativeFile:
     """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    _refuse_credentials(location)
     if "://" not in location:
         return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
     filesystem, path = fs.FileSystem.from_uri(location)
     return filesystem.open_input_file(path)
+
+
+def _refuse_credentials(location: str) -> None:
+    """Raise a UserError for a URI with a password or a key in it, which would be stored and shown."""
+    if holds_credentials(location):
+        raise UserError(f"{location} is a URL with a password in it, or with another key; {OTHER_PLACE}")
 
 
 class Folder:
@@ -50,13 +61,15 @@ class Folder:
 
     Args:
         location: a local path, or a URI (`s3://bucket/path`, `gs://bucket/path`).
+        modes: the rights to all that is created in it on a local disk, and to the folder itself if it is created.
 
     Raises:
-        UserError: the URI is not one that pyarrow can open, or the path is no text.
+        UserError: the URI is not one that pyarrow can open, or holds a password, or the path is no text.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, modes: Modes = Modes()) -> None:  # noqa: B008 - it is a constant
         self.location = location
+        self.modes = modes
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
@@ -66,10 +79,12 @@ class Folder:
             if well_formed(self.root) != self.root:
                 raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:
+            _refuse_credentials(location)
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
             except (ValueError, OSError, ImportError) as error:
                 raise UserError(f"{location}: cannot be opened: {str(error)[:200]}") from None
+        self._is_on_disk = isinstance(self.filesystem, fs.LocalFileSystem)  # also behind `file://`
 
     def path(self, name: str) -> str:
         """The path of a file in this folder, as the filesystem takes it."""
@@ -90,11 +105,18 @@ class Folder:
         """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.filesystem.create_dir(self.root, recursive=True)
+            self.create()
             self.write(probe, bytes(PROBE_BYTES))
             self.filesystem.delete_file(self.path(probe))
         except OSError as error:
             raise UserError(f"{what} '{self.location}' cannot be written: {reason_of(error)}") from None
+
+    def create(self) -> None:
+        """Create the folder, and those it lies in; what is there already keeps its rights. Raises OSError."""
+        if not self._is_on_disk:
+            self.filesystem.create_dir(self.root, recursive=True)
+            return
+        self.modes.create_folder(Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape"))))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -126,19 +148,35 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file; on a local disk a reader sees the old one or the new one, never a part."""
-        if not self.is_local:
+        if not self._is_on_disk:
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
             return
-        draft = self.local_path(f"{name}.{uuid.uuid4().hex[:8]}.tmp")
+        draft = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            with open(draft, "wb") as file:
+            with open(self.local_path(draft), "xb", opener=self.modes.create_file) as file:
                 file.write(data)
-            os.replace(draft, self.local_path(name))
+            os.replace(self.local_path(draft), self.local_path(name))
         except OSError:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
+                os.unlink(self.local_path(draft))
             raise
+
+    def open_new(self, name: str) -> BinaryIO:
+        """A new file on a local disk, to be appended to, unbuffered, and to be read meanwhile.
+
+        Raises:
+            OSError: it cannot be created, or there is one.
+        """
+        return open(self.local_path(name), "a+b", buffering=0, opener=self.modes.create_file)
+
+    def open_stream(self, name: str) -> pa.NativeFile:
+        """A file that is written from its beginning, in the place of an older one. Raises OSError."""
+        if self._is_on_disk:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.local_path(name))
+            self.open_new(name).close()  # pyarrow itself would create it with the rights of the umask.
+        return self.filesystem.open_output_stream(self.path(name))
 
     def publish(self, draft: str, name: str) -> None:
         """Rename a file that is complete from the name of its draft to its own, replacing an older one."""

@@ -110,11 +110,17 @@ def canary() -> str:
 
 
 @pytest.fixture(scope="session")
-def head(canary: str) -> Iterator[Head]:
+def deployment() -> str:
+    """An engine in the environment of `head`, which no config names but by its variable."""
+    return f"deployment-{secrets.token_hex(16)}"
+
+
+@pytest.fixture(scope="session")
+def head(canary: str, deployment: str) -> Iterator[Head]:
     """`ray start --head` with token authentication and a key in its environment, which takes jobs."""
     from ray_head import Head
 
-    with Head(token=True, environment={"OPENAI_API_KEY": canary}) as started:
+    with Head(token=True, environment={"OPENAI_API_KEY": canary, "DEPLOYMENT": deployment}) as started:
         yield started
 
 

@@ -19,7 +19,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from rambla_ray.config import load as configs
-from rambla_ray.config.secrets import is_secret
+from rambla_ray.redaction import is_secret
 from rambla_ray.run.job import ENOUGH_S, STOP_WAIT
 
 REPO = Path(__file__).resolve().parent.parent

@@ -6,11 +6,13 @@ import base64
 import gzip
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -127,6 +129,110 @@ def test_a_password_in_the_endpoint_of_the_environment_is_refused(monkeypatch):
     assert "hidden" not in message
 
 
+URLS = (
+    *("http://tok3n@h.example/x", "http://me:pa55@h.example/x", "HTTPS://ME:pa55@H.example/x", " https://me:pa55@h/x"),
+    *(
+        "//me:pa55@h.example/x",
+        "git+https://tok3n@h.example/x",
+        "https%3A%2F%2Fme%3Apa55%40h.example/x",
+        "me:pa55@h:80",
+    ),
+    *("https://h.example/x?api-key=pa55", "https://h.example/x?sig=pa55&sv=1", "https://h.example/x?code=pa55"),
+    *("https://h.example/x?token=pa55", "https://h.example/x#access_token=pa55", "s3://b/x?secret_key=pa55"),
+    *("s3://AKIA:pa55@b/x", "http://me:pa/55@h.example/x", "gs://b/x?X-Goog-Signature=pa55", "ray://me:pa55@h:10001"),
+)
+WHERE_URLS_ARE = (
+    *("runs_dir={}", "ledger={}", "address={}", "conf_dir={}", "task.dataset.path={}", "model.params.base_url={}"),
+    *("model.params.engine={}", "{}", "{}=1", "model={}", "nothing={}", "limit={}", "budget.usd=[{}", "pool={}"),
+    *("model.params={{engine: '{}'}}", "run_id={}", "files_mode={}"),
+)
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("word", WHERE_URLS_ARE)
+def test_a_url_with_credentials_is_refused_wherever_it_is_typed_and_shown_nowhere(word, url, bench):
+    places = [word] if word.startswith("runs_dir") else [word, "runs_dir=/nowhere/runs"]
+    done = bench(["model=openai_chat", *(place.format(url) for place in places)])
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    assert not re.search(r"pa/?55|tok3n", done.err), done.err
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_so_is_one_in_the_endpoint_of_the_environment(url, bench, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_BASE", url)
+    done = bench(["model=openai_chat"])
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    assert not re.search(r"pa/?55|tok3n", done.err), done.err
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if "://" in url])
+def test_so_is_one_whose_report_is_asked_for(url, capsys):
+    import report
+
+    assert report.main([url]) == 1
+    printed = "".join(capsys.readouterr())
+    assert printed.count("\n") == 1
+    assert not re.search(r"pa/?55|tok3n", printed), printed
+
+
+def test_what_a_bucket_needs_beside_a_key_is_no_credential():
+    place = "s3://bucket/runs?region=eu-west-1&scheme=http&endpoint_override=h:9000"
+    config = load(["model=mock", f"runs_dir={place}", "task.dataset.path=gs://anonymous@bucket/x.json"])
+    assert config.options.runs_dir == place
+
+
+@pytest.mark.parametrize("held", ["{}", "{}\n", "{}\r\n", "  {} ", "\t{}"])
+@pytest.mark.parametrize("typed", ["{}", " {} ", "{}\n", "\n  {}\r\n", "is {}?", "x{}y"])
+@pytest.mark.parametrize("key", ["/k3Jd9+abc/defGHI=", "sk-zq0123456789", "~p4ssw0rd", "-+=#key:{1}", "ключ-пароль"])
+def test_a_key_is_found_with_any_first_character_and_white_space_around_it(monkeypatch, held, typed, key):
+    monkeypatch.setenv("DB_PASS", held.format(key))
+    with pytest.raises(UserError, match="holds what is in DB_PASS") as refused:
+        load(["model=mock", f"model.params.answer='{typed.format(key)}'"])
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("spelt", [quote("p4ss/w0rd%zq", safe=""), base64.b64encode(b"x:p4ss/w0rd%zq,").decode()])
+def test_a_copy_in_a_url_or_in_base64_is_found_too(monkeypatch, spelt):
+    monkeypatch.setenv("DB_PASS", "p4ss/w0rd%zq")
+    assert "holds what is in DB_PASS" in refusal(f"model.params.answer=a {spelt} b")
+
+
+def test_a_key_that_was_folded_in_yaml_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("DB_PASS", "abcdefgh01234567")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text("name: mock\nparams:\n  answer: >\n    abcdefgh\n    01234567\n")
+    assert "targets.mine.params.answer holds what is in DB_PASS" in refusal(f"conf_dir={tmp_path}", "model=mine")
+
+
+@pytest.mark.parametrize("name", ["GITHUB_PAT", "DB_PASS", "OPENAI_API_KEY_PROD", "AUTH", "SESSION_COOKIE", "MY_PWD"])
+@pytest.mark.parametrize("key", ["model.params.answer", "model.params.flip", "runs_dir", "model", "task.dataset.path"])
+def test_no_key_takes_what_a_secrets_name_holds(monkeypatch, name, key):
+    monkeypatch.setenv(name, f"{SECRET}-3")
+    assert f"{name} holds a secret" in refusal(f"{key}=${{oc.env:{name}}}")
+
+
+@pytest.mark.parametrize("key", ["sk-zq0123456789abcdef", "ghp_0123456789abcdefABCD", "Bearer abc.0123456789abcdef"])
+def test_what_looks_like_a_key_is_refused_although_no_variable_holds_it(key):
+    message = refusal(f"model.params.answer={key}")
+    assert message.endswith("looks like a key; put it into the environment, and its variable in api_key_var")
+    assert key not in message
+
+
+def test_a_text_whose_key_says_that_it_is_one_is_refused():
+    message = refusal("model=smollm2", "model.params.loading_params.token=abcdefghij")
+    assert "targets.smollm2.params.loading_params.token looks like a key" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SSH_KEY_PATH", "/home/me"), ("PASSWORD_STORE_DIR", "/home/me"), ("SSH_KEY", "/tmp"), ("MY_KEY", "~/data")],
+)
+def test_a_variable_with_the_path_of_a_secret_refuses_no_path(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    config = load(["model=mock", f"task.dataset.path={value}/data.json", f"runs_dir={value}"])
+    assert config.options.runs_dir == value
+
+
 def test_what_is_no_secret_goes(monkeypatch):
     for name, value in (("SSH_KEY", "/tmp"), ("SHORT_KEY", "maybe"), ("LLAMA_PATH", "/llama"), ("KEY_FILE", "/k")):
         monkeypatch.setenv(name, value)
@@ -227,10 +333,11 @@ def api_answers(head: Head) -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.processes
-def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tmp_path):
-    """Refused, failing, killed, stopped and continued: and the endpoint says the key back in its errors."""
+def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, deployment, tmp_path):
+    """Refused, failing, killed, stopped and continued: and the endpoint says the key and the engine in its errors."""
     marker = "marked-" + tmp_path.name.replace("_", "-")
-    echo: Any = b'{"error": {"message": "wrong key {key} for {prompt}", "code": "{key}", "type": null}}'
+    echo: Any = b'{"error": {"message": "wrong key {key} of ENGINE for {prompt}", "code": "{key}", "type": null}}'
+    echo = echo.replace(b"ENGINE", deployment.encode())
     faults = [
         Fault("reply", status=500, body=echo, times=1),
         Fault("reply", status=400, body=echo, match="diabet", times=-1),
@@ -243,7 +350,7 @@ def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tm
         words = [
             *("model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"),
             *(f"run_id={marker}", f"runs_dir={tmp_path}", "pool.max_concurrency=4", "chaos.kill_actor_every=25"),
-            "fail_if.failed_above=1",
+            *("fail_if.failed_above=1", "'model.params.engine=${oc.env:DEPLOYMENT}'"),
         ]
         job = head.submit(checkout, *words, **{STOP_WAIT: "60"})
         wait_until(lambda: server.answered >= 15, "15 answers")
@@ -255,6 +362,7 @@ def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tm
         assert done.returncode == 0, done.stdout + done.stderr
         printed.append((f"ray job submit {marker}", (done.stdout + done.stderr).encode()))
         assert server.answered >= DEMO_YES_NO / 2  # which it does for nobody without the key
+        assert {request.model for request in server.requests if request.prompt_sha} == {deployment}
     with OpenAIServer(key=f"another-{canary}", faults=[Fault("reply", status=401, body=echo, times=-1)]) as refusing:
         words = [*words[:2], f"model.params.base_url={refusing.base_url}", *words[4:], f"run_id={marker}-refused"]
         status, log = head.ended(head.submit(checkout, *words))
@@ -274,3 +382,4 @@ def test_a_key_is_in_nothing_that_a_run_leaves_behind(head, checkout, canary, tm
     }.items():
         assert places_with(marker, places), f"{what} was not searched"
         assert places_with(canary, places) == [], what
+        assert places_with(deployment, places) == [], what

@@ -25,6 +25,7 @@ from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored, NotWritten
+from rambla_ray.file_modes import Modes
 from rambla_ray.ledger.claims import DEATHS, Claim, Claims
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
@@ -47,12 +48,18 @@ class LedgerService:
         run_id: the run it serves.
         budget: what the run may spend.
         prices: what models charge, by (model config, role).
+        modes: the rights to the files that are created there.
     """
 
     def __init__(
-        self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
+        self,
+        location: str,
+        run_id: str,
+        budget: Budget,
+        prices: Mapping[tuple[str, str], Price | None],
+        modes: Modes = Modes(),  # noqa: B008 - it is a constant
     ) -> None:
-        self._folder = Folder(location)
+        self._folder = Folder(location, modes)
         self._run_id = run_id
         self._ledger = Ledger(self._folder, run_id)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)

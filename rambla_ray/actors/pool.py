@@ -122,12 +122,13 @@ class PoolActor:
     def _load(self) -> None:
         """Make the model; what goes wrong is why it cannot be asked."""
         config = self._config
+        config.hide()
         try:
             self._model = config.kind(config.params, config.pool, config.rate)
             self._model.attach(self._ledger.run_context(self._chaos))
             identity = self._model.identity()
             self._identity = Identity(identity)
-            self._ledger.describe(identity)
+            self._ledger.describe(config.stored_identity(identity))
             self._report_usage()
         except CallError as error:
             self._load_error = error

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from rambla_ray.config.secrets import is_secret
+from rambla_ray.redaction import is_secret
 from rambla_ray.schema import canonical_json
 
 MOST_CHANGES = 3  # A label names so many changes; a checksum stands for the others.
@@ -19,6 +19,7 @@ LONGEST_VALUE = 32  # A value of more characters is shown as a checksum.
 LONGEST_PART = 60  # The changes take so many characters in the name of a run.
 _PLAIN = re.compile(r"[\w.:+-]+(/[\w.:+-]+)?")  # A word, or a hub id.
 _PATH = re.compile(r"[~.]{0,2}/|[^/]*/[^/]*/|.*\\")
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)\}")  # What stands for a value that comes from the environment.
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -80,6 +81,8 @@ def _value(key: str, value: Any) -> str:
         return word if isinstance(value, bool | int | float | None) else f"~{_checksum(value)}"
     if is_secret(key):
         return "…"
+    if variable := _VARIABLE.fullmatch(value):
+        return f"${variable[1]}"
     if "://" in value:
         return urlsplit(value).netloc.rpartition("@")[2] or f"~{_checksum(value)}"
     if _PATH.match(value):

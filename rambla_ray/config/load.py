@@ -7,41 +7,32 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from rambla_ray.config import labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
-from rambla_ray.config.explain import explain
-from rambla_ray.config.folder import ConfigFolder, package_dir
+from rambla_ray.config.environment import Borrowed, Place, by_name, inside, quoting_names, under, without_config_names
+from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
+from rambla_ray.config.resolve import COMMAND_LINE, Resolved, checked, override
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
-from rambla_ray.config.words import as_typed, read_value, type_at
+from rambla_ray.config.words import as_typed
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, well_formed
 from rambla_ray.storage import Folder, decoded, reason_of
 
-COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
 
 Overrides = list[tuple[str, str]]  # dotted keys inside a config, and their values as words
-T = TypeVar("T", bound=BaseModel)
 Options = TypeVar("Options", RunOptions, ServeOptions)
-
-OmegaConf.register_resolver("package_dir", package_dir, replace=True)
-OmegaConf.register_resolver("oc.env", secrets.variable, replace=True)
 
 
 def load(words: Sequence[str]) -> RunConfig:
@@ -50,21 +41,30 @@ def load(words: Sequence[str]) -> RunConfig:
     Raises:
         UserError: anything a user can get wrong; nothing has been asked or written.
     """
+    with quoting_names():
+        return _load(words)
+
+
+def _load(words: Sequence[str]) -> RunConfig:
     line = _read_words(words, RunOptions)
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
     tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
+    roles = _load_roles(line, tasks.values())
     config = RunConfig(
         options=options,
         targets=line.targets,
-        roles=_load_roles(line, tasks.values()),
+        roles=roles,
         tasks=tasks,
         datasets=datasets,
         own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
         changes=line.changes(),
     )
-    _refuse_secrets(words, config)
+    for role, played in roles.items():
+        line.borrowed.update(under(played.config.borrowed, "roles", str(role), "config"))
+    config = config.borrowing(line.borrowed)
+    _refuse_secrets(words, config, [*line.targets.values(), *(role.config for role in roles.values())])
     for name, task in tasks.items():
         try:
             task.check(fields_of(datasets[task.dataset]))
@@ -82,10 +82,11 @@ def _has_earlier_directory(config: RunConfig) -> bool:
 
 def load_served(words: Sequence[str]) -> ServeConfig:
     """The configuration of what is served, from the words of `jobs/serve.py`. Raises UserError."""
-    line = _read_words(words, ServeOptions)
-    config = ServeConfig(options=line.options, models=line.targets)
-    _refuse_secrets(words, config)
-    return config
+    with quoting_names():
+        line = _read_words(words, ServeOptions)
+        config = ServeConfig(options=line.options, models=line.targets)
+        _refuse_secrets(words, config, line.targets.values())
+        return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class _CommandLine(Generic[Options]):
     options: Options
     targets: dict[str, ModelConfig]
     overrides: Mapping[str, Overrides]  # by the kind of config: root, model, task, dataset
+    borrowed: dict[Place, Borrowed]  # what comes from the environment, by its place in the whole config
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """By target, what the overrides have changed of it."""
@@ -103,7 +105,7 @@ class _CommandLine(Generic[Options]):
         if not keys:
             return {}
         return {
-            name: labels.changes(keys, _as_in_its_file(self.folder, name), model.model_dump(mode="json"))
+            name: labels.changes(keys, _as_in_its_file(self.folder, name), _stored(model))
             for name, model in self.targets.items()
         }
 
@@ -120,9 +122,14 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     defaults = folder.root()
     if kind is ServeOptions:  # The other defaults of config.yaml are those of runs.
         defaults = {"model": defaults["model"]}
-    options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE, kind), COMMAND_LINE)
+    values, borrowed = override(defaults, overrides["root"], COMMAND_LINE, kind)
+    root = Resolved(values, without_config_names(borrowed, folder.names))
+    options = checked(kind, root, COMMAND_LINE)
     targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
-    return _CommandLine(folder, options, targets, overrides)
+    whole = under(root.borrowed, "options")
+    for name, target in targets.items():
+        whole |= under(target.borrowed, "targets", name)
+    return _CommandLine(folder, options, targets, overrides, whole)
 
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -152,13 +159,19 @@ def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
 def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:
     value, path = folder.read_config("model", name)
     where = f"model {name} ({path.name})"
-    return _checked(ModelConfig, _override(value, overrides, where, ModelConfig), where)
+    resolved = override(value, overrides, where, ModelConfig)
+    return checked(ModelConfig, resolved, where).borrowing(resolved.borrowed)
+
+
+def _stored(model: ModelConfig) -> dict[str, Any]:
+    stored: dict[str, Any] = by_name(model.model_dump(mode="json"), model.borrowed)
+    return stored
 
 
 def _as_in_its_file(folder: ConfigFolder, name: str) -> dict[str, Any]:
     """A model config without overrides. What its file lacks to be one, such as a variable, the overrides may bring."""
     try:
-        return _load_model(folder, name, []).model_dump(mode="json")
+        return _stored(_load_model(folder, name, []))
     except UserError:
         return folder.read_config("model", name)[0]
 
@@ -180,13 +193,14 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
 def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
     value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
-    merged = _override(value, line.overrides["task"], where, TaskConfig)
-    stages = merged.get("stages")
+    merged = override(value, line.overrides["task"], where, TaskConfig)
+    stages = merged.values.get("stages")
     for stage in stages if isinstance(stages, list) else []:
         body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
         if isinstance(body, dict) and "template_file" in body:
             body["template"] = _read_template(str(body.pop("template_file")), path, where)
-    return _checked(TaskConfig, merged, where)
+    line.borrowed.update(under(merged.borrowed, "tasks", name))
+    return checked(TaskConfig, merged, where)
 
 
 def _read_template(name: str, task_file: Path, where: str) -> str:
@@ -211,17 +225,17 @@ def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -
     """
     read = {name: line.folder.read_config("dataset", name) for name in dict.fromkeys(by_task.values())}
     overrides = [(key, value) for key, value in line.overrides["dataset"] if key != "path"]
-    whole = _override({}, overrides, COMMAND_LINE, DatasetConfig)
+    whole = override({}, overrides, COMMAND_LINE, DatasetConfig).values
     words = [(word, _path_of(word)) for key, word in line.overrides["dataset"] if key == "path"]
     paths = choose_paths({name: {**value, **whole} for name, (value, _) in read.items()}, words, by_task)
     return {
-        name: _load_dataset(name, path, value, [*overrides, *_path_override(paths, name)], line.options.limit)
+        name: _load_dataset(line, name, path, value, [*overrides, *_path_override(paths, name)])
         for name, (value, path) in read.items()
     }
 
 
 def _path_of(word: str) -> str:
-    return str(_override({}, [("path", word)], COMMAND_LINE, DatasetConfig)["path"])
+    return str(override({}, [("path", word)], COMMAND_LINE, DatasetConfig).values["path"])
 
 
 def _path_override(paths: Mapping[str, str], name: str) -> Overrides:
@@ -229,65 +243,19 @@ def _path_override(paths: Mapping[str, str], name: str) -> Overrides:
 
 
 def _load_dataset(
-    name: str, path: Path, value: dict[str, Any], overrides: Overrides, limit: int | None
+    line: _CommandLine[RunOptions], name: str, path: Path, value: dict[str, Any], overrides: Overrides
 ) -> DatasetConfig:
     where = f"dataset {name} ({path.name})"
-    merged = _override(value, overrides, where, DatasetConfig)
-    if limit is not None:
-        merged["limit"] = limit
-    return _checked(DatasetConfig, merged, where)
+    values, borrowed = override(value, overrides, where, DatasetConfig)
+    if line.options.limit is not None:
+        values["limit"] = line.options.limit
+        borrowed = {place: one for place, one in borrowed.items() if place != ("limit",)}
+        borrowed |= under(inside(line.borrowed, "options", "limit"), "limit")
+    line.borrowed.update(under(borrowed, "datasets", name))
+    return checked(DatasetConfig, Resolved(values, borrowed), where)
 
 
-def _override(config: dict[str, Any], overrides: Overrides, where: str, model: type[BaseModel]) -> dict[str, Any]:
-    """`config` with values of the command line in the place of its own, and interpolations resolved."""
-    try:
-        merged = OmegaConf.create(config)
-        for key, word in overrides:
-            value = _value(key, word, _declared_type(key, model, merged))
-            OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
-        missing = re.search(r"Environment variable '(\w+)' not found", reason)
-        if missing:
-            reason = f"needs the environment variable {missing[1]}, which is not set"
-        place = getattr(error, "full_key", None)
-        raise UserError(f"{where}: {f'{place}: ' if place else ''}{one_line(reason, 300)}") from None
-    except RecursionError:
-        raise UserError(f"{where}: an interpolation is nested too deeply") from None
-    except TypeError as error:  # OmegaConf raises one for a key, where a list takes a number.
-        raise UserError(f"{where}: {error}") from None
-
-
-def _declared_type(key: str, model: type[BaseModel], config: DictConfig) -> Any:
-    """The type of the values at a key; inside a model's `params` its own class says it."""
-    keys = key.split(".")
-    if model is ModelConfig and keys[0] == "params":
-        try:
-            model, keys = model_class(str(config.get("name"))).Params, keys[1:]
-        except UserError:  # It is raised again where the whole config is checked.
-            return None
-    return type_at(model, keys)
-
-
-def _value(key: str, word: str, kind: Any) -> Any:
-    """The right side of a `key=value` word. Raises UserError."""
-    try:
-        return read_value(word, kind)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {key}={one_line(word, 60)}: cannot be read as a value: {reason}") from None
-
-
-def _checked(model: type[T], value: Any, where: str) -> T:
-    """`value` as `model`, or a UserError that names the key and the nearest match."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, model)}") from None
-    except UserError as error:  # The params of a model raise it.
-        raise UserError(f"{where}: {error}") from None
-
-
-def _refuse_secrets(words: Sequence[str], config: RunConfig | ServeConfig) -> None:
+def _refuse_secrets(words: Sequence[str], config: RunConfig | ServeConfig, models: Iterable[ModelConfig]) -> None:
+    for model in models:
+        model.hide()
     secrets.refuse({COMMAND_LINE: list(words), **config.model_dump(mode="json")}, config.key_variables)

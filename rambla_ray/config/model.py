@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from rambla_ray import redaction
+from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
 from rambla_ray.config.explain import explain
 from rambla_ray.config.sections import Closed, Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
@@ -116,6 +128,30 @@ class ModelConfig(Closed):
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
+    _borrowed: Borrowings = PrivateAttr(default_factory=dict)
+
+    @property
+    def borrowed(self) -> Borrowings:
+        """What of it comes from the environment, and is stored by name."""
+        return self._borrowed
+
+    def borrowing(self, borrowed: Borrowings) -> Self:
+        """The same config, of which some values come from the environment."""
+        config = self.model_copy()
+        config._borrowed = dict(borrowed)
+        return config
+
+    def stored_identity(self, identity: Mapping[str, object]) -> dict[str, object]:
+        """What a model says that it is, with the names of variables in the place of what comes from them."""
+        named: dict[str, object] = by_name(dict(identity), inside(self._borrowed, "params"))
+        return named
+
+    def hide(self) -> None:
+        """Let this process show nothing of the key, and texts from the environment by name."""
+        if self.params.key_variable:
+            redaction.hide(self.params.key_variable)
+        for written, value in texts_by_name(self._borrowed):
+            redaction.show_by_name(value, written)
 
     @field_validator("params", mode="plain")
     @classmethod

@@ -7,19 +7,29 @@ import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
 from rambla_ray.tasks.reader import ReaderStage
 
 
 def _words(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _mode(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError("put the mode in quotes, as in '0640': YAML reads another number")
+    if isinstance(value, str):
+        Modes.parse(value)
+    return value
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
@@ -45,6 +55,11 @@ class RunOptions(Closed):
     run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
     runs_dir: str = Field("runs", description="where runs are kept")
     ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
+    files_mode: Annotated[str, BeforeValidator(_mode)] = Field(
+        "private",
+        description="who may read what is created in runs_dir and ledger: private (the owner alone), group, umask (as "
+        "the process has it), or the octal mode of files, such as 0640",
+    )
     address: str | None = Field(
         None,
         description="auto (a cluster running on this machine, else a local one) | local | host:port; when not "
@@ -56,6 +71,11 @@ class RunOptions(Closed):
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
     budget: Budget = Field(default_factory=Budget, description="what the run may spend")
     chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
+
+    @property
+    def modes(self) -> Modes:
+        """The rights to what the run creates."""
+        return Modes.parse(self.files_mode)
 
     @field_validator("roles")
     @classmethod
@@ -78,7 +98,7 @@ MODEL_KEYS = ("conf_dir", "pool", "rate")  # The command line takes these keys b
 OPERATIONAL = frozenset(
     {
         *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
-        *("budget", "chaos"),
+        *("budget", "chaos", "files_mode"),
     }
 )
 
@@ -102,6 +122,18 @@ class RunConfig(Closed):
         exclude=True,  # What the targets are is in `targets`; this is how they came to be so, and is not asked.
         description="by target, what the command line changed of it",
     )
+    _borrowed: Borrowings = PrivateAttr(default_factory=dict)
+
+    def borrowing(self, borrowed: Borrowings) -> RunConfig:
+        """The same config, of which some values come from the environment, and are stored by name."""
+        config = self.model_copy()
+        config._borrowed = dict(borrowed)
+        return config
+
+    def stored(self) -> dict[str, Any]:
+        """The config as it is stored: plain values, and names in the place of those that come from the environment."""
+        document: dict[str, Any] = by_name(self.model_dump(mode="json"), self._borrowed)
+        return document
 
     @property
     def synthetic(self) -> bool:
@@ -165,7 +197,7 @@ class RunConfig(Closed):
 
     def question(self) -> dict[str, Any]:
         """What the run asks, without where and how it runs: two invocations with the same question are one run."""
-        whole = self.model_dump(mode="json")
+        whole = self.stored()
         for key in OPERATIONAL & whole["options"].keys():
             del whole["options"][key]
         for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
@@ -173,7 +205,8 @@ class RunConfig(Closed):
         del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
         if Role.READER not in self.roles:
             del whole["options"]["reader"]
-        return whole
+        asked = {place: one for place, one in self._borrowed.items() if value_at(whole, place) == one.written}
+        return {**whole, "environment": digests(asked)} if asked else whole
 
 
 class ServeOptions(Closed):

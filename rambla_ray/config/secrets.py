@@ -5,60 +5,54 @@ A config is written into the run directory, printed, and shown by Ray to whoever
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from urllib.parse import unquote
 
 from rambla_ray.errors import UserError
+from rambla_ray.redaction import SHORTEST, TELLING, holds_credentials, looks_like_key, secret_values, spellings
+from rambla_ray.storage import OTHER_PLACE
 
-SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_?\d+)?$", re.IGNORECASE)
-_WITH_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
-
-
-def is_secret(variable: str) -> bool:
-    """Whether the name of an environment variable says that it holds a key, a token or a password."""
-    return _SECRET_NAME.search(variable) is not None
+# Keys of configs whose own name says that a text there is a key, whatever it looks like.
+_KEY_NAMES = re.compile(r"(^|[._])(token|use_auth_token|api_key|password|secret|auth)$", re.IGNORECASE)
 
 
-def variable(name: str, *default: object) -> str | None:
-    """Resolver `${oc.env:NAME}`, `${oc.env:NAME,DEFAULT}`. Raises ValueError for a secret, KeyError when not set."""
-    if is_secret(name):
-        raise ValueError(f"{name} holds a secret, which a config would give away; name the variable in api_key_var")
-    if name in os.environ:
-        return os.environ[name]
-    if default:
-        return None if default[0] is None else str(default[0])
-    raise KeyError(f"Environment variable '{name}' not found")
-
-
-def refuse(values: Mapping[str, object], variables: Iterable[str]) -> None:
-    """Raise a UserError, naming the place, when a text in `values` holds a secret.
+def refuse(values: Mapping[str, object], variables: Collection[str]) -> None:
+    """Raise a UserError, naming the place, when a text in `values` is or holds a secret.
 
     Args:
         values: plain values, which may be nested.
         variables: environment variables whose values are secrets, beside those whose names say it.
     """
-    # A variable may hold the path of a file with the secret; the path is none.
-    by_name = {name: value for name, value in os.environ.items() if is_secret(name) and not value.startswith("/")}
-    all_secrets = {name: os.environ.get(name, "") for name in variables} | by_name
-    long_secrets = {name: value for name, value in all_secrets.items() if len(value) >= SHORTEST}
+    found = secret_values(variables)
+    by_variable = {name: found[name] for name in sorted(found, key=lambda name: name not in variables)}
     for place, text in _texts(values):
-        for name, value in long_secrets.items():
-            if value in text:
-                raise UserError(f"{place} holds what is in {name}: a secret; keep it in the environment, by its name")
-        if _WITH_PASSWORD.match(text):
-            raise UserError(
-                f"{place} is a URL with a password in it; keep that in the environment or a credentials file"
-            )
+        if holds_credentials(text):
+            raise UserError(f"{place} is a URL with a password in it, or with another key; {OTHER_PLACE}")
+        for variable, secrets in by_variable.items():
+            if any(_holds(text, secret) for secret in secrets):
+                raise UserError(
+                    f"{place} holds what is in {variable}: a secret; keep it in the environment, by its name"
+                )
+        if looks_like_key(text) or (_KEY_NAMES.search(place) and len(text) >= SHORTEST):
+            raise UserError(f"{place} looks like a key; put it into the environment, and its variable in api_key_var")
+
+
+def _holds(text: str, secret: str) -> bool:
+    """Whether a text holds a secret: as it is, broken by blanks, or as it is written in a URL or in base64."""
+    if any(spelt in text for spelt in spellings(secret)) or secret in unquote(text):
+        return True
+    unbroken = "".join(secret.split())
+    return len(unbroken) >= TELLING and unbroken in "".join(text.split())
 
 
 def _texts(value: object, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in nested plain values, with its dotted place."""
+    """Every text in nested plain values, keys among them, with its dotted place."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
+            yield f"a key of {place or 'the config'}", str(key)
             yield from _texts(inner, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):

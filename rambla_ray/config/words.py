@@ -53,7 +53,7 @@ def read_value(word: str, kind: Any) -> Any:
         return _parsed(word, or_text=kind is None)
     if kind is Any and word in BOOLEANS:
         return BOOLEANS[word]
-    return word if kind is None or _takes_text(kind) else _number(word)
+    return word if kind is None or takes_text(kind) else _number(word)
 
 
 def _parsed(word: str, *, or_text: bool) -> Any:
@@ -102,9 +102,9 @@ def _is_plain_text(kind: Any) -> bool:
     return all(option is NoneType or _is_str(option) for option in _options(kind))
 
 
-def _takes_text(kind: Any) -> bool:
+def takes_text(kind: Any) -> bool:
     """Whether a type has texts among its values, or inside of them."""
-    return any(_is_str(option) or any(map(_takes_text, _parts(option))) for option in _options(kind))
+    return any(_is_str(option) or any(map(takes_text, _parts(option))) for option in _options(kind))
 
 
 def _parts(option: Any) -> tuple[Any, ...]:

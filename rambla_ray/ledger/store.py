@@ -225,7 +225,7 @@ class Ledger:
     def _own_segment(self) -> _OwnSegment:
         if self._own is None:
             if self._folder.is_local:
-                file: Any = open(self._folder.local_path(self._name + SUFFIX), "a+b", buffering=0)  # noqa: SIM115
+                file: Any = self._folder.open_new(self._name + SUFFIX)
             else:
                 file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self._own = _OwnSegment(file)

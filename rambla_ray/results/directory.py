@@ -86,7 +86,7 @@ class RunDirectory:
 
     def __init__(self, folder: Folder, lease: Lease | None = None) -> None:
         self.folder = folder
-        self.samples = Folder(f"{folder.location}/samples")
+        self.samples = Folder(f"{folder.location}/samples", folder.modes)
         self._lease = lease
         if lease is not None:
             self.folder, self.samples = HeldFolder(self.folder, lease), HeldFolder(self.samples, lease)
@@ -105,7 +105,7 @@ class RunDirectory:
         for name, count in files.items():
             if count > 1:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
-        run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}"))
+        run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}", config.options.modes))
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:
@@ -129,18 +129,17 @@ class RunDirectory:
 
     def begin(self, config: RunConfig, plan: Mapping[str, Any], words: Sequence[str]) -> None:
         """Write what is known before the first call: config.yaml, plan.json, env.json."""
-        options = config.options.model_dump(mode="json")
+        stored = config.stored()
         question = config.question()
         document = {
             "format": RUN_FORMAT,
             "command": list(words),
             "run_id": config.run_id,
             "model_labels": {target: config.label(target) for target in config.targets},
-            "options": options,
+            "options": stored["options"],
             "question": question,
             "pools": {
-                name: {"pool": model.pool.model_dump(mode="json"), "rate": model.rate.model_dump(mode="json")}
-                for name, model in config.targets.items()
+                name: {"pool": target["pool"], "rate": target["rate"]} for name, target in stored["targets"].items()
             },
         }
         self._remove_drafts()
@@ -176,7 +175,7 @@ class RunDirectory:
         It raises NotWritten, as this does, where they cannot be written.
         """
         with self.samples.writing():
-            self.samples.filesystem.create_dir(self.samples.root, recursive=True)
+            self.samples.create()
             for draft in self.samples.names(DRAFT):  # of an invocation that was killed
                 self.samples.filesystem.delete_file(self.samples.path(draft))
         return SampleWriter(self.samples, target, spec)
@@ -203,7 +202,7 @@ class RunDirectory:
         """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""
         draft = "errors.jsonl.draft"
         with self.folder.writing():
-            with self.folder.filesystem.open_output_stream(self.folder.path(draft)) as stream:
+            with self.folder.open_stream(draft) as stream:
                 for line in error_lines(self.samples):
                     stream.write(line)
             self.folder.publish(draft, "errors.jsonl")

@@ -158,7 +158,7 @@ class _TaskFile:
 
     def _open(self) -> None:
         if self._parquet is None:
-            self._stream = self._folder.filesystem.open_output_stream(self._folder.path(self._draft))
+            self._stream = self._folder.open_stream(self._draft)
             self._parquet = pq.ParquetWriter(
                 self._stream,
                 self._schema,

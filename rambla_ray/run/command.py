@@ -31,6 +31,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
+  files_mode=private|group|umask|0640   who may read what is created there (default: private, the owner alone)
   address=auto|local|HOST:PORT   (default: the cluster that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
   dry_run=true         print the plan and ask nothing

@@ -225,8 +225,8 @@ def _data(config: RunConfig) -> Check:
 
 def _output(config: RunConfig) -> Check:
     try:
-        Folder(config.options.runs_dir).make_writable("runs_dir")
-        Folder(config.ledger).make_writable("ledger")
+        Folder(config.options.runs_dir, config.options.modes).make_writable("runs_dir")
+        Folder(config.ledger, config.options.modes).make_writable("ledger")
     except UserError as error:
         return Check(f"output: {error}; choose another place", False)
     return Check(f"output: {config.options.runs_dir} and {config.ledger} can be written", True)

@@ -94,7 +94,7 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
     plan.preflight(same_machine=own_cluster)
     directory = RunDirectory.create(config)
     refuse_what_cannot_be_replaced(directory)
-    Folder(config.ledger).make_writable("ledger")
+    Folder(config.ledger, config.options.modes).make_writable("ledger")
     with Lease.take(directory.folder, config.run_id) as lease:
         for line in rewritten(directory):
             print(f"note: {line}; it is written anew", file=sys.stderr)

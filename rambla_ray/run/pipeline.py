@@ -260,7 +260,7 @@ def _start_ledger(config: RunConfig, placements: Mapping[str, Placement]) -> Any
     return (
         ray.remote(LedgerService)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
-        .remote(config.ledger, config.run_id, config.options.budget, prices)
+        .remote(config.ledger, config.run_id, config.options.budget, prices, config.options.modes)
     )
 
 

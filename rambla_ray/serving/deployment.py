@@ -42,6 +42,7 @@ class Replica:
 
     def __init__(self, name: str, config: ModelConfig) -> None:
         hide_gpus(config.pool)
+        config.hide()
         self._model: Model = config.kind(config.params, config.pool, config.rate)
         if not config.params.is_local:  # Credit is topped up, and rights are given, while it is served.
             self._model.attach(RunContext(stops=False))

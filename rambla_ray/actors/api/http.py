@@ -24,6 +24,7 @@ from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.actors.api.waits import requested_wait_s as requested_wait_s
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.redaction import MASK, redacted
 
 MIB = 1024 * 1024
 SMALL_BYTES = MIB  # Larger replies are read and parsed one at a time.
@@ -197,10 +198,9 @@ async def injected_reply(fault: str, read: Callable[[HttpReply], T]) -> T:
 
 
 def redact(text: str, key: str, prompt: str) -> str:
-    """An endpoint's message, which may echo its request, without the key and without stretches of the prompt."""
-    if key:
-        text = text.replace(key, "***")
-    return folded(_without_echo(" ".join(text.replace("\\n", " ").split())[:SHOWN_CHARACTERS], prompt))
+    """An endpoint's message, which may echo its request, without secrets and without stretches of the prompt."""
+    line = " ".join((text.replace(key, MASK) if key else text).replace("\\n", " ").split())
+    return folded(_without_echo(redacted(line[: 2 * SHOWN_CHARACTERS])[:SHOWN_CHARACTERS], prompt))
 
 
 def _without_echo(line: str, prompt: str) -> str:

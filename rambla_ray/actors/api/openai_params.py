@@ -48,7 +48,8 @@ class EndpointParams(KeyedParams):
         version = self.api_version or os.environ.get("OPENAI_API_VERSION")
         api_type = self.api_type or ("azure" if version else "openai")
         base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
-        if base_url and (fault := _fault_of(base_url)):
+        name = f"base_url {base_url!r}" if self.base_url else "OPENAI_API_BASE"
+        if base_url and (fault := _fault_of(base_url, name)):
             raise UserError(f"engine {self.engine}: {fault}")
         if api_type == "azure" and not base_url:
             raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
@@ -91,8 +92,8 @@ class EndpointParams(KeyedParams):
         return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
 
 
-def _fault_of(base_url: str) -> str:
-    """What is wrong with the URL of an endpoint; empty where nothing is.
+def _fault_of(base_url: str, name: str) -> str:
+    """What is wrong with the URL of an endpoint, which messages call so; empty where nothing is.
 
     One with a password is refused with the rest of the config, by `config.secrets`.
     """
@@ -104,9 +105,9 @@ def _fault_of(base_url: str) -> str:
     if url.user is not None and url.password is None:
         return f"base_url of {url.host} holds a user name, or a key, whose place is in the environment"
     if not is_url or len(base_url.split()) != 1 or not base_url.isprintable():
-        return f"base_url {base_url!r} is no URL; it begins with https://"
+        return f"{name} is no URL; it begins with https://"
     if "#" in base_url:
-        return f"base_url {base_url!r} has a fragment (#), which is never sent; leave it out"
+        return f"{name} has a fragment (#), which is never sent; leave it out"
     return ""
 
 

@@ -1,0 +1,226 @@
+"""What a config takes from the environment: `${oc.env:NAME}` is stored by the variable's name, not by its value.
+
+No list of the names that secrets have is complete, so the keys decide. The keys in `BY_VALUE` hold paths and URLs,
+those in `CONFIG_NAMES` names of configs; without them a run would not say where it was, so they are stored as they
+are. A number, a boolean, one of a key's few choices, and the keys in `BY_NAME` are used, and stored by name beside a
+digest of the value, so that another value is another run. Any other text is refused: it would travel on, into samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from rambla_ray.errors import UserError, choose_from
+from rambla_ray.redaction import Masks, is_secret
+from rambla_ray.schema import canonical_json
+
+# Keys, as they stand in the files of conf/ without the numbers of lists. docs/run_directory.md lists them, too.
+BY_VALUE = frozenset(
+    {
+        *("runs_dir", "ledger", "address", "host", "path", "stages.generate.template_file", "params.base_url"),
+        *("params.model_name", "params.tokenizer_name", "params.loading_params.gguf_file"),
+        "params.loading_params.cache_dir",
+    }
+)
+CONFIG_NAMES = frozenset(
+    {"model", "task", "roles.rephraser", "roles.judge", "roles.reader"}
+)  # if there is such a config
+# Azure's deployment and version, which nobody but the endpoint is sent.
+BY_NAME = frozenset({"params.engine", "params.api_version"})
+
+Place = tuple[str | int, ...]  # The keys and list indices that lead to a value.
+
+
+class Borrowed(NamedTuple):
+    """A value of a config that comes from the environment."""
+
+    written: str  # what stands for it where the config is stored: `${oc.env:NAME}`
+    value: Any
+
+    @property
+    def digest(self) -> str:
+        """What tells two values apart, and does not show them."""
+        return hashlib.sha256(canonical_json(self.value).encode()).hexdigest()[:16]
+
+
+Borrowings = Mapping[Place, Borrowed]
+
+
+class _Reading:
+    """The variables that were read while configs were loaded; their values are in no message about these."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []  # in the order in which they were read
+        self.used: set[str] = set()  # those whose key is known
+        self.hidden: set[str] = set()  # those of them that are used for more than paths and URLs
+
+    def by_name(self, message: str) -> str:
+        unshown = [name for name in self.names if name in self.hidden or name not in self.used]
+        return Masks({os.environ[name].strip(): f"${{oc.env:{name}}}" for name in unshown}).apply(message)
+
+
+_reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
+
+
+@contextmanager
+def quoting_names() -> Iterator[_Reading]:
+    """While inside, a UserError quotes the names of the variables that configs take, and not their values."""
+    if (outer := _reading.get()) is not None:
+        yield outer
+        return
+    reading = _Reading()
+    token = _reading.set(reading)
+    try:
+        yield reading
+    except UserError as error:
+        raise UserError(reading.by_name(str(error))) from None
+    finally:
+        _reading.reset(token)
+
+
+def variable(name: str, *default: object) -> str | None:
+    """Resolver `${oc.env:NAME}`, `${oc.env:NAME,DEFAULT}`. Raises ValueError for a secret, KeyError when not set."""
+    if is_secret(name):
+        raise ValueError(f"{name} holds a secret, which a config would give away; name the variable in api_key_var")
+    if name in os.environ:
+        if (reading := _reading.get()) is not None:
+            reading.names.append(name)
+        return os.environ[name]
+    if default:
+        return None if default[0] is None else str(default[0])
+    raise KeyError(f"Environment variable '{name}' not found")
+
+
+def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[Place, Borrowed]]:
+    """A config as plain values, its interpolations resolved, and which of them come from the environment.
+
+    Those at keys that are stored by value are not among them. Raises OmegaConfBaseException.
+    """
+    with quoting_names() as reading:
+        resolver = _Resolver(reading)
+        return resolver.plain(config, (), ()), resolver.borrowed
+
+
+class _Resolver:
+    """Makes plain values of a config, one after the other, and sees which variables each of them reads."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
+        self.borrowed: dict[Place, Borrowed] = {}
+
+    def plain(self, node: Any, place: Place, names: tuple[str, ...]) -> Any:
+        """The plain value of a node; `names` are the variables that led to it."""
+        if isinstance(node, DictConfig):
+            return {key: self._inner(node, key, (*place, str(key)), names) for key in node}
+        if isinstance(node, ListConfig):
+            return [self._inner(node, number, (*place, number), names) for number in range(len(node))]
+        if _key(place) not in BY_VALUE or (_key(place) == "params.base_url" and "://" not in str(node)):
+            self._reading.hidden.update(names)
+        self._reading.used.update(names)
+        if names and _key(place) not in BY_VALUE:
+            self.borrowed[place] = Borrowed(", ".join(f"${{oc.env:{name}}}" for name in names), node)
+        return node
+
+    def _inner(self, node: Any, key: Any, place: Place, names: tuple[str, ...]) -> Any:
+        if OmegaConf.is_missing(node, key):
+            return "???"
+        before = len(self._reading.names)
+        inner = node[key]
+        return self.plain(inner, place, tuple(dict.fromkeys((*names, *self._reading.names[before:]))))
+
+
+def _key(place: Place) -> str:
+    return ".".join(key for key in place if isinstance(key, str))
+
+
+def without_config_names(
+    borrowed: Borrowings, known: Callable[[Literal["model", "task"]], Sequence[str]]
+) -> dict[Place, Borrowed]:
+    """What comes from the environment but for names of configs. Raises UserError for a config that there is not.
+
+    Args:
+        borrowed: what comes from the environment.
+        known: the names of the configs of a group.
+    """
+    for place, (written, value) in borrowed.items():
+        group: Literal["model", "task"] = "task" if _key(place) == "task" else "model"
+        if _key(place) in CONFIG_NAMES and not {*str(value).replace(" ", "").split(",")} <= {*known(group), "all"}:
+            raise UserError(f"no {group} has the name in {written}; {choose_from('', known(group))}")
+    return {place: one for place, one in borrowed.items() if _key(place) not in CONFIG_NAMES}
+
+
+def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: Callable[[Place], bool]) -> None:
+    """Raise a UserError when a text comes from the environment at a key that takes any text.
+
+    Args:
+        borrowed: what comes from the environment.
+        checked: the config as it is stored, in which numbers are no texts any more.
+        takes_text: whether the values at a place are other texts than the choices of its key.
+    """
+    for place, (written, value) in borrowed.items():
+        stored = value_at(checked, place, value)
+        if isinstance(stored, str) and _key(place) not in BY_NAME and takes_text(place):
+            raise UserError(
+                f"{dotted(place)}: {written} is a text, which would be stored with the run: write it into the config; "
+                "a key stays in the environment, by its name in api_key_var"
+            )
+
+
+def texts_by_name(borrowed: Borrowings) -> list[tuple[str, str]]:
+    """What is used as a text without being stored: what stands for it, and the text."""
+    return [(one.written, str(one.value)) for place, one in borrowed.items() if _key(place) in BY_NAME]
+
+
+def value_at(document: Any, place: Place, missing: Any = None) -> Any:
+    """What stands at a place in nested plain values; `missing` where nothing does."""
+    for key in place:
+        is_index = isinstance(document, list | tuple) and isinstance(key, int) and key < len(document)
+        if not is_index and not (isinstance(document, Mapping) and key in document):
+            return missing
+        document = document[key]
+    return document
+
+
+def by_name(document: Any, borrowed: Borrowings) -> Any:
+    """Nested plain values with the names of variables in the place of what comes from them."""
+    for place, (written, _) in borrowed.items():
+        document = _replaced(document, place, written)
+    return document
+
+
+def _replaced(document: Any, place: Place, written: str) -> Any:
+    if not place:
+        return written
+    first, *rest = place
+    if isinstance(document, Mapping) and first in document:
+        return {**document, first: _replaced(document[first], tuple(rest), written)}
+    if isinstance(document, list) and isinstance(first, int) and first < len(document):
+        return [*document[:first], _replaced(document[first], tuple(rest), written), *document[first + 1 :]]
+    return document
+
+
+def inside(borrowed: Borrowings, *outer: str) -> dict[Place, Borrowed]:
+    """The part that stands in a section of a config, by its places there."""
+    return {place[len(outer) :]: one for place, one in borrowed.items() if place[: len(outer)] == outer}
+
+
+def under(borrowed: Borrowings, *outer: str) -> dict[Place, Borrowed]:
+    """The same values by their places in a config that holds theirs at `outer`."""
+    return {(*outer, *place): one for place, one in borrowed.items()}
+
+
+def digests(borrowed: Borrowings) -> dict[str, str]:
+    """By dotted place, what tells the values apart."""
+    return {dotted(place): one.digest for place, one in sorted(borrowed.items(), key=lambda item: dotted(item[0]))}
+
+
+def dotted(place: Place) -> str:
+    """A place as messages write it."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
