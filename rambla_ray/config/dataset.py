@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from rambla_ray.display import counted, one_line
 from rambla_ray.errors import choose_from
 from rambla_ray.schema import Item
+from rambla_ray.tasks.closed import SEEDS, Closed
 
+MOST_ITEMS = 10**12  # A limit is no higher than this.
 MOST_LISTED = 5  # A message lists no more values of a field than this.
 
 
-class DatasetConfig(BaseModel):
+class DatasetConfig(Closed):
     """`conf/dataset/<name>.yaml`: where items come from and which are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal["pubmedqa", "bioasq", "sick", "mrpc", "table"] = Field(description="the adapter that reads it")
     path: str = Field(description="a hub id (owner/name), or a local, s3:// or gs:// file")
     subset: str | None = Field(None, description="configuration name on the hub")
@@ -37,12 +38,15 @@ class DatasetConfig(BaseModel):
         "the file, value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
     )
     limit: int | None = Field(
-        None, gt=0, description="keep the first N items of those that `keep` and `balance` leave, in the file's order"
+        None,
+        gt=0,
+        le=MOST_ITEMS,
+        description="keep the first N items of those that `keep` and `balance` leave, in the file's order",
     )
     seed: int | None = Field(
         None,
         ge=0,
-        lt=2**32,
+        lt=SEEDS,
         description="shuffle before `limit`, whatever the order of the file; the file's order when not given",
     )
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SerializationInfo, ValidationError, ValidationInfo, field_serializer, field_validator
 
 from rambla_ray.config.explain import explain
-from rambla_ray.config.sections import Closed, Name, Pool, Price, Rate
+from rambla_ray.config.sections import Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
+from rambla_ray.tasks.closed import Closed
 
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
 
 
-class ModelParams(BaseModel):
+class ModelParams(Closed):
     """Base of every model's `params`: closed, frozen, each field with a description.
 
     What can be known of a model before it is loaded depends on its params alone, and is a property or method.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     produces: ClassVar[Literal["text", "score"]] = "text"  # A score says how alike the two texts of a request are.
     embeds: ClassVar[bool] = False  # It answers a prompt without a pair with the prompt's vector, as a JSON list.
@@ -110,7 +109,7 @@ class ModelConfig(Closed):
     """`conf/model/<name>.yaml`: what to run (RAmBLA's `name` and `params`), and optionally how."""
 
     name: str = Field(description="a key of MODEL_MAP, an entry point, or package.module:Class")
-    params: SerializeAsAny[ModelParams] = Field(
+    params: ModelParams = Field(
         default_factory=dict, validate_default=True, description="the model's own parameters"
     )
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
@@ -131,6 +130,10 @@ class ModelConfig(Closed):
             return declared.model_validate(value).resolved()
         except ValidationError as error:
             raise UserError(explain(error, declared, "params")) from None
+
+    @field_serializer("params")
+    def _with_its_own_fields(self, params: ModelParams, info: SerializationInfo) -> dict[str, Any]:
+        return params.model_dump(mode=info.mode)
 
     @property
     def kind(self) -> type[Any]:

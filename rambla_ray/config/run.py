@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from rambla_ray.config import labels
-from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
+from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.schema import Role, canonical_json
+from rambla_ray.tasks.closed import SEEDS, Closed
 from rambla_ray.tasks.reader import ReaderStage
 
 
@@ -36,8 +37,8 @@ class RunOptions(Closed):
     model: Names = Field(description="model configs to test, separated by commas")
     task: Names = Field(description="tasks, separated by commas, or 'all'")
     data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
-    limit: int | None = Field(None, gt=0, description="the first N items of each dataset")
-    seed: int = Field(1234, ge=0, lt=2**32, description="for stages that set none of their own")
+    limit: int | None = Field(None, gt=0, le=MOST_ITEMS, description="the first N items of each dataset")
+    seed: int = Field(1234, ge=0, lt=SEEDS, description="for stages that set none of their own")
     roles: dict[Role, Name] = Field(
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )

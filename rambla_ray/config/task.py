@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from rambla_ray.config.explain import explain
-from rambla_ray.config.sections import Closed, Name
+from rambla_ray.config.sections import Name
 from rambla_ray.errors import ErrorKind, choose_from
 from rambla_ray.schema import Item, Role, Sample, Step
+from rambla_ray.tasks.closed import Closed
 from rambla_ray.tasks.stages import STAGES, Generate, Stage, Transform, check_order, parse_stage
 
 Choice = Annotated[str, Field(pattern=r"^\w[\w -]*$")]

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Item, Role
 from rambla_ray.tasks import prompts
+from rambla_ray.tasks.closed import SEEDS, Closed
 from rambla_ray.tasks.mutation import CharacterMutator, TooFewWords, sample_seed
 
 
@@ -26,13 +27,15 @@ def _checked_template(template: str) -> str:
     return template
 
 
+MOST_CONTEXTS = 10_000  # So many texts are joined at most.
+MOST_MUTATIONS = 10**6  # So many words of a text are changed at most.
+
 Template = Annotated[str, AfterValidator(_checked_template)]
 
 
-class Stage(BaseModel):
+class Stage(Closed):
     """One step of a task."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str]
 
     @abstractmethod
@@ -80,7 +83,7 @@ class ShuffleContext(Transform):
     """
 
     kind: ClassVar[str] = "shuffle_context"
-    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shuffle; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="of the shuffle; the run's seed when not given")
 
     def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         values = [item.fields[self.field] for item in items]
@@ -96,10 +99,14 @@ class AddDistractors(Transform):
     """
 
     kind: ClassVar[str] = "add_distractors"
-    n_contexts: int = Field(3, ge=2, description="how many texts are joined, the right one among them")
-    positions: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="where the right one stands, from 0")
+    n_contexts: int = Field(
+        3, ge=2, le=MOST_CONTEXTS, description="how many texts are joined, the right one among them"
+    )
+    positions: tuple[Annotated[int, Field(ge=0, lt=MOST_CONTEXTS)], ...] = Field(
+        (0, 1, 2), min_length=1, description="where the right one stands, from 0"
+    )
     separator: str = Field("\n\n", description="between two texts")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="of the shifts; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="of the shifts; the run's seed when not given")
 
     @model_validator(mode="after")
     def _positions_exist(self) -> Self:
@@ -135,10 +142,10 @@ class Mutate(Transform):
     """
 
     kind: ClassVar[str] = "mutate"
-    schedule: tuple[NonNegativeInt, ...] = Field(
+    schedule: tuple[Annotated[int, Field(ge=0, le=MOST_MUTATIONS)], ...] = Field(
         (0, 1, 3, 10, 20, 50), min_length=1, description="words changed, per variant"
     )
-    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="of the draws; the run's seed when not given")
 
     def variants(self) -> tuple[str, ...]:
         return tuple(f"n={count}" for count in self.schedule)
@@ -173,7 +180,7 @@ class FewShot(Transform):
     differ_in: str = Field("question", description="an example must differ from the item in this field")
     separator: str = Field("\n\n", description="between two examples")
     output: str = Field("examples", alias="writes", description="the field that takes them")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="of the draws; the run's seed when not given")
+    seed: int | None = Field(None, ge=0, lt=SEEDS, description="of the draws; the run's seed when not given")
 
     def reads(self) -> frozenset[str]:
         return prompts.placeholders(self.template) | {self.field, self.differ_in}

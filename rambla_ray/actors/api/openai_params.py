@@ -120,7 +120,7 @@ class TextParams(EndpointParams):
     """Generation parameters of the chat and completion APIs."""
 
     temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
-    max_tokens: int = Field(800, gt=0, description="longest answer, in tokens")
+    max_tokens: int = Field(800, gt=0, le=10**8, description="longest answer, in tokens")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
 
     @property
