@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from rambla_ray.config import labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
-from rambla_ray.config.folder import ConfigFolder, package_dir
+from rambla_ray.config.folder import LARGEST, ConfigFolder, package_dir
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
@@ -31,7 +31,7 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, well_formed
-from rambla_ray.storage import Folder, decoded, reason_of
+from rambla_ray.storage import Folder, decoded, joined, read_whole, reason_of
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -77,7 +77,7 @@ def _has_earlier_directory(config: RunConfig) -> bool:
     """Whether an earlier version has begun the run under another name."""
     if not config.has_earlier_name:
         return False
-    return Folder(f"{config.options.runs_dir.rstrip('/')}/{config.earlier_run_id}").has("config.yaml")
+    return Folder(joined(config.options.runs_dir, config.earlier_run_id)).has("config.yaml")
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:
@@ -196,7 +196,7 @@ def _read_template(name: str, task_file: Path, where: str) -> str:
     if not file.is_relative_to(conf):
         raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
     try:
-        return io.StringIO(decoded(file.read_bytes()), newline=None).read()
+        return io.StringIO(decoded(read_whole(file, LARGEST)), newline=None).read()
     except (OSError, ValueError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else error
         raise UserError(f"{where}: template_file {file}: {reason}") from None

@@ -15,6 +15,7 @@ from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.schema import Role, canonical_json
+from rambla_ray.storage import joined
 from rambla_ray.tasks.closed import SEEDS, Closed
 from rambla_ray.tasks.reader import ReaderStage
 
@@ -147,7 +148,7 @@ class RunConfig(Closed):
     @property
     def ledger(self) -> str:
         """Where answers are kept."""
-        return self.options.ledger or f"{self.options.runs_dir.rstrip('/')}/ledger"
+        return self.options.ledger or joined(self.options.runs_dir, "ledger")
 
     @property
     def key_variables(self) -> frozenset[str]:

@@ -77,7 +77,7 @@ def _answers(directory: RunDirectory) -> Check:
     checked = differ = by_reader = 0
     for task in spec["tasks"]:
         task_config = _task_config(
-            config["question"]["tasks"][task], f"{directory.folder.location}/config.yaml: task {task}"
+            config["question"]["tasks"][task], f"{directory.folder.child('config.yaml')}: task {task}"
         )
         for target in spec["models"]:
             for row in _rows(StoredTask(directory.samples, target, task)):

@@ -19,7 +19,7 @@ from rambla_ray.errors import UserError
 from rambla_ray.results.calls import calls_document
 from rambla_ray.results.failures import error_lines
 from rambla_ray.results.samples import SampleWriter, file_name, refuse_newer
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder, joined, reason_of
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
@@ -96,7 +96,7 @@ class RunDirectory:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.samples = Folder(f"{folder.location}/samples")
+        self.samples = Folder(folder.child("samples"))
         self._earlier_invocations: list[dict[str, Any]] = []
         self._format_is_known = False
 
@@ -112,7 +112,7 @@ class RunDirectory:
         for name, count in files.items():
             if count > 1:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
-        run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}"))
+        run = cls(Folder(joined(config.options.runs_dir, config.run_id)))
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:
@@ -249,10 +249,10 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"{self.folder.location}/{name} cannot be read: {reason_of(error)}") from None
+            raise UserError(f"{self.folder.child(name)} cannot be read: {reason_of(error)}") from None
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             reason = one_line(str(error).partition("\n")[0])
-            raise UserError(f"{self.folder.location}/{name} is damaged: {reason}") from None
+            raise UserError(f"{self.folder.child(name)} is damaged: {reason}") from None
 
     def _check_format(self) -> None:
         if not self._format_is_known:

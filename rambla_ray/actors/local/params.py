@@ -86,12 +86,20 @@ class CheckpointParams(ModelParams):
         name = self.model_name
         return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
 
+    @property
+    def special_file(self) -> str:
+        """The first of the files of checkpoint and tokenizer that is none, and what it is; empty without any."""
+        folders = [Path(name) for name in (self.model_name, self.tokenizer_name) if name]
+        return next(filter(None, (weights.special_file(folder) for folder in folders if folder.is_dir())), "")
+
     def preflight(self, *, same_machine: bool) -> None:
         if not (same_machine and self.is_path):
             return
         folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
         if not folder.is_dir():
             raise UserError(f"params.model_name: there is no folder {folder}")
+        if reason := self.special_file:
+            raise UserError(f"params.model_name: {folder} cannot be loaded: {reason}")
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
         if (adapter := folder / weights.ADAPTER_CONFIG).is_file():
