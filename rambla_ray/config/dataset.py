@@ -56,8 +56,15 @@ class DatasetConfig(Closed):
             raise ValueError("format table needs `fields`: the columns that a task may read")
         if self.format != "table" and (self.fields or self.id_column is not None):
             raise ValueError(f"`fields` and `id_column` are for format table; {self.format} has fields of its own")
+        if twice := _first_twice(self.fields):
+            raise ValueError(f"`fields` names '{twice}' twice")
         if self.balance is not None and not self.keep.get(self.balance):
             raise ValueError(f"`balance: {self.balance}` needs `keep: {{{self.balance}: [...]}}` with the values")
+        for column, values in self.keep.items():
+            if not values:
+                raise ValueError(f"`keep: {{{column}: []}}` keeps nothing; name the values, or leave it out")
+            if twice := _first_twice([normalised(value) for value in values]):
+                raise ValueError(f"`keep` names the value '{twice}' of {column} twice; case and blanks do not count")
         if self.limit is not None and self.limit < len(self._balanced_values):
             raise ValueError(
                 f"limit {self.limit} is too small for `balance`: {len(self._balanced_values)} values of "
@@ -125,6 +132,11 @@ class Selection:
         parts = [f"{column} is {_most_common(values)}" for column, values in self.left_out.items() if values]
         count = sum(sum(values.values()) for values in self.left_out.values())
         return f"`keep` leaves out {count} of {counted(self.read, 'item')}: {'; '.join(parts)}" if parts else ""
+
+
+def _first_twice(names: Sequence[str]) -> str:
+    """The first name that stands there twice; empty without any."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
 
 
 def normalised(label: str) -> str:

@@ -5,8 +5,6 @@ Everything a user can get wrong is a `UserError` of one line that names the file
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +19,19 @@ from pydantic import BaseModel, ValidationError
 from rambla_ray.config import labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.explain import explain
-from rambla_ray.config.folder import LARGEST, ConfigFolder, package_dir
+from rambla_ray.config.folder import ConfigFolder, package_dir
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
+from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.config.templates import read_templates
 from rambla_ray.config.words import as_typed, read_value, type_at
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, well_formed
-from rambla_ray.storage import Folder, decoded, joined, read_whole, reason_of
+from rambla_ray.storage import Folder, joined
 
 COMMAND_LINE = "command line"  # The place that messages name for what was typed.
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
@@ -53,7 +53,7 @@ def load(words: Sequence[str]) -> RunConfig:
     line = _read_words(words, RunOptions)
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
-    tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
+    tasks = {name: _load_task(line, name, line.overrides["task"]) for name in dict.fromkeys(names) if name != "all"}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     config = RunConfig(
         options=options,
@@ -70,6 +70,7 @@ def load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
+    check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(line, name, []))
     return config.under_its_earlier_name() if _has_earlier_directory(config) else config
 
 
@@ -177,29 +178,12 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
     return roles
 
 
-def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
+def _load_task(line: _CommandLine[RunOptions], name: str, overrides: Overrides) -> TaskConfig:
     value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
-    merged = _override(value, line.overrides["task"], where, TaskConfig)
-    stages = merged.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
-        if isinstance(body, dict) and "template_file" in body:
-            body["template"] = _read_template(str(body.pop("template_file")), path, where)
+    merged = _override(value, overrides, where, TaskConfig)
+    read_templates(merged.get("stages"), path, where)
     return _checked(TaskConfig, merged, where)
-
-
-def _read_template(name: str, task_file: Path, where: str) -> str:
-    """The text of a `template_file`, which a task's file names relative to itself."""
-    file = Path(os.path.abspath(task_file.parent / name))
-    conf = os.path.abspath(task_file.parent.parent)
-    if not file.is_relative_to(conf):
-        raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
-    try:
-        return io.StringIO(decoded(read_whole(file, LARGEST)), newline=None).read()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else error
-        raise UserError(f"{where}: template_file {file}: {reason}") from None
 
 
 def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -> dict[str, DatasetConfig]:

@@ -109,9 +109,7 @@ class ModelConfig(Closed):
     """`conf/model/<name>.yaml`: what to run (RAmBLA's `name` and `params`), and optionally how."""
 
     name: str = Field(description="a key of MODEL_MAP, an entry point, or package.module:Class")
-    params: ModelParams = Field(
-        default_factory=dict, validate_default=True, description="the model's own parameters"
-    )
+    params: ModelParams = Field(default_factory=dict, validate_default=True, description="the model's own parameters")
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")

@@ -19,7 +19,8 @@ from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
-from rambla_ray.tasks.stages import Compare, Generate, Transform
+from rambla_ray.tasks.stages import Compare, Generate
+from rambla_ray.tasks.transforms import Transform
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
