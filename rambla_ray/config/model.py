@@ -14,7 +14,7 @@ from rambla_ray.registry import model_class
 from rambla_ray.tasks.closed import Closed
 
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
-
+_NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
 
 class ModelParams(Closed):
     """Base of every model's `params`: closed, frozen, each field with a description.
@@ -85,9 +85,13 @@ class KeyedParams(ModelParams):
         return self.api_key_var
 
     def preflight(self, *, same_machine: bool) -> None:
-        """The key's variable must be set where calls are made."""
-        if same_machine and not os.environ.get(self.api_key_var):
-            raise UserError(f"needs a key in the environment variable {self.api_key_var}, which is not set")
+        """The key's variable must be set where calls are made, and hold what can be sent."""
+        key = os.environ.get(self.api_key_var, "").strip()
+        if same_machine and not key:
+            state = "empty" if self.api_key_var in os.environ else "not set"
+            raise UserError(f"needs a key in the environment variable {self.api_key_var}, which is {state}")
+        if same_machine and not _is_sendable(key):
+            raise UserError(f"the environment variable {self.api_key_var} {_NOT_SENDABLE}; set it to the key alone")
 
     def read_key(self) -> str:
         """The key, to be called where the model runs.
@@ -100,9 +104,14 @@ class KeyedParams(ModelParams):
             raise CallError(
                 ErrorKind.AUTH, f"the environment variable {self.api_key_var} is not set where the model runs"
             )
-        if not (key.isascii() and key.isprintable()):
-            raise CallError(ErrorKind.AUTH, f"{self.api_key_var} has characters that a header cannot hold")
+        if not _is_sendable(key):
+            raise CallError(ErrorKind.AUTH, f"the environment variable {self.api_key_var} {_NOT_SENDABLE}")
         return key
+
+
+def _is_sendable(key: str) -> bool:
+    """Whether a key, without the white space around it, can stand in the header of a request."""
+    return key.isascii() and key.isprintable()
 
 
 class ModelConfig(Closed):
