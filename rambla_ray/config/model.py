@@ -16,6 +16,7 @@ from rambla_ray.tasks.closed import Closed
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
 _NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
 
+
 class ModelParams(Closed):
     """Base of every model's `params`: closed, frozen, each field with a description.
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rambla_ray.actors.local import weights
-from rambla_ray.actors.local.backends import HONOURED_OPTIONS, REFUSED_OPTIONS, Backend, unsupported_option
+from rambla_ray.actors.local.backends import (
+    HONOURED_OPTIONS,
+    REFUSED_OPTIONS,
+    Backend,
+    fault_of_option,
+    unsupported_option,
+)
 from rambla_ray.config.model import ModelParams
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.tasks import prompts
 
@@ -126,6 +134,14 @@ class HuggingFaceParams(CheckpointParams):
         "vllm: its engine (pip install vllm); auto: by device and options",
     )
 
+    @field_validator("generation_config")
+    @classmethod
+    def _numbers_that_can_be(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for option, given in value.items():
+            if fault := fault_of_option(option, given):
+                raise ValueError(f"{option}: {fault} (got {one_line(repr(given), 60)})")
+        return value
+
     @model_validator(mode="after")
     def _template_takes_the_message(self) -> Self:
         template = self.message_formatting_template
@@ -178,6 +194,11 @@ class HuggingFaceParams(CheckpointParams):
 
     def preflight(self, *, same_machine: bool) -> None:
         super().preflight(same_machine=same_machine)
+        if self.message_formatting_template and not self.is_finetuned:
+            print(
+                "note: message_formatting_template formats no prompt of a run, as is_finetuned is false",
+                file=sys.stderr,
+            )
         if not same_machine:
             return
         if self.backend == "vllm" and importlib.util.find_spec("vllm") is None:
