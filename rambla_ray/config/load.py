@@ -6,6 +6,8 @@ Everything a user can get wrong is a `UserError` of one line that names the file
 from __future__ import annotations
 
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +124,16 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     if kind is ServeOptions:  # The other defaults of config.yaml are those of runs.
         defaults = {"model": defaults["model"]}
     options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE, kind), COMMAND_LINE)
+    _note_twice("model", options.model)
+    _note_twice("task", getattr(options, "task", ()))
     targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
     return _CommandLine(folder, options, targets, overrides)
+
+
+def _note_twice(key: str, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        print(f"note: {key}= names {', '.join(twice)} more than once; each runs once", file=sys.stderr)
 
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
