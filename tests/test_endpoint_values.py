@@ -98,7 +98,7 @@ def test_a_broken_url_is_refused_in_one_harmless_line(base_url: str, conf: Path)
 def test_the_same_from_the_environment(base_url: str, conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_BASE", base_url)
     message = refusal(f"conf_dir={conf}", "model=gpt")
-    assert "base_url (OPENAI_API_BASE) " in message
+    assert "OPENAI_API_BASE " in message or "base_url of " in message
     assert message.isprintable()
 
 
@@ -113,6 +113,20 @@ def test_a_url_that_people_use_is_taken(base_url: str) -> None:
 def test_what_may_be_a_secret_in_a_broken_url_is_not_shown(url: str, conf: Path) -> None:
     (conf / "model" / "broken.yaml").write_text(OPENAI + f"  base_url: {url}\n")
     assert "pa55word" not in refusal(f"conf_dir={conf}", "model=broken")
+
+
+def test_a_key_in_the_place_of_the_url_is_not_shown(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_BASE", "sk-pa55word")
+    assert refusal(f"conf_dir={conf}", "model=gpt").endswith(
+        "OPENAI_API_BASE is no URL; it begins with https:// or http://"
+    )
+
+
+@pytest.mark.parametrize("api_type", ["openai", "azure"])
+def test_a_version_without_the_api_that_has_one_is_refused(api_type: str, conf: Path) -> None:
+    (conf / "model" / "two.yaml").write_text(f"{OPENAI}  api_type: {api_type}\n  api_version: '2024-02-01'\n")
+    reason = {"openai": "api_version is for api_type azure", "azure": "Azure needs an endpoint"}[api_type]
+    assert reason in refusal(f"conf_dir={conf}", "model=two")
 
 
 @pytest.mark.parametrize("engine", ["", " ", "\t", "gpt\n4", "gpt\r", "gpt\x00", "gpt\x1b[31m", "g" * 1001, "\u2028"])

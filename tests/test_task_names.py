@@ -11,6 +11,7 @@ from config_files import TASK, loaded, refusal
 from pydantic import ValidationError
 
 from rambla_ray.config.load import load
+from rambla_ray.run.plan import Plan
 from rambla_ray.schema import Item
 from rambla_ray.tasks.stages import AddDistractors, FewShot, Mutate
 
@@ -227,17 +228,28 @@ def test_a_column_is_named_once() -> None:
     assert "`fields` names 'question' twice" in refusal(*words)
 
 
-@pytest.mark.parametrize("word", ["model=mock,mock", "model=[mock, mock]"])
-def test_a_model_that_is_named_twice_runs_once_and_it_is_said(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(loaded(word).targets) == ["mock"]
-    assert "note: model= names mock more than once; each runs once" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["model=mock,mock"], ["model= names mock 2 times; it runs once"]),
+        (["model=[mock, mock]", "task=negation,paraphrase,negation"], ["model= names mock", "task= names negation 2"]),
+        (["task=all,paraphrase"], []),
+    ],
+)
+def test_what_is_named_twice_runs_once_and_the_plan_says_so(words: list[str], notes: list[str]) -> None:
+    config = loaded(*words)
+    assert list(config.targets) == ["mock"]
+    said = [note for note in Plan(config).notes if not note.startswith("dataset ")]
+    assert len(said) == len(notes)
+    assert all(note in line for note, line in zip(notes, said, strict=True))
 
 
-def test_a_task_that_is_named_twice_runs_once_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(loaded("task=paraphrase,negation,paraphrase").tasks) == ["paraphrase", "negation"]
-    assert "note: task= names paraphrase more than once" in capsys.readouterr().err
-    assert loaded("task=all,paraphrase")
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize("is_finetuned", ["true", "false"])
+def test_a_template_that_formats_nothing_is_remarked_on(is_finetuned: str) -> None:
+    words = ["model.params.message_formatting_template={message}!", f"model.params.is_finetuned={is_finetuned}"]
+    remarks = loaded("model=smollm2", *words).targets["smollm2"].params.remarks
+    assert bool(remarks) is (is_finetuned == "false")
+    assert all("message_formatting_template formats no prompt" in remark for remark in remarks)
 
 
 def test_a_stage_is_checked_outside_of_a_task_as_well() -> None:

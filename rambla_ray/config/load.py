@@ -6,10 +6,8 @@ Everything a user can get wrong is a `UserError` of one line that names the file
 from __future__ import annotations
 
 import re
-import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -55,7 +53,7 @@ def load(words: Sequence[str]) -> RunConfig:
     line = _read_words(words, RunOptions)
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
-    tasks = {name: _load_task(line, name, line.overrides["task"]) for name in dict.fromkeys(names) if name != "all"}
+    tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     config = RunConfig(
         options=options,
@@ -72,7 +70,8 @@ def load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
-    check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(line, name, []))
+    of_file = replace(line, overrides={**line.overrides, "task": []})
+    check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(of_file, name))
     return config.under_its_earlier_name() if _has_earlier_directory(config) else config
 
 
@@ -124,16 +123,8 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     if kind is ServeOptions:  # The other defaults of config.yaml are those of runs.
         defaults = {"model": defaults["model"]}
     options = _checked(kind, _override(defaults, overrides["root"], COMMAND_LINE, kind), COMMAND_LINE)
-    _note_twice("model", options.model)
-    _note_twice("task", getattr(options, "task", ()))
     targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
     return _CommandLine(folder, options, targets, overrides)
-
-
-def _note_twice(key: str, names: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        print(f"note: {key}= names {', '.join(twice)} more than once; each runs once", file=sys.stderr)
 
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -188,10 +179,10 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
     return roles
 
 
-def _load_task(line: _CommandLine[RunOptions], name: str, overrides: Overrides) -> TaskConfig:
+def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
     value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
-    merged = _override(value, overrides, where, TaskConfig)
+    merged = _override(value, line.overrides["task"], where, TaskConfig)
     read_templates(merged.get("stages"), path, where)
     return _checked(TaskConfig, merged, where)
 

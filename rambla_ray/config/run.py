@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,17 @@ class RunOptions(Closed):
         if Role.TARGET in roles:
             raise ValueError("the target is chosen with model=<name>")
         return roles
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """What `model` and `task` name more than once, though each runs once, in lines."""
+        named = {"model": self.model, "task": self.task}
+        return tuple(
+            f"{key}= names {name} {count} times; it runs once"
+            for key, names in named.items()
+            for name, count in Counter(names).items()
+            if count > 1
+        )
 
     @field_validator("run_id")
     @classmethod

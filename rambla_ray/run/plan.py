@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -55,9 +56,9 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about the datasets: one line for each that `keep` took items from."""
+        """What a user should know: a line for each name that stands twice, and each dataset that `keep` took from."""
         lines = {name: selection.describe() for name, selection in self._selections.items()}
-        return [f"dataset {name}: {line}" for name, line in lines.items() if line]
+        return [*self.config.options.repeated, *(f"dataset {name}: {line}" for name, line in lines.items() if line)]
 
     @property
     def samples_per_target(self) -> int:
@@ -164,7 +165,11 @@ class Plan:
         return (*task.generates, reader)
 
     def preflight(self, *, same_machine: bool) -> None:
-        """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
+        """Check every model that will be used, and print on stderr what there is to remark.
+
+        Raises:
+            UserError: naming the model, its role and the way out; nothing has been printed.
+        """
         levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
         for level in levels.values():
             params = level.config.params
@@ -177,6 +182,8 @@ class Plan:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+        for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
+            print(f"note: {remark}", file=sys.stderr)
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:

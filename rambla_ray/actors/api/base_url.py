@@ -16,13 +16,17 @@ _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.IGNORECASE)
 
 
-def fault_of(base_url: str) -> str:
-    """What is wrong with the URL of an endpoint, as a predicate; empty where nothing is.
+def fault_of(base_url: str, name: str = "") -> str:
+    """What is wrong with the URL of an endpoint; empty where nothing is.
 
     One with a password is refused with the rest of the config, by `config.secrets`.
+
+    Args:
+        base_url: the URL.
+        name: what messages call it; itself when not given, unless a key may be in it.
     """
     may_hold_secret = "@" in base_url or "?" in base_url
-    shown = "(with what may be a secret in it)" if may_hold_secret else repr(one_line(base_url, LONGEST_SHOWN))
+    shown = name or ("base_url" if may_hold_secret else f"base_url {one_line(base_url, LONGEST_SHOWN)!r}")
     if not base_url.isprintable() or _NEVER_IN_A_URL.search(base_url):
         return f"{shown} is no URL; it has a space, or another character that no URL has"
     try:
@@ -31,7 +35,7 @@ def fault_of(base_url: str) -> str:
     except ValueError:
         return f"{shown} is no URL; a host and its port are written host:8000, and an IPv6 address in brackets"
     if url.user is not None and url.password is None:
-        return f"of {host} holds a user name, or a key, whose place is in the environment"
+        return f"base_url of {host} holds a user name, or a key, whose place is in the environment"
     if url.scheme not in ("http", "https"):
         return f"{shown} is no URL; it begins with https:// or http://"
     if not _is_host(host):

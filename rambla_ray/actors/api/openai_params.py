@@ -58,9 +58,11 @@ class EndpointParams(KeyedParams):
         version = self.api_version or _version_of_environment()
         api_type = self.api_type or ("azure" if version else "openai")
         base_url = os.environ.get("OPENAI_API_BASE") or None if self.base_url is None else self.base_url
-        if base_url is not None and (fault := fault_of(base_url)):
-            source = "base_url (OPENAI_API_BASE)" if self.base_url is None else "base_url"
-            raise UserError(f"engine {self.engine}: {source} {fault}")
+        name = "OPENAI_API_BASE" if self.base_url is None else ""  # Somebody may have put the key itself there.
+        if base_url is not None and (fault := fault_of(base_url, name)):
+            raise UserError(f"engine {self.engine}: {fault}")
+        if self.api_type == "openai" and self.api_version is not None:
+            raise UserError(f"engine {self.engine}: api_version is for api_type azure; drop one of them, or null it")
         if api_type == "azure" and not base_url:
             raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
         if api_type == "azure" and not version:

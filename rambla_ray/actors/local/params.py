@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -194,11 +193,6 @@ class HuggingFaceParams(CheckpointParams):
 
     def preflight(self, *, same_machine: bool) -> None:
         super().preflight(same_machine=same_machine)
-        if self.message_formatting_template and not self.is_finetuned:
-            print(
-                "note: message_formatting_template formats no prompt of a run, as is_finetuned is false",
-                file=sys.stderr,
-            )
         if not same_machine:
             return
         if self.backend == "vllm" and importlib.util.find_spec("vllm") is None:
@@ -217,6 +211,12 @@ class HuggingFaceParams(CheckpointParams):
         tokenizer = Path(self.tokenizer_name or folder)
         if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if self.message_formatting_template is None or self.is_finetuned:
+            return ()
+        return ("message_formatting_template formats no prompt of a run, as is_finetuned is false",)
 
     def choose_backend(self, chip: str, *, pages: bool = True) -> tuple[Backend, str]:
         """The backend that `backend` means where the model runs, and why.
