@@ -85,6 +85,20 @@ def test_a_word_takes_a_pair_away() -> None:
     assert loaded("task=paraphrase", "task.pair_with=null").tasks["paraphrase"].pair_with is None
 
 
+def test_a_pair_without_an_item_in_common_is_remarked_on(conf: Path) -> None:
+    (conf / "dataset" / "noes.yaml").write_text(
+        "{format: pubmedqa, path: x, demo: pubmedqa.json, keep: {final_decision: ['no']}}"
+    )
+    (conf / "dataset" / "ayes.yaml").write_text(
+        "{format: pubmedqa, path: x, demo: pubmedqa.json, keep: {final_decision: ['yes']}}"
+    )
+    write(conf, "a", TASK.replace("pubmedqa_yesno", "noes"), "b")
+    write(conf, "b", TASK.replace("pubmedqa_yesno", "ayes"))
+    notes = Plan(loaded(f"conf_dir={conf}", "task=a,b")).notes
+    assert "task a is compared with b, and they have no item in common" in notes
+    assert not any("in common" in note for note in Plan(loaded("task=all")).notes)
+
+
 # Variants
 
 

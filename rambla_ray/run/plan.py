@@ -56,9 +56,19 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: a line for each name that stands twice, and each dataset that `keep` took from."""
+        """What a user should know: each name that stands twice, dataset that `keep` took from, and pair of nothing."""
         lines = {name: selection.describe() for name, selection in self._selections.items()}
-        return [*self.config.options.repeated, *(f"dataset {name}: {line}" for name, line in lines.items() if line)]
+        of_datasets = [f"dataset {name}: {line}" for name, line in lines.items() if line]
+        return [*self.config.options.repeated, *of_datasets, *self._unpaired()]
+
+    def _unpaired(self) -> Iterator[str]:
+        """A line for each task that shares no item with the one that it is compared with, such as by a low limit."""
+        for name, task in self.config.tasks.items():
+            other, _, variant = (task.pair_with or "").partition("/")
+            keys = (name, task.variants[0]), (other, variant)
+            own, others = ({item.root_id for item in self._items.get(key, ())} for key in keys)
+            if others and not own & others:
+                yield f"task {name} is compared with {task.pair_with}, and they have no item in common"
 
     @property
     def samples_per_target(self) -> int:
