@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from rambla_ray.schema import well_formed
 
 FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # What a full disk, or quota, says; a bucket has no numbers.
 OTHER_PLACE = "keep that in the environment or a credentials file"
+KERNELS = ("/proc/", "/sys/")  # What lies here is made by the kernel when it is read, and may hold secrets.
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
 
 
@@ -41,12 +43,21 @@ def decoded(data: bytes) -> str:
         raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
 
 
+def joined(location: str, name: str) -> str:
+    """The location of what lies in a folder: behind the path of a URI, and before its query."""
+    end = min((place for mark in "?#" if (place := location.find(mark)) >= 0), default=len(location))
+    end = end if "://" in location else len(location)  # In a local path these marks are characters like others.
+    return f"{location[:end].rstrip('/')}/{name}{location[end:]}"
+
+
 def open_input(location: str) -> pa.NativeFile:
     """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
     _refuse_credentials(location)
     if "://" not in location:
-        return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
+        return pa.PythonFile(open_regular(Path(location).expanduser().absolute()), mode="r")
     filesystem, path = fs.FileSystem.from_uri(location)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return pa.PythonFile(open_regular(path), mode="r")
     return filesystem.open_input_file(path)
 
 
@@ -54,6 +65,53 @@ def _refuse_credentials(location: str) -> None:
     """Raise a UserError for a URI with a password or a key in it, which would be stored and shown."""
     if holds_credentials(location):
         raise UserError(f"{location} is a URL with a password in it, or with another key; {OTHER_PLACE}")
+
+
+def open_regular(path: str | bytes | os.PathLike[str]) -> BinaryIO:
+    """A local file, to be read. What is no regular file is not opened: a pipe would block, and a device never ends.
+
+    Raises:
+        OSError: there is no such file, it is of another kind, or it cannot be read.
+    """
+    _refuse_other_kind(os.stat(path).st_mode)  # Opening a device may do something to it.
+    if os.fsdecode(os.path.realpath(path)).startswith(KERNELS):
+        raise OSError("it is a view into the running system, not a file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # It may be another one by now.
+    try:
+        _refuse_other_kind(os.fstat(descriptor).st_mode)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """A local file of at most so many bytes. Raises OSError as `open_regular`; ValueError: it is larger."""
+    with open_regular(path) as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return data
+
+
+def first_special(paths: Iterable[Path]) -> str:
+    """The first of some paths that is no file, and what it is; a library would wait for a pipe. Empty without any."""
+    kinds = ((path, _other_kind(path.stat().st_mode)) for path in paths if path.exists())
+    return next((f"{path} is {kind}, not a file" for path, kind in kinds if kind), "")
+
+
+def _other_kind(mode: int) -> str:
+    """What a file of this mode is that is no regular file and no folder; empty for those."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
+
+
+def _refuse_other_kind(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError("it is a directory, not a file")
+    if kind := _other_kind(mode):
+        raise OSError(f"it is {kind}, not a file")
 
 
 class Folder:
@@ -85,6 +143,15 @@ class Folder:
             except (ValueError, OSError, ImportError) as error:
                 raise UserError(f"{location}: cannot be opened: {str(error)[:200]}") from None
         self._is_on_disk = isinstance(self.filesystem, fs.LocalFileSystem)  # also behind `file://`
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, without where it lies."""
+        return self.root.rstrip("/").rpartition("/")[2]
+
+    def child(self, name: str) -> str:
+        """The location of a file or folder in this folder."""
+        return joined(self.location, name)
 
     def path(self, name: str) -> str:
         """The path of a file in this folder, as the filesystem takes it."""
@@ -141,8 +208,11 @@ class Folder:
             return False
 
     def read(self, name: str) -> bytes:
-        """A whole file. Raises FileNotFoundError."""
-        with self.filesystem.open_input_file(self.path(name)) as stream:
+        """A whole file. Raises OSError: FileNotFoundError where there is none."""
+        opened = (
+            open_regular(self.local_path(name)) if self.is_local else self.filesystem.open_input_file(self.path(name))
+        )
+        with opened as stream:
             data: bytes = stream.read()
             return data
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
-from rambla_ray.storage import Folder, open_input
+from rambla_ray.results.directory import RunDirectory
+from rambla_ray.storage import Folder, joined, open_input
 
 
 def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
@@ -40,3 +42,47 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     with open_input("~/items.csv") as stream:
         assert stream.read() == b"id\n"
+
+
+@pytest.mark.parametrize(
+    ("location", "inside", "path"),
+    [
+        ("runs", "runs/x", None),
+        ("runs/", "runs/x", None),
+        ("/", "/x", "/x"),
+        ("/data/runs?2 #3", "/data/runs?2 #3/x", "/data/runs?2 #3/x"),
+        ("gs://bucket/runs", "gs://bucket/runs/x", "bucket/runs/x"),
+        ("s3://bucket/runs?region=eu-west-1", "s3://bucket/runs/x?region=eu-west-1", "bucket/runs/x"),
+        ("s3://bucket/runs/?region=eu-west-1", "s3://bucket/runs/x?region=eu-west-1", "bucket/runs/x"),
+        ("s3://bucket?region=eu-west-1", "s3://bucket/x?region=eu-west-1", "bucket/x"),
+        (
+            "s3://bucket/a%20b?endpoint_override=localhost:9000&scheme=http&region=x",
+            "s3://bucket/a%20b/x?endpoint_override=localhost:9000&scheme=http&region=x",
+            "bucket/a b/x",
+        ),
+        ("file:///data/a%20%23b/", "file:///data/a%20%23b/x", "/data/a #b/x"),
+    ],
+)
+def test_what_lies_in_a_folder_has_its_query_behind_its_own_name(location: str, inside: str, path: str | None) -> None:
+    assert joined(location, "x") == inside
+    folder = Folder(inside)
+    assert folder.name == "x"
+    assert folder.child("samples") == joined(inside, "samples")
+    assert path in (None, folder.root)
+
+
+def test_a_run_in_a_bucket_has_its_folders_there() -> None:
+    config = load(["model=mock", "task=mcqabaseline", "runs_dir=s3://bucket/runs?region=eu-west-1", "run_id=one"])
+    assert config.ledger == "s3://bucket/runs/ledger?region=eu-west-1"
+    assert Folder(config.ledger).root == "bucket/runs/ledger"
+    run = RunDirectory(Folder(joined(config.options.runs_dir, config.run_id)))
+    assert run.samples.location == "s3://bucket/runs/one/samples?region=eu-west-1"
+    assert run.samples.root == "bucket/runs/one/samples"
+
+
+def test_a_run_is_found_again_where_a_uri_names_it(tmp_path: Path) -> None:
+    config = load(["model=mock", "task=mcqabaseline", f"runs_dir=file://{tmp_path}/my%20runs/", "run_id=one"])
+    run = RunDirectory.create(config)
+    run.begin(config, {}, [])
+    assert (tmp_path / "my runs" / "one" / "config.yaml").is_file()
+    assert RunDirectory.create(config).read_config()

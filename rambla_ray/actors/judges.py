@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ class NLIParams(CheckpointParams):
 
     produces = "score"
 
-    label_map: dict[int, str] | None = Field(
+    label_map: dict[Annotated[int, Field(ge=0, lt=10**6)], str] | None = Field(
         None,
         description="number to name of the labels, one of them entailment; the checkpoint's id2label when not given",
     )

@@ -39,11 +39,11 @@ class MockParams(ModelParams):
     )
     answer: str = Field("yes", description="what `constant` says")
     flip: float = Field(0.2, ge=0, le=1, description="probability of a wrong answer, drawn per sample")
-    seed: int = Field(0, description="of the draws")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="of the draws")
     latency_s: float = Field(0.0, ge=0, le=600, description="seconds before each answer")
     word_s: float = Field(0.0, ge=0, le=60, description="seconds before each word of an answer that is streamed")
     error_rate: float = Field(0.0, ge=0, le=1, description="share of requests, drawn per sample, that fail for good")
-    context_tokens: int = Field(32768, gt=0, description="longest prompt, at four characters a token")
+    context_tokens: int = Field(32768, gt=0, le=10**9, description="longest prompt, at four characters a token")
 
 
 class MockModel(BaseAPIModel):

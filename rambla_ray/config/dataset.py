@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from rambla_ray.display import counted, one_line
 from rambla_ray.errors import choose_from
 from rambla_ray.schema import Item
+from rambla_ray.tasks.closed import SEEDS, Closed
 
+MOST_ITEMS = 10**12  # A limit is no higher than this.
 MOST_LISTED = 5  # A message lists no more values of a field than this.
 
 
-class DatasetConfig(BaseModel):
+class DatasetConfig(Closed):
     """`conf/dataset/<name>.yaml`: where items come from and which are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal["pubmedqa", "bioasq", "sick", "mrpc", "table"] = Field(description="the adapter that reads it")
     path: str = Field(description="a hub id (owner/name), or a local, s3:// or gs:// file")
     subset: str | None = Field(None, description="configuration name on the hub")
@@ -37,12 +38,15 @@ class DatasetConfig(BaseModel):
         "the file, value after value in keep's order (RAmBLA's balanced PubMedQA); `limit` then takes equal shares",
     )
     limit: int | None = Field(
-        None, gt=0, description="keep the first N items of those that `keep` and `balance` leave, in the file's order"
+        None,
+        gt=0,
+        le=MOST_ITEMS,
+        description="keep the first N items of those that `keep` and `balance` leave, in the file's order",
     )
     seed: int | None = Field(
         None,
         ge=0,
-        lt=2**32,
+        lt=SEEDS,
         description="shuffle before `limit`, whatever the order of the file; the file's order when not given",
     )
 
@@ -52,8 +56,15 @@ class DatasetConfig(BaseModel):
             raise ValueError("format table needs `fields`: the columns that a task may read")
         if self.format != "table" and (self.fields or self.id_column is not None):
             raise ValueError(f"`fields` and `id_column` are for format table; {self.format} has fields of its own")
+        if twice := _first_twice(self.fields):
+            raise ValueError(f"`fields` names '{twice}' twice")
         if self.balance is not None and not self.keep.get(self.balance):
             raise ValueError(f"`balance: {self.balance}` needs `keep: {{{self.balance}: [...]}}` with the values")
+        for column, values in self.keep.items():
+            if not values:
+                raise ValueError(f"`keep: {{{column}: []}}` keeps nothing; name the values, or leave it out")
+            if twice := _first_twice([normalised(value) for value in values]):
+                raise ValueError(f"`keep` names the value '{twice}' of {column} twice; case and blanks do not count")
         if self.limit is not None and self.limit < len(self._balanced_values):
             raise ValueError(
                 f"limit {self.limit} is too small for `balance`: {len(self._balanced_values)} values of "
@@ -121,6 +132,11 @@ class Selection:
         parts = [f"{column} is {_most_common(values)}" for column, values in self.left_out.items() if values]
         count = sum(sum(values.values()) for values in self.left_out.values())
         return f"`keep` leaves out {count} of {counted(self.read, 'item')}: {'; '.join(parts)}" if parts else ""
+
+
+def _first_twice(names: Sequence[str]) -> str:
+    """The first name that stands there twice; empty without any."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
 
 
 def normalised(label: str) -> str:

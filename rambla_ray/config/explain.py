@@ -32,8 +32,15 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
         reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
     may_be_secret = key.endswith("api_key_var")  # Somebody may have put the key itself there.
     is_shown = isinstance(value, str | int | float | bool | None) and not may_be_secret
-    shown = f" (got {value!r})"[:80] if is_shown else ""
+    shown = f" (got {_short(value)})" if is_shown else ""
     return f"{key}: {reason}{shown}" if key else reason
+
+
+def _short(value: object) -> str:
+    """A value in a few characters; Python writes no whole number of more than 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length():,} bits"
+    return f"{value!r}"[:72]
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

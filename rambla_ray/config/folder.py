@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.storage import decoded, reason_of
+from rambla_ray.storage import decoded, read_whole, reason_of
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.
 SHIPPED_CONF = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else _PACKAGE.parent / "conf"
 
+LARGEST = 10_000_000  # Bytes that a config, or a template in a file of its own, may have.
 DEEPEST = 50  # So many mappings and lists of a config may stand inside each other.
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Where PyYAML was built without libyaml, it has no fast one.
 
@@ -40,7 +42,7 @@ class ConfigFolder:
         """One config and its file. Raises UserError when there is none, or it cannot be read."""
         for folder in self._folders:
             path = folder / group / f"{name}.yaml"
-            if path.is_file() and path.parent == folder / group:
+            if os.path.lexists(path) and path.parent == folder / group:
                 return _read_yaml(path), path
         raise UserError(f"no {group} {name!r}; {choose_from(name, self.names(group))}")
 
@@ -48,7 +50,7 @@ class ConfigFolder:
         """`config.yaml`: the defaults, the user's over the shipped."""
         merged: dict[str, Any] = {}
         for folder in reversed(self._folders):
-            if (folder / "config.yaml").is_file():
+            if os.path.lexists(folder / "config.yaml"):
                 merged |= _read_yaml(folder / "config.yaml")
         return merged
 
@@ -102,7 +104,7 @@ def _refuse_deep(text: str) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = parse_yaml(path.read_bytes())
+        value = parse_yaml(read_whole(path, LARGEST))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -5,10 +5,8 @@ Everything a user can get wrong is a `UserError` of one line that names the file
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,14 +18,16 @@ from rambla_ray.config.environment import Borrowed, Place, by_name, inside, quot
 from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
+from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.resolve import COMMAND_LINE, Resolved, checked, override
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.config.templates import read_templates
 from rambla_ray.config.words import as_typed
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role, well_formed
-from rambla_ray.storage import Folder, decoded, reason_of
+from rambla_ray.storage import Folder, joined
 
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
 
@@ -70,6 +70,8 @@ def _load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
+    of_file = replace(line, overrides={**line.overrides, "task": []})
+    check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(of_file, name))
     return config.under_its_earlier_name() if _has_earlier_directory(config) else config
 
 
@@ -77,7 +79,7 @@ def _has_earlier_directory(config: RunConfig) -> bool:
     """Whether an earlier version has begun the run under another name."""
     if not config.has_earlier_name:
         return False
-    return Folder(f"{config.options.runs_dir.rstrip('/')}/{config.earlier_run_id}").has("config.yaml")
+    return Folder(joined(config.options.runs_dir, config.earlier_run_id)).has("config.yaml")
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:
@@ -194,26 +196,9 @@ def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:
     value, path = line.folder.read_config("task", name)
     where = f"task {name} ({path.name})"
     merged = override(value, line.overrides["task"], where, TaskConfig)
-    stages = merged.values.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        body = next(iter(stage.values()), None) if isinstance(stage, Mapping) else None
-        if isinstance(body, dict) and "template_file" in body:
-            body["template"] = _read_template(str(body.pop("template_file")), path, where)
+    read_templates(merged.values.get("stages"), path, where)
     line.borrowed.update(under(merged.borrowed, "tasks", name))
     return checked(TaskConfig, merged, where)
-
-
-def _read_template(name: str, task_file: Path, where: str) -> str:
-    """The text of a `template_file`, which a task's file names relative to itself."""
-    file = Path(os.path.abspath(task_file.parent / name))
-    conf = os.path.abspath(task_file.parent.parent)
-    if not file.is_relative_to(conf):
-        raise UserError(f"{where}: template_file {file} is outside of {conf}; copy it there")
-    try:
-        return io.StringIO(decoded(file.read_bytes()), newline=None).read()
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else error
-        raise UserError(f"{where}: template_file {file}: {reason}") from None
 
 
 def _load_datasets(line: _CommandLine[RunOptions], by_task: Mapping[str, str]) -> dict[str, DatasetConfig]:

@@ -7,33 +7,32 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
-    SerializeAsAny,
+    SerializationInfo,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
 )
 
 from rambla_ray import redaction
 from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
 from rambla_ray.config.explain import explain
-from rambla_ray.config.sections import Closed, Name, Pool, Price, Rate
+from rambla_ray.config.sections import Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
+from rambla_ray.tasks.closed import Closed
 
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
+_NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
 
 
-class ModelParams(BaseModel):
+class ModelParams(Closed):
     """Base of every model's `params`: closed, frozen, each field with a description.
 
     What can be known of a model before it is loaded depends on its params alone, and is a property or method.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     produces: ClassVar[Literal["text", "score"]] = "text"  # A score says how alike the two texts of a request are.
     embeds: ClassVar[bool] = False  # It answers a prompt without a pair with the prompt's vector, as a JSON list.
@@ -74,6 +73,11 @@ class ModelParams(BaseModel):
         """
         return None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of these params though nothing is wrong with them, in lines."""
+        return ()
+
     def ping(self) -> str:
         """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
 
@@ -98,9 +102,13 @@ class KeyedParams(ModelParams):
         return self.api_key_var
 
     def preflight(self, *, same_machine: bool) -> None:
-        """The key's variable must be set where calls are made."""
-        if same_machine and not os.environ.get(self.api_key_var):
-            raise UserError(f"needs a key in the environment variable {self.api_key_var}, which is not set")
+        """The key's variable must be set where calls are made, and hold what can be sent."""
+        key = os.environ.get(self.api_key_var, "").strip()
+        if same_machine and not key:
+            state = "empty" if self.api_key_var in os.environ else "not set"
+            raise UserError(f"needs a key in the environment variable {self.api_key_var}, which is {state}")
+        if same_machine and not _is_sendable(key):
+            raise UserError(f"the environment variable {self.api_key_var} {_NOT_SENDABLE}; set it to the key alone")
 
     def read_key(self) -> str:
         """The key, to be called where the model runs.
@@ -113,18 +121,21 @@ class KeyedParams(ModelParams):
             raise CallError(
                 ErrorKind.AUTH, f"the environment variable {self.api_key_var} is not set where the model runs"
             )
-        if not (key.isascii() and key.isprintable()):
-            raise CallError(ErrorKind.AUTH, f"{self.api_key_var} has characters that a header cannot hold")
+        if not _is_sendable(key):
+            raise CallError(ErrorKind.AUTH, f"the environment variable {self.api_key_var} {_NOT_SENDABLE}")
         return key
+
+
+def _is_sendable(key: str) -> bool:
+    """Whether a key, without the white space around it, can stand in the header of a request."""
+    return key.isascii() and key.isprintable()
 
 
 class ModelConfig(Closed):
     """`conf/model/<name>.yaml`: what to run (RAmBLA's `name` and `params`), and optionally how."""
 
     name: str = Field(description="a key of MODEL_MAP, an entry point, or package.module:Class")
-    params: SerializeAsAny[ModelParams] = Field(
-        default_factory=dict, validate_default=True, description="the model's own parameters"
-    )
+    params: ModelParams = Field(default_factory=dict, validate_default=True, description="the model's own parameters")
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
@@ -167,6 +178,10 @@ class ModelConfig(Closed):
             return declared.model_validate(value).resolved()
         except ValidationError as error:
             raise UserError(explain(error, declared, "params")) from None
+
+    @field_serializer("params")
+    def _with_its_own_fields(self, params: ModelParams, info: SerializationInfo) -> dict[str, Any]:
+        return params.model_dump(mode=info.mode)
 
     @property
     def kind(self) -> type[Any]:

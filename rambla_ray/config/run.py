@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
 
 from rambla_ray.config import labels
-from rambla_ray.config.dataset import DatasetConfig
+from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
+from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
+from rambla_ray.storage import joined
+from rambla_ray.tasks.closed import SEEDS, Closed
 from rambla_ray.tasks.reader import ReaderStage
 
 
@@ -46,8 +49,8 @@ class RunOptions(Closed):
     model: Names = Field(description="model configs to test, separated by commas")
     task: Names = Field(description="tasks, separated by commas, or 'all'")
     data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
-    limit: int | None = Field(None, gt=0, description="the first N items of each dataset")
-    seed: int = Field(1234, ge=0, lt=2**32, description="for stages that set none of their own")
+    limit: int | None = Field(None, gt=0, le=MOST_ITEMS, description="the first N items of each dataset")
+    seed: int = Field(1234, ge=0, lt=SEEDS, description="for stages that set none of their own")
     roles: dict[Role, Name] = Field(
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )
@@ -83,6 +86,17 @@ class RunOptions(Closed):
         if Role.TARGET in roles:
             raise ValueError("the target is chosen with model=<name>")
         return roles
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """What `model` and `task` name more than once, though each runs once, in lines."""
+        named = {"model": self.model, "task": self.task}
+        return tuple(
+            f"{key}= names {name} {count} times; it runs once"
+            for key, names in named.items()
+            for name, count in Counter(names).items()
+            if count > 1
+        )
 
     @field_validator("run_id")
     @classmethod
@@ -178,7 +192,7 @@ class RunConfig(Closed):
     @property
     def ledger(self) -> str:
         """Where answers are kept."""
-        return self.options.ledger or f"{self.options.runs_dir.rstrip('/')}/ledger"
+        return self.options.ledger or joined(self.options.runs_dir, "ledger")
 
     @property
     def key_variables(self) -> frozenset[str]:

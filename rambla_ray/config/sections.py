@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from rambla_ray.tasks.closed import Closed
 from rambla_ray.tasks.reader import ReaderTemplate
 
+MOST_ACTORS = 10**6  # Whether a cluster holds as many as are asked for is found out when it is looked at.
+MOST_OF_A_NODE = 10**6  # The same for the CPUs and GPUs of one actor.
+SHORTEST_S = 1e-9  # A time limit is no shorter than this, in seconds.
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Closed(BaseModel):
-    """A config section: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Pool(Closed):
     """The Ray actors of one model config. All keys are optional; the plan decides what is not given."""
 
-    min_size: int = Field(1, ge=1, description="actors to start with")
-    max_size: int | None = Field(None, ge=1, description="actors at most; min_size when not given")
-    num_cpus: float | None = Field(None, ge=0, description="CPUs of one actor; API models take none")
-    num_gpus: float | None = Field(
-        None, ge=0, description="GPUs of one actor; one for a local model where there are any"
+    min_size: int = Field(1, ge=1, le=MOST_ACTORS, description="actors to start with")
+    max_size: int | None = Field(None, ge=1, le=MOST_ACTORS, description="actors at most; min_size when not given")
+    num_cpus: float | None = Field(
+        None, ge=0, le=MOST_OF_A_NODE, description="CPUs of one actor; API models take none"
     )
-    batch_size: int | Literal["auto"] = Field("auto", description="requests a local model answers together")
+    num_gpus: float | None = Field(
+        None, ge=0, le=MOST_OF_A_NODE, description="GPUs of one actor; one for a local model where there are any"
+    )
+    batch_size: Annotated[int, Field(le=2**20)] | Literal["auto"] = Field(
+        "auto", description="requests a local model answers together"
+    )
     max_concurrency: int = Field(64, ge=1, le=4096, description="requests one actor has in flight")
 
     @property
@@ -49,12 +52,12 @@ class Rate(Closed):
     Without a limit the number of calls in flight adapts to what the endpoint takes.
     """
 
-    requests_per_minute: int | None = Field(None, gt=0, description="requests in any minute")
-    tokens_per_minute: int | None = Field(None, gt=0, description="prompt and answer tokens in any minute")
-    timeout_s: float = Field(180.0, gt=0, le=3600, description="how long one call may take")
+    requests_per_minute: int | None = Field(None, gt=0, le=10**9, description="requests in any minute")
+    tokens_per_minute: int | None = Field(None, gt=0, le=10**12, description="prompt and answer tokens in any minute")
+    timeout_s: float = Field(180.0, ge=SHORTEST_S, le=3600, description="how long one call may take")
     give_up_after_s: float = Field(
         900.0,
-        gt=0,
+        ge=SHORTEST_S,
         le=86400,
         description="how long a request may take, waits included, and the endpoint may let nobody through",
     )
@@ -73,7 +76,9 @@ class Chaos(Closed):
     http500: float = Field(0.0, ge=0, le=1, description="share of calls answered with 500")
     reset: float = Field(0.0, ge=0, le=1, description="share of calls whose connection is reset")
     garbage: float = Field(0.0, ge=0, le=1, description="share of calls whose reply is not what the API promises")
-    kill_actor_every: int | None = Field(None, ge=2, description="calls after which an actor kills its own process")
+    kill_actor_every: int | None = Field(
+        None, ge=2, le=10**9, description="calls after which an actor kills its own process"
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -90,8 +95,8 @@ class Chaos(Closed):
 class Budget(Closed):
     """What a run may spend in all, over all its invocations; no call is made beyond it."""
 
-    usd: float | None = Field(None, ge=0, description="US dollars, by the price of each model config")
-    tokens: int | None = Field(None, ge=0, description="prompt and answer tokens")
+    usd: float | None = Field(None, ge=0, le=10**9, description="US dollars, by the price of each model config")
+    tokens: int | None = Field(None, ge=0, le=10**15, description="prompt and answer tokens")
 
     @property
     def is_set(self) -> bool:
@@ -102,8 +107,8 @@ class Budget(Closed):
 class Price(Closed):
     """What an endpoint charges, in US dollars per million tokens."""
 
-    input_per_million: float = Field(ge=0, description="for prompt tokens")
-    output_per_million: float = Field(ge=0, description="for answer tokens")
+    input_per_million: float = Field(ge=0, le=10**6, description="for prompt tokens")
+    output_per_million: float = Field(ge=0, le=10**6, description="for answer tokens")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars for so many tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Self
 
@@ -16,11 +17,14 @@ from pydantic import (
     model_validator,
 )
 
+from rambla_ray.config.dataset import normalised
 from rambla_ray.config.explain import explain
-from rambla_ray.config.sections import Closed, Name
+from rambla_ray.config.sections import Name
 from rambla_ray.errors import ErrorKind, choose_from
 from rambla_ray.schema import Item, Role, Sample, Step
-from rambla_ray.tasks.stages import STAGES, Generate, Stage, Transform, check_order, parse_stage
+from rambla_ray.tasks.closed import Closed
+from rambla_ray.tasks.stages import STAGES, Generate, check_order, parse_stage
+from rambla_ray.tasks.transforms import Stage, Transform
 
 Choice = Annotated[str, Field(pattern=r"^\w[\w -]*$")]
 
@@ -53,11 +57,13 @@ class Answer(Closed):
     def _choices_and_labels_fit(self) -> Self:
         if any(choice != choice.lower() for choice in self.choices):
             raise ValueError("choices are written in lower case")
+        _refuse_twins("choices", self.choices)
         for one, other in itertools.permutations(self.choices, 2):
             if other.startswith(one):
                 raise ValueError(f"choices '{one}' and '{other}' overlap; no reader could tell them apart")
         if self.labels is not None and set(self.labels) != set(self.choices):
             raise ValueError(f"labels must name every choice, and nothing else: {', '.join(self.choices)}")
+        _refuse_twins("labels", self.label_names)
         if self.expect is not None and self.expect not in self.label_names:
             raise ValueError(f"expect '{self.expect}' is not among the labels {', '.join(self.label_names)}")
         return self
@@ -74,6 +80,13 @@ class Answer(Closed):
     def choice_for(self, label: str) -> str:
         """A choice that stands for a label."""
         return next(choice for choice in self.choices if self.label_of(choice) == label)
+
+
+def _refuse_twins(what: str, names: Sequence[str]) -> None:
+    """Raise a ValueError where two names are read as one: labels are compared without regard to case and blanks."""
+    for one, other in itertools.combinations(names, 2):
+        if one != other and normalised(one) == normalised(other):
+            raise ValueError(f"{what} {one!r} and {other!r} differ in case or blanks alone; write them alike")
 
 
 def _parsed_stages(value: Any) -> Any:
@@ -100,7 +113,7 @@ class TaskConfig(Closed):
     dataset: Name = Field(description="a file in conf/dataset")
     pair_with: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][\w.-]*(/[\w=.-]+)?$",
+        pattern=r"^[A-Za-z0-9][\w.-]*(/[^/\x00-\x1f\x7f]+)?$",
         description="the task, or task/variant, whose answers to the same items these are compared with",
     )
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_parsed_stages)] = Field(description="in order")

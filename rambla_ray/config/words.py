@@ -12,14 +12,15 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 
 from rambla_ray.config.folder import parse_yaml
+from rambla_ray.tasks.closed import options_of
 
 NO_VALUE = frozenset({"", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -53,7 +54,7 @@ def read_value(word: str, kind: Any) -> Any:
         return _parsed(word, or_text=kind is None)
     if kind is Any and word in BOOLEANS:
         return BOOLEANS[word]
-    return word if kind is None or takes_text(kind) else _number(word)
+    return word if kind is None or takes_text(kind) or bool in options_of(kind) else _number(word)
 
 
 def _parsed(word: str, *, or_text: bool) -> Any:
@@ -75,7 +76,7 @@ def type_at(model: type[BaseModel], keys: Sequence[str]) -> Any:
 
 
 def _type_inside(kind: Any, key: str) -> Any:
-    for option in _options(kind):
+    for option in options_of(kind):
         if option in (Any, dict):
             return Any
         if get_origin(option) in (dict, Mapping):
@@ -86,25 +87,14 @@ def _type_inside(kind: Any, key: str) -> Any:
     return None
 
 
-def _options(kind: Any) -> Iterator[Any]:
-    """The members of a union, or the one type, without what annotates them."""
-    if get_origin(kind) is Annotated:
-        yield from _options(get_args(kind)[0])
-    elif get_origin(kind) in (Union, UnionType):
-        for member in get_args(kind):
-            yield from _options(member)
-    else:
-        yield kind
-
-
 def _is_plain_text(kind: Any) -> bool:
     """Whether a type has no values but texts, and none."""
-    return all(option is NoneType or _is_str(option) for option in _options(kind))
+    return all(option is NoneType or _is_str(option) for option in options_of(kind))
 
 
 def takes_text(kind: Any) -> bool:
     """Whether a type has texts among its values, or inside of them."""
-    return any(_is_str(option) or any(map(takes_text, _parts(option))) for option in _options(kind))
+    return any(_is_str(option) or any(map(takes_text, _parts(option))) for option in options_of(kind))
 
 
 def _parts(option: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, open_input, reason_of
+from rambla_ray.storage import decoded, first_special, open_input, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
 
@@ -70,14 +70,19 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
     if suffix not in endings:
         local = Path(path).expanduser()
         if local.is_dir():
+            if reason := first_special(local.rglob("*")):
+                raise ValueError(f"{reason}; {OTHER_FILE}")
             yield from _read_hub(str(local), config)
             return
         hint = f"a file needs one of the endings {', '.join(endings)}" if local.exists() else "no such file"
         raise ValueError(f"{hint}; {OTHER_FILE}")
     with open_input(path) as stream:
+        _refuse_larger_than_memory(stream.size())
         if suffix == ".parquet":
             from pyarrow import parquet
 
+            groups = parquet.read_metadata(stream)
+            _refuse_larger_than_memory(sum(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups)))
             table = parquet.read_table(stream)
             opaque = [field.name for field in table.schema if _holds_objects(field.type)]
             if opaque:
@@ -93,6 +98,15 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         yield from _json_records(value, config.id_column or ID_COLUMNS.get(config.format, "id"))
     else:
         yield from _separated(text, tabs=suffix in TAB_SEPARATED)
+
+
+def _refuse_larger_than_memory(size: int) -> None:
+    """Raise a ValueError for items that take more bytes than this machine has memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(
+            f"it holds {size / 2**30:,.1f} GiB, and this machine has {memory / 2**30:.1f} GiB of memory; {OTHER_FILE}"
+        )
 
 
 def _holds_objects(kind: pa.DataType) -> bool:

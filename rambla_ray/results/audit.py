@@ -75,7 +75,7 @@ def _answers(directory: RunDirectory) -> Check:
     config = directory.read_config()
     if config is None:
         raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?")
-    tasks, where = config.get("question", {}).get("tasks", {}), f"{directory.folder.location}/config.yaml"
+    tasks, where = config.get("question", {}).get("tasks", {}), directory.folder.child("config.yaml")
     checked = differ = by_reader = 0
     for task in spec["tasks"]:
         if task not in tasks:

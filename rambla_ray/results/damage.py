@@ -33,7 +33,7 @@ def refuse_what_cannot_be_replaced(directory: RunDirectory) -> None:
 
 
 def _out_of_place(folder: Folder, name: str, what: str) -> UserError:
-    return UserError(f"{folder.location}/{name} is {what}: move it away, and run the same command again")
+    return UserError(f"{folder.child(name)} is {what}: move it away, and run the same command again")
 
 
 def _entries(folder: Folder) -> list[fs.FileInfo]:
@@ -86,7 +86,7 @@ def faults(directory: RunDirectory) -> Iterator[str]:
         try:
             document = directory.read_document(name)
             if name == "config.yaml" and document is not None and "question" not in document:
-                raise Damaged(f"{directory.folder.location}/{name}", "it does not say what the run asks")
+                raise Damaged(directory.folder.child(name), "it does not say what the run asks")
         except UserError as fault:
             yield str(fault)
     unscored = sum(cell["n"] - cell["outcomes"][Outcome.SCORED] for cell in scores["cells"])
@@ -110,7 +110,7 @@ def _sample_faults(folder: Folder, *, is_partial: bool) -> Iterator[str]:
         spec = read_spec(folder)
         planned = {file_name(model, task) for model in spec["models"] for task in spec["tasks"]}
         for name in sorted(planned.difference(names)):
-            yield str(Damaged(f"{folder.location}/{name}", "it is missing"))
+            yield str(Damaged(folder.child(name), "it is missing"))
 
 
 def _check_samples(folder: Folder, name: str) -> None:
@@ -128,7 +128,7 @@ def _check_errors(folder: Folder, unscored: int | None) -> None:
         folder: the run directory.
         unscored: how many samples were not; None where that is not known.
     """
-    location = f"{folder.location}/{ERRORS}"
+    location = folder.child(ERRORS)
     try:
         lines = folder.read(ERRORS).splitlines()
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from rambla_ray.results.sample_writer import DRAFT, SampleWriter
 from rambla_ray.results.samples import file_name, refuse_newer
 from rambla_ray.results.shapes import StoredConfig
 from rambla_ray.results.versions import versions
-from rambla_ray.storage import Folder
+from rambla_ray.storage import Folder, joined
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
@@ -86,7 +86,7 @@ class RunDirectory:
 
     def __init__(self, folder: Folder, lease: Lease | None = None) -> None:
         self.folder = folder
-        self.samples = Folder(f"{folder.location}/samples", folder.modes)
+        self.samples = Folder(folder.child("samples"), folder.modes)
         self._lease = lease
         if lease is not None:
             self.folder, self.samples = HeldFolder(self.folder, lease), HeldFolder(self.samples, lease)
@@ -105,7 +105,7 @@ class RunDirectory:
         for name, count in files.items():
             if count > 1:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
-        run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}", config.options.modes))
+        run = cls(Folder(joined(config.options.runs_dir, config.run_id), config.options.modes))
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:
@@ -227,7 +227,7 @@ class RunDirectory:
             return None
         refuse_newer("run directory", document.get("format", 1), RUN_FORMAT, self.folder.location)
         self._format_is_known = True
-        check_shape(document, StoredConfig, f"{self.folder.location}/config.yaml")
+        check_shape(document, StoredConfig, self.folder.child("config.yaml"))
         return document
 
     def model_labels(self) -> dict[str, str]:
@@ -239,7 +239,7 @@ class RunDirectory:
         self._check_format()
         document = read_plain(self.folder, name)
         if document is not None:
-            check_shape(document, SHAPES[name], f"{self.folder.location}/{name}")
+            check_shape(document, SHAPES[name], self.folder.child(name))
         return document
 
     def read_document(self, name: str) -> dict[str, Any] | None:

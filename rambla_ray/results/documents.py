@@ -63,7 +63,7 @@ def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
     Raises:
         UserError: it cannot be read, or is no document.
     """
-    location = f"{folder.location}/{name}"
+    location = folder.child(name)
     try:
         data = folder.read(name)
     except FileNotFoundError:

@@ -134,7 +134,7 @@ class Lease:
                 if draft.startswith(LEASE):
                     self.folder.filesystem.delete_file(self.folder.path(draft))
         except OSError as error:
-            raise UserError(f"{self.folder.location}/{LEASE} cannot be written: {reason_of(error)}") from None
+            raise UserError(f"{self.folder.child(LEASE)} cannot be written: {reason_of(error)}") from None
 
     def _settle(self, clock: Clock) -> None:
         """Of those who took the lease at the same moment, the last one has it."""
@@ -241,7 +241,7 @@ def _read(folder: Folder) -> bytes | None:
         return None
     except OSError as error:
         raise UserError(
-            f"{folder.location}/{LEASE} cannot be read: {reason_of(error)}; it says who runs this run now: if nobody "
+            f"{folder.child(LEASE)} cannot be read: {reason_of(error)}; it says who runs this run now: if nobody "
             "does, delete it"
         ) from None
 

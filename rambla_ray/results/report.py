@@ -258,7 +258,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
 def write_summary(directory: RunDirectory) -> None:
     """Write summary.md and report.html from the run directory alone. Raises NotWritten."""
     scores, calls = read_labelled(directory)
-    lines = [f"# {_markdown(directory.folder.location.rstrip('/').rsplit('/', 1)[-1])}", ""]
+    lines = [f"# {_markdown(directory.folder.name)}", ""]
     lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]

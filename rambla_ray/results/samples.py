@@ -56,8 +56,8 @@ def spec_of(schema: pa.Schema, folder: Folder, name: str) -> dict[str, Any]:
     try:
         spec = parse_json((schema.metadata or {}).get(SPEC_KEY, b""))
     except (ValueError, RecursionError):
-        raise Damaged(f"{folder.location}/{name}", "its metadata does not say how it is scored") from None
-    check_shape(spec, ScoringSpec, f"{folder.location}/{name}", "metadata: ")
+        raise Damaged(folder.child(name), "its metadata does not say how it is scored") from None
+    check_shape(spec, ScoringSpec, folder.child(name), "metadata: ")
     return dict(spec)
 
 
@@ -77,7 +77,7 @@ def open_file(folder: Folder, name: str, **options: Any) -> Iterator[StoredFile]
         FileNotFoundError: there is none.
         UserError: its format is newer than what is known here, or it is damaged, as far as it is read while inside.
     """
-    location = f"{folder.location}/{name}"
+    location = folder.child(name)
     try:
         with folder.filesystem.open_input_file(folder.path(name)) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,8 @@ from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
-from rambla_ray.tasks.stages import Compare, Generate, Transform
+from rambla_ray.tasks.stages import Compare, Generate
+from rambla_ray.tasks.transforms import Transform
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
@@ -54,9 +56,19 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about the datasets: one line for each that `keep` took items from."""
+        """What a user should know: each name that stands twice, dataset that `keep` took from, and pair of nothing."""
         lines = {name: selection.describe() for name, selection in self._selections.items()}
-        return [f"dataset {name}: {line}" for name, line in lines.items() if line]
+        of_datasets = [f"dataset {name}: {line}" for name, line in lines.items() if line]
+        return [*self.config.options.repeated, *of_datasets, *self._unpaired()]
+
+    def _unpaired(self) -> Iterator[str]:
+        """A line for each task that shares no item with the one that it is compared with, such as by a low limit."""
+        for name, task in self.config.tasks.items():
+            other, _, variant = (task.pair_with or "").partition("/")
+            keys = (name, task.variants[0]), (other, variant)
+            own, others = ({item.root_id for item in self._items.get(key, ())} for key in keys)
+            if others and not own & others:
+                yield f"task {name} is compared with {task.pair_with}, and they have no item in common"
 
     @property
     def samples_per_target(self) -> int:
@@ -163,7 +175,11 @@ class Plan:
         return (*task.generates, reader)
 
     def preflight(self, *, same_machine: bool) -> None:
-        """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
+        """Check every model that will be used, and print on stderr what there is to remark.
+
+        Raises:
+            UserError: naming the model, its role and the way out; nothing has been printed.
+        """
         levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
         for level in levels.values():
             params = level.config.params
@@ -176,6 +192,8 @@ class Plan:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+        for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
+            print(f"note: {remark}", file=sys.stderr)
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from functools import cache
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from rambla_ray.display import one_line
+
+LONGEST = 10_000_000  # Characters of a template.
+WIDEST = 1000  # So many characters a placeholder may pad its text to, or keep of it.
+_NUMBER = re.compile(r"\d+")
 
 
 @cache
@@ -14,7 +22,8 @@ def placeholders(template: str) -> frozenset[str]:
     """The names of the fields that a template needs.
 
     Raises:
-        ValueError: broken braces, no placeholder at all, or one that is not a plain name.
+        ValueError: broken braces, no placeholder at all, one that is not a plain name, or one that pads its text to
+            more than any prompt needs.
     """
     names = set()
     for _, name, spec, _ in string.Formatter().parse(template):
@@ -24,6 +33,8 @@ def placeholders(template: str) -> frozenset[str]:
             raise ValueError(f"placeholder {{{one_line(name)}}} is not a field name")
         if spec and "{" in spec:
             raise ValueError(f"placeholder {{{one_line(name)}:{one_line(spec)}}} nests another")
+        if any(len(number) > len(str(WIDEST)) or int(number) > WIDEST for number in _NUMBER.findall(spec or "")):
+            raise ValueError(f"placeholder {{{one_line(name)}:{one_line(spec or '', 40)}}} is wider than {WIDEST:,}")
         names.add(name)
     if not names:
         raise ValueError("a template needs at least one {placeholder}")
@@ -34,3 +45,11 @@ def placeholders(template: str) -> frozenset[str]:
 def render(template: str, fields: Mapping[str, str]) -> str:
     """Fill `template`; values go in verbatim, so braces in data are safe. Raises KeyError on a missing field."""
     return template.format_map({name: fields[name] for name in placeholders(template)})
+
+
+def _checked(template: str) -> str:
+    placeholders(template)
+    return template
+
+
+Template = Annotated[str, Field(max_length=LONGEST), AfterValidator(_checked)]

@@ -20,7 +20,7 @@ def _checked_template(template: str) -> str:
     return template
 
 
-ReaderTemplate = Annotated[str, AfterValidator(_checked_template)]
+ReaderTemplate = Annotated[str, Field(max_length=prompts.LONGEST), AfterValidator(_checked_template)]
 
 
 class ReaderStage(Generate):

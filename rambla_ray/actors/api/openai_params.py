@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from yarl import URL
 
+from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KEY_VARIABLE, KeyedParams
@@ -18,15 +19,24 @@ from rambla_ray.errors import CallError, UserError
 PLAIN_URL = "https://api.openai.com/v1"
 
 
+def _as_printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("Input should be a name, without line breaks and control characters")
+    return text
+
+
+Printable = Annotated[str, Field(max_length=1000), AfterValidator(_as_printable)]
+
+
 class EndpointParams(KeyedParams):
     """Where an OpenAI-compatible endpoint is and whose key it takes."""
 
-    engine: str = Field(description="the model's name, or Azure's deployment")
+    engine: Printable = Field(description="the model's name, or Azure's deployment")
     api_type: Literal["azure", "openai"] | None = Field(
         None, description="azure when OPENAI_API_VERSION is set, else openai"
     )
     base_url: str | None = Field(None, description="OPENAI_API_BASE when not given")
-    api_version: str | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
+    api_version: Printable | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
     api_key_var: str = Field(
         "OPENAI_API_KEY",
         pattern=KEY_VARIABLE,
@@ -45,12 +55,14 @@ class EndpointParams(KeyedParams):
 
     def resolved(self) -> Self:
         """Fill in the endpoint from the environment, as RAmBLA's env file names it; never the key."""
-        version = self.api_version or os.environ.get("OPENAI_API_VERSION")
+        version = self.api_version or _version_of_environment()
         api_type = self.api_type or ("azure" if version else "openai")
-        base_url = self.base_url or os.environ.get("OPENAI_API_BASE")
-        name = f"base_url {base_url!r}" if self.base_url else "OPENAI_API_BASE"
-        if base_url and (fault := _fault_of(base_url, name)):
+        base_url = os.environ.get("OPENAI_API_BASE") or None if self.base_url is None else self.base_url
+        name = "OPENAI_API_BASE" if self.base_url is None else ""  # Somebody may have put the key itself there.
+        if base_url is not None and (fault := fault_of(base_url, name)):
             raise UserError(f"engine {self.engine}: {fault}")
+        if self.api_type == "openai" and self.api_version is not None:
+            raise UserError(f"engine {self.engine}: api_version is for api_type azure; drop one of them, or null it")
         if api_type == "azure" and not base_url:
             raise UserError(f"engine {self.engine}: Azure needs an endpoint; set OPENAI_API_BASE or params.base_url")
         if api_type == "azure" and not version:
@@ -92,23 +104,12 @@ class EndpointParams(KeyedParams):
         return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
 
 
-def _fault_of(base_url: str, name: str) -> str:
-    """What is wrong with the URL of an endpoint, which messages call so; empty where nothing is.
-
-    One with a password is refused with the rest of the config, by `config.secrets`.
-    """
-    try:
-        url = URL(base_url)
-        is_url = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
-    except ValueError:
-        url, is_url = URL(), False
-    if url.user is not None and url.password is None:
-        return f"base_url of {url.host} holds a user name, or a key, whose place is in the environment"
-    if not is_url or len(base_url.split()) != 1 or not base_url.isprintable():
-        return f"{name} is no URL; it begins with https://"
-    if "#" in base_url:
-        return f"{name} has a fragment (#), which is never sent; leave it out"
-    return ""
+def _version_of_environment() -> str | None:
+    """Azure's API version as RAmBLA's env file names it. Raises UserError: it is none."""
+    version = os.environ.get("OPENAI_API_VERSION", "").strip()
+    if not version.isprintable() or " " in version:
+        raise UserError("OPENAI_API_VERSION is no version: it has spaces, line breaks or control characters in it")
+    return version or None
 
 
 def _without_last_slash(base_url: str) -> str:
@@ -121,7 +122,7 @@ class TextParams(EndpointParams):
     """Generation parameters of the chat and completion APIs."""
 
     temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
-    max_tokens: int = Field(800, gt=0, description="longest answer, in tokens")
+    max_tokens: int = Field(800, gt=0, le=10**8, description="longest answer, in tokens")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
 
     @property
@@ -132,7 +133,7 @@ class TextParams(EndpointParams):
 class CompletionParams(TextParams):
     """The completion API, with RAmBLA's default engine."""
 
-    engine: str = Field("text-davinci-003", description="the model's name, or Azure's deployment")
+    engine: Printable = Field("text-davinci-003", description="the model's name, or Azure's deployment")
 
 
 class OpenAIEmbeddingsParams(EndpointParams):
@@ -141,7 +142,7 @@ class OpenAIEmbeddingsParams(EndpointParams):
     produces = "score"
     embeds = True
 
-    engine: str = Field(
+    engine: Printable = Field(
         "text-embedding-ada-002",
         description="the model's name, or Azure's deployment",
     )

@@ -7,13 +7,14 @@ broken. What it does with one user's message is found out before anything is ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from typing import Any, Self
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
+from rambla_ray.actors.local.template_bounds import Excess, refuse_endless
 from rambla_ray.display import folded
 
 # A message that must stand in the prompt once and whole. It is long, so that a template that cuts texts is found.
@@ -53,10 +54,11 @@ class ChatTemplate:
         """The template of a tokenizer that has one.
 
         Raises:
-            ValueError: a user's message gets lost in it, or cannot be rendered. The reason is a predicate in one line.
+            ValueError: a user's message gets lost in it, or cannot be rendered, or not in bounds of time and size. The
+                reason is a predicate in one line.
         """
         chat = cls(tokenizer, by_parts=_takes_parts_only(tokenizer, day), day=day)
-        first, second = (replace(chat, day=day).render(_user(SENTINEL)) for day in TWO_DAYS)
+        first, second = (replace(chat, day=day).try_on(_user(SENTINEL)) for day in TWO_DAYS)
         return replace(
             chat, names_day=first != second, doubles_bos=begins_twice(tokenizer, chat.tokens(_user("Yes?")))
         )
@@ -73,6 +75,18 @@ class ChatTemplate:
         """The prompt as a text. Raises whatever the template does, often jinja2's TemplateError."""
         self._set_day()
         return str(self.tokenizer.apply_chat_template(self._shaped(messages), tokenize=False, **FOR_AN_ANSWER))
+
+    def try_on(self, messages: Messages) -> str:
+        """The prompt as a text, of a template that nobody has seen end yet.
+
+        Raises:
+            Excess: it computes too long or too much.
+            Exception: as `render`.
+        """
+        variables = {"messages": self._shaped(messages), "tools": None, "documents": None, **FOR_AN_ANSWER}
+        source = self.tokenizer.get_chat_template()
+        refuse_endless(source, self._strftime, {**self.tokenizer.special_tokens_map, **variables})
+        return self.render(messages)
 
     def tokens(self, messages: Messages) -> list[int]:
         """The prompt's tokens. Raises whatever the template does, often jinja2's TemplateError."""
@@ -93,7 +107,11 @@ class ChatTemplate:
         from transformers.utils import chat_template_utils
 
         compiled = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
-        compiled.environment.globals["strftime_now"] = datetime.combine(self.day, time()).strftime
+        compiled.environment.globals["strftime_now"] = self._strftime
+
+    @property
+    def _strftime(self) -> Callable[[str], str]:
+        return datetime.combine(self.day, time()).strftime
 
 
 def begins_twice(tokenizer: Any, tokens: Sequence[int]) -> bool:
@@ -115,7 +133,9 @@ def _takes_parts_only(tokenizer: Any, day: date) -> bool:
     reason = ""
     for by_parts in (False, True):
         try:
-            rendered = ChatTemplate(tokenizer, by_parts, day).render(_user(SENTINEL))
+            rendered = ChatTemplate(tokenizer, by_parts, day).try_on(_user(SENTINEL))
+        except Excess:
+            raise
         except Exception as error:  # noqa: BLE001 - a template is a program, and raises what its author left in it
             reason = reason or _refusal(error)
             continue

@@ -51,8 +51,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         began = time.monotonic()
         self.params = params
         on_gpu = bool(pool.num_gpus) and torch.cuda.is_available()
-        device_type = params.device or ("cuda" if on_gpu else "cpu")
-        self.chip = "cpu" if device_type == "cpu" else "cuda"
+        self.chip = "cpu" if (params.device or ("cuda" if on_gpu else "cpu")) == "cpu" else "cuda"
         self.memory_share = min(1.0, pool.num_gpus or 1.0)  # The part of a GPU's memory that is this actor's.
         if self.chip == "cpu":
             torch.set_num_threads(max(1, int(pool.num_cpus or 1)))
@@ -129,6 +128,8 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         loading = dict(params.loading_params)
         gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading():
+            if reason := self.params.special_file:
+                raise self.load_error(reason)
             self._refuse_adapter()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 params.tokenizer_name or params.model_name,
@@ -225,9 +226,8 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             return None
         if self.chip == "cpu":
             return {"": "cpu"}
-        return (
-            {"": 0} if self.params.device_map == "auto" and (self.pool.num_gpus or 0) <= 1 else self.params.device_map
-        )
+        on_one_gpu = self.params.device_map == "auto" and (self.pool.num_gpus or 0) <= 1
+        return {"": 0} if on_one_gpu else self.params.device_map
 
     def identity(self) -> dict[str, object]:
         return self._identity

@@ -10,8 +10,15 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rambla_ray.actors.local import weights
-from rambla_ray.actors.local.backends import HONOURED_OPTIONS, REFUSED_OPTIONS, Backend, unsupported_option
+from rambla_ray.actors.local.backends import (
+    HONOURED_OPTIONS,
+    REFUSED_OPTIONS,
+    Backend,
+    fault_of_option,
+    unsupported_option,
+)
 from rambla_ray.config.model import ModelParams
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.tasks import prompts
 
@@ -86,12 +93,20 @@ class CheckpointParams(ModelParams):
         name = self.model_name
         return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
 
+    @property
+    def special_file(self) -> str:
+        """The first of the files of checkpoint and tokenizer that is none, and what it is; empty without any."""
+        folders = [Path(name) for name in (self.model_name, self.tokenizer_name) if name]
+        return next(filter(None, (weights.special_file(folder) for folder in folders if folder.is_dir())), "")
+
     def preflight(self, *, same_machine: bool) -> None:
         if not (same_machine and self.is_path):
             return
         folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
         if not folder.is_dir():
             raise UserError(f"params.model_name: there is no folder {folder}")
+        if reason := self.special_file:
+            raise UserError(f"params.model_name: {folder} cannot be loaded: {reason}")
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
         if (adapter := folder / weights.ADAPTER_CONFIG).is_file():
@@ -117,6 +132,14 @@ class HuggingFaceParams(CheckpointParams):
         description="transformers: static batches; transformers_continuous: continuous batching with paged attention; "
         "vllm: its engine (pip install vllm); auto: by device and options",
     )
+
+    @field_validator("generation_config")
+    @classmethod
+    def _numbers_that_can_be(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for option, given in value.items():
+            if fault := fault_of_option(option, given):
+                raise ValueError(f"{option}: {fault} (got {one_line(repr(given), 60)})")
+        return value
 
     @model_validator(mode="after")
     def _template_takes_the_message(self) -> Self:
@@ -188,6 +211,12 @@ class HuggingFaceParams(CheckpointParams):
         tokenizer = Path(self.tokenizer_name or folder)
         if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if self.message_formatting_template is None or self.is_finetuned:
+            return ()
+        return ("message_formatting_template formats no prompt of a run, as is_finetuned is false",)
 
     def choose_backend(self, chip: str, *, pages: bool = True) -> tuple[Backend, str]:
         """The backend that `backend` means where the model runs, and why.

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rambla_ray.storage import decoded
+from rambla_ray.storage import decoded, first_special, read_whole
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -30,6 +30,7 @@ FLOATS = {
 LEFT_BY_TRAINING = re.compile(
     r"\..+|checkpoint-\d+|global_step\d+|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|trainer_state\.json"
 )
+LARGEST_JSON = 2**30  # Bytes of a file that is read here as JSON.
 ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -89,6 +90,11 @@ def _files(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
             and os.path.realpath(Path(place, name)) not in entered  # A link may lead back.
         ]
         yield from (Path(place, name) for name in names if not LEFT_BY_TRAINING.fullmatch(name))
+
+
+def special_file(folder: Path) -> str:
+    """What is no regular file among those of a checkpoint; empty without any."""
+    return first_special(_files(folder))
 
 
 def has_weights(folder: Path) -> bool:
@@ -181,7 +187,7 @@ def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, An
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(decoded(path.read_bytes()))
+        value = json.loads(decoded(read_whole(path, LARGEST_JSON)))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
