@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from rambla_ray.display import one_line, unfailing_output
+from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 LONGEST_ERROR = 4000  # A message is cut to so many characters.
@@ -63,6 +64,11 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     if any(word in ("-h", "--help", "help") for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    with Interruption("interrupted before anything was asked") as interruption:
+        return _bench(words, program, interruption)
+
+
+def _bench(words: Sequence[str], program: Sequence[str], interruption: Interruption) -> int:
     try:
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
@@ -72,7 +78,7 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     try:
         from rambla_ray.run import invocation
 
-        return invocation.invoke(words, program)
+        return invocation.invoke(words, program, interruption)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED

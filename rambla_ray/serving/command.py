@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rambla_ray.display import unfailing_output
+from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rambla_ray.config.run import ServeConfig
 
 KEY_VARIABLE = "SERVE_API_KEY"
+INTERRUPTED = "interrupted before it was ready"
 LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
 
 SERVE_HELP = """\
@@ -53,6 +54,11 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
     if any(word in ("-h", "--help", "help") for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    with Interruption(INTERRUPTED) as interruption:
+        return _serve(words, interruption)
+
+
+def _serve(words: Sequence[str], interruption: Interruption) -> int:
     try:
         from rambla_ray.display import one_line
         from rambla_ray.errors import UserError
@@ -60,16 +66,16 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
         print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
         return ExitStatus.REFUSED
     try:
-        return _serve(words)
+        return _bind_and_run(words, interruption)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
         return ExitStatus.REFUSED
     except KeyboardInterrupt:
-        print("interrupted before it was ready", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return ExitStatus.INTERRUPTED
 
 
-def _serve(words: Sequence[str]) -> int:
+def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
     from rambla_ray.config.load import load_served
     from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
@@ -92,20 +98,22 @@ def _serve(words: Sequence[str]) -> int:
         )
     own_cluster = job is None and cluster_address(options.address) == "local"
     with gateway.bind(options.host, options.port) as bound:  # A port that is taken ends it before a model is loaded.
-        return _run(config, bound, key and key.strip(), own_cluster=own_cluster)
+        return _run(config, bound, key and key.strip(), interruption, own_cluster=own_cluster)
 
 
-def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bool) -> int:
+def _run(config: ServeConfig, bound: socket, key: str | None, interruption: Interruption, *, own_cluster: bool) -> int:
     """Deploy the models on the cluster and answer at the bound address until a signal ends it."""
     import uvloop
 
-    from rambla_ray.run.cluster import connect  # It sets what Ray reads when it is imported, and so comes first.
+    from rambla_ray.run import cluster  # It sets what Ray reads when it is imported, and so comes first.
     from rambla_ray.serving import deployment, gateway
 
     host, port = bound.getsockname()[:2]
     deployment.preflight(config, same_machine=own_cluster)
-    connect(config.options.address, verbose=config.options.verbose)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if own_cluster:
+        deployment.settle_together(config.models, cluster.own_cluster())
+    cluster.connect(config.options.address, verbose=config.options.verbose)
+    interruption.hand_over()  # What is deployed on a cluster of others is to be withdrawn.
     with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
         server = gateway.server(gateway.Gateway(served, key).app, bound)
         shown = f"[{host}]" if ":" in host else host
