@@ -44,14 +44,18 @@ class HeadAddress(NamedTuple):
         """Check that a server accepts connections there and speaks HTTP/2, as gRPC does.
 
         Raises:
-            OSError: nobody does; what it says is the reason.
+            ConnectionError: nobody listens there, or somebody who speaks otherwise; what it says is the reason.
+            OSError: nobody can be reached there, or nobody answers in time.
         """
         deadline = time.monotonic() + CONNECT_S
         with socket.create_connection(self, timeout=CONNECT_S) as connection:
             if not _uses_tls():
                 connection.sendall(HELLO)
-                if (seen := _first_bytes(connection, deadline))[3:4] != bytes((SETTINGS,)):
-                    raise OSError(_otherwise(seen))
+                seen = _first_bytes(connection, deadline)
+                if not seen:
+                    raise TimeoutError(f"the port is open, and nobody answers there in {CONNECT_S:g} s")
+                if seen[3:4] != bytes((SETTINGS,)):
+                    raise ConnectionError(_otherwise(seen))
 
 
 def _uses_tls() -> bool:
@@ -60,26 +64,25 @@ def _uses_tls() -> bool:
 
 
 def _first_bytes(connection: socket.socket, deadline: float) -> bytes:
-    """What a server says first, as much of it as a frame's header is long."""
+    """What a server says first, as much of it as a frame's header is long; nothing where it says nothing in time."""
     seen = b""
     while len(seen) < FRAME_HEADER and (left := deadline - time.monotonic()) > 0:
         connection.settimeout(left)
         try:
             more = connection.recv(FRAME_HEADER - len(seen))
-        except (TimeoutError, ConnectionError):
+        except TimeoutError:
             break
         if not more:
-            return seen
+            raise ConnectionError("the port is open, and closes each connection")
         seen += more
     return seen
 
 
 def _otherwise(seen: bytes) -> str:
     """What a server is that does not speak HTTP/2, from its first bytes."""
-    if not seen:
-        return "the port is open, and nobody answers as Ray does"
-    web = "; 8265 is the dashboard's port, a cluster's own is mostly 6379" if seen.startswith(b"HTTP/") else ""
-    return f"another service answers, with {one_line(seen.decode(errors='replace'))!r}{web}"
+    is_web = seen.startswith((b"HTTP/", b"<"))
+    what = "a web server answers" if is_web else f"another service answers, with {seen.decode(errors='replace')!r}"
+    return f"{what}; the port of a cluster's head is mostly 6379, that of its dashboard 8265"
 
 
 def _shown(text: str) -> str:

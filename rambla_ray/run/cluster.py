@@ -101,8 +101,7 @@ def _start(options: Mapping[str, Any]) -> bool:
 def _join(address: str, options: Mapping[str, Any]) -> bool:
     if address == "auto":
         return _join_what_runs_here(options)
-    head = HeadAddress.parse(address)
-    head.check()
+    HeadAddress.parse(address).check()
     ray_internals.await_head(address)
     ray.init(address, **options)
     return False
@@ -110,15 +109,17 @@ def _join(address: str, options: Mapping[str, Any]) -> bool:
 
 def _join_what_runs_here(options: Mapping[str, Any]) -> bool:
     """Join the cluster on this machine; start one where there is none, or one has left no more than its address."""
-    head = ray_internals.running_head()
-    if head in (None, "local"):
+    address = ray_internals.running_head()
+    if address is None or address == "local":
         return _start(options)
     try:
-        HeadAddress.parse(head).check()
-    except OSError:
+        HeadAddress.parse(address).check()
+    except ConnectionError:
         if os.environ.get("RAY_ADDRESS"):
             raise
         return _start(options)
+    ray_internals.show_token_if_any()
+    ray_internals.await_head(address)
     ray.init("auto", **options)
     return False
 
@@ -128,8 +129,9 @@ def _why_not(address: str, error: Exception) -> str:
     reason = one_line(str(error) or type(error).__name__, LONGEST_REASON)
     if address == "local":
         return f"address=local: Ray does not start on this machine: {reason}; verbose=true shows what Ray itself says"
-    hint = "; one with token authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
-    return f"address={address}: no Ray cluster there: {reason}{'' if 'refused' in reason else hint}"
+    if "AuthToken" in reason:
+        reason = "it lets in who shows its token: set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN"
+    return f"address={address}: no Ray cluster there: {reason}"
 
 
 def own_cluster() -> Cluster:

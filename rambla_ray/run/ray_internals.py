@@ -14,6 +14,7 @@ import ray
 import ray._private.state
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._raylet import (  # type: ignore[attr-defined]
@@ -37,7 +38,7 @@ def await_head(address: str) -> None:
     Raises:
         OSError: there is no head at the address, or none that this process may ask.
     """
-    reasons: list[str] = ["it does not answer as the head of a Ray cluster does"]
+    reasons: list[str] = ["nobody answers as the head of a Ray cluster does"]
     asking = threading.Thread(target=_ask_head, args=(address, reasons), daemon=True)
     asking.start()
     asking.join(ANSWER_S)
@@ -49,7 +50,7 @@ def _ask_head(address: str, reasons: list[str]) -> None:
     try:
         GcsClient(address=address)
     except Exception as error:  # noqa: BLE001 - Ray says it with errors of several kinds, and each is the reason
-        reasons.append(str(error))
+        reasons.append(str(error).removesuffix("RPC error: ") or reasons[0])
     else:
         reasons.clear()
 
@@ -61,6 +62,11 @@ def running_head() -> str | None:
     return None
 
 
+def show_token_if_any() -> None:
+    """Show this user's token, where there is one, to clusters that are joined: `ray.init("auto")` does so as well."""
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
     """While inside, what Ray starts has the address 127.0.0.1, and listens on that alone.
@@ -70,11 +76,11 @@ def on_loopback() -> Iterator[None]:
     """
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     os.environ[name] = "0"  # for the processes that are started
-    ray_constants.ENABLE_RAY_CLUSTER = False  # type: ignore[misc]
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before  # type: ignore[misc]
+        ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[name]
 
 

@@ -10,11 +10,12 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
-MODE = "RAY_AUTH_MODE"
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
+READ = stat.S_IRGRP | stat.S_IROTH
 
 
 def default_file() -> Path:
@@ -27,22 +28,23 @@ def may_be_checked(environment: Mapping[str, str]) -> bool:
     return environment.get(MODE, "token").lower() == "token"
 
 
-def secure(environment: Mapping[str, str], new_token: str) -> None:
+def secure(environment: MutableMapping[str, str], new_token: str) -> None:
     """Let nobody else read this user's token file, which is made where Ray would make it.
 
     Args:
-        environment: of this process.
-        new_token: what is written into the file where there is none.
-
-    Raises:
-        OSError: there is no file, and it cannot be made.
+        environment: of this process and those that it starts; it gets the token where no file can be made.
+        new_token: what is used where there is none.
     """
-    if not may_be_checked(environment) or environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"):
+    if not may_be_checked(environment) or environment.get(TOKEN) or environment.get(TOKEN_PATH):
         return
     path = default_file()
-    if not path.exists():
-        _make(path, new_token)
-    _tighten(path)
+    try:
+        if not path.exists():
+            _make(path, new_token)
+    except OSError:  # The home folder of a container may be read-only.
+        environment[TOKEN] = new_token
+    else:
+        _tighten(path)
 
 
 def _make(path: Path, token: str) -> None:
@@ -50,7 +52,7 @@ def _make(path: Path, token: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     number, draft = tempfile.mkstemp(dir=path.parent)
     try:
-        with open(number, "w") as file:
+        with open(number, "w", encoding="ascii") as file:
             file.write(token)
         with contextlib.suppress(FileExistsError):  # Another process was first; its token is as good.
             os.link(draft, path)
@@ -79,11 +81,11 @@ def warnings(environment: Mapping[str, str], *, is_checked: bool) -> Iterator[st
     """
     if not is_checked:
         yield (
-            f"{MODE}={environment.get(MODE, '')} turns Ray's tokens off: every user of this machine can run code as "
-            f"you while this lasts; unset {MODE}"
+            f"{MODE}={environment.get(MODE, '')} turns Ray's tokens off: every user of this machine, and who reaches "
+            f"the ports of a model that is served, can run code as you while this lasts; unset {MODE}"
         )
-    elif not environment.get("RAY_AUTH_TOKEN"):
-        path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or default_file())
+    elif not environment.get(TOKEN):
+        path = Path(environment.get(TOKEN_PATH) or default_file())
         with contextlib.suppress(OSError):
-            if path.stat().st_mode & OTHERS & (stat.S_IRGRP | stat.S_IROTH):
+            if path.stat().st_mode & READ:
                 yield f"others can read {path}, with which they can run code as you while this lasts; chmod 600 it"
