@@ -82,6 +82,9 @@ def _bench(words: Sequence[str], program: Sequence[str], interruption: Interrupt
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED
+    except KeyboardInterrupt:  # The run was over, and not all of it was shown.
+        print(interruption.line, file=sys.stderr)
+        return ExitStatus.INTERRUPTED
 
 
 @unfailing_output()
@@ -96,6 +99,11 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(REPORT_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
+    with Interruption("interrupted"):
+        return _report(places[0], flags)
+
+
+def _report(place: str, flags: Sequence[str]) -> int:
     from rambla_ray.config.words import as_typed
     from rambla_ray.errors import UserError
     from rambla_ray.results import report
@@ -104,7 +112,7 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     from rambla_ray.storage import Folder
 
     try:
-        directory = RunDirectory(Folder(as_typed(places[0])))
+        directory = RunDirectory(Folder(as_typed(place)))
         report.print_run(directory, report.console_on(sys.stdout), details=True)
         holds = True
         if "--recompute" in flags:

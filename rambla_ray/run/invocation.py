@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import counted, one_line
+from rambla_ray.display import counted, escaped, one_line
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
@@ -136,7 +136,7 @@ def _run(
     """Run a plan on the cluster that its config names, and print what came of it."""
     from rambla_ray.run.cluster import configure_logging, connect, dashboard
 
-    interruption.line = f"{INTERRUPTED} Continue with: {command.again}"
+    interruption.line = escaped(f"{INTERRUPTED} Continue with: {command.again}")
     threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
     verbose, again = plan.config.options.verbose, command.again
     run: Run | None = None
