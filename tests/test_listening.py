@@ -68,4 +68,4 @@ def test_a_local_run_without_a_token_says_so(tmp_path):
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=True, timeout=180)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("note: RAY_AUTH_MODE=disabled turns Ray's tokens off: ")
+    assert line.startswith("warning: RAY_AUTH_MODE=disabled turns Ray's tokens off: ")

@@ -28,8 +28,8 @@ LONGEST_REASON = 160  # What Ray says is cut to so many characters.
 GIB = 1024**3
 
 
-def connect(address: str | None, *, verbose: bool) -> None:
-    """Join a cluster, or start a local one; of the latter, stderr says who else gets in, if anybody does.
+def connect(address: str | None, *, verbose: bool) -> list[str]:
+    """Join a cluster, or start a local one; returns warnings of who else gets into the latter, a line for each.
 
     Raises:
         UserError: there is none at `address`, or it does not start.
@@ -41,9 +41,7 @@ def connect(address: str | None, *, verbose: bool) -> None:
         with contextlib.nullcontext() if verbose else _stderr_aside():
             is_own = _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     configure_logging(verbose=verbose)
-    if is_own:
-        for warning in token.warnings(os.environ, is_checked=ray_internals.checks_tokens()):
-            print(f"note: {warning}", file=sys.stderr)
+    return list(token.warnings(os.environ, is_checked=ray_internals.checks_tokens())) if is_own else []
 
 
 def configure_logging(*, verbose: bool) -> None:

@@ -120,7 +120,7 @@ def _diagnose(config: RunConfig) -> int:
     """Check every node and endpoint, and print a line for each check."""
     from rambla_ray.run.cluster import connect
 
-    connect(config.options.address, verbose=config.options.verbose)
+    _warn(connect(config.options.address, verbose=config.options.verbose))
     from rambla_ray.run import doctor
 
     all_hold = True
@@ -143,7 +143,7 @@ def _run(
     scores: dict[str, Any] | None = None
     is_written = True
     try:
-        connect(plan.config.options.address, verbose=verbose)
+        warnings = connect(plan.config.options.address, verbose=verbose)
         if command.job is not None:
             again = command.submit_again(command.job, dashboard())
         from rambla_ray.run import pipeline
@@ -153,6 +153,7 @@ def _run(
             return ExitStatus.REFUSED
         drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
         run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
+        _warn(warnings)
         interruption.hand_over()
         scores = run()
     except RunStopped as stopped:
@@ -174,6 +175,10 @@ def _run(
         return status
     print(f"more: {command.report(directory.folder.location)}")
     return _status(plan.config, scores, directory)
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    print(*(f"warning: {warning}\n" for warning in warnings), sep="", end="", file=sys.stderr)
 
 
 def _show(directory: RunDirectory) -> str:

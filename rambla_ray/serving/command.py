@@ -112,13 +112,16 @@ def _run(config: ServeConfig, bound: socket, key: str | None, interruption: Inte
     deployment.preflight(config, same_machine=own_cluster)
     if own_cluster:
         deployment.settle_together(config.models, cluster.own_cluster())
-    cluster.connect(config.options.address, verbose=config.options.verbose)
+    warnings = cluster.connect(config.options.address, verbose=config.options.verbose)
     interruption.hand_over()  # What is deployed on a cluster of others is to be withdrawn.
     with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
         server = gateway.server(gateway.Gateway(served, key).app, bound)
         shown = f"[{host}]" if ":" in host else host
         guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
-        print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)
+        warned = "".join(f"; warning: {warning}" for warning in warnings)
+        print(
+            f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it{warned}", flush=True
+        )
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(server.serve([bound]))
     print("ended")
