@@ -22,7 +22,8 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.run import ray_internals, token
 from rambla_ray.run.address import HeadAddress
-from rambla_ray.run.placement import Cluster, NodeResources, actor_resources
+from rambla_ray.run.capacity import NodeResources
+from rambla_ray.run.placement import Cluster, actor_resources
 
 LONGEST_REASON = 160  # What Ray says is cut to so many characters.
 GIB = 1024**3

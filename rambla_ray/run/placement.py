@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig, RoleModel
@@ -13,42 +13,12 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.config.sections import Pool
 from rambla_ray.display import counted
 from rambla_ray.errors import UserError
+from rambla_ray.run.capacity import NodeResources, fit
 from rambla_ray.schema import Role
 
 # The process of an actor takes at least so much memory, whatever its model: Python, Ray and this package.
 PROCESS_GIB = 0.1
 SMALLEST = 0.0001  # Ray counts CPUs and GPUs in these.
-
-
-class NodeResources(NamedTuple):
-    """CPUs and GPUs: what a node has, or what an actor takes of one."""
-
-    cpus: float
-    gpus: float
-
-    def less(self, actor: NodeResources, count: int = 1) -> NodeResources:
-        """What is left beside some equal actors; below zero where they have no room."""
-        return NodeResources(round(self.cpus - count * actor.cpus, 6), round(self.gpus - count * actor.gpus, 6))
-
-    def holds(self, actor: NodeResources) -> bool:
-        """Whether an actor has room."""
-        return min(self.less(actor)) >= 0
-
-    def room_for(self, actor: NodeResources) -> int:
-        """How many equal actors, which take something, have room."""
-        by_cpus = _times(self.cpus, actor.cpus) if actor.cpus else math.inf
-        if not actor.gpus:
-            return int(by_cpus)
-        if actor.gpus >= 1:
-            return int(min(by_cpus, _times(self.gpus, actor.gpus)))
-        whole = int(self.gpus)  # Actors that take a part of a GPU are together on it: a part of two is none.
-        by_gpus = whole * _times(1, actor.gpus) + _times(round(self.gpus - whole, 6), actor.gpus)
-        return int(min(by_cpus, by_gpus))
-
-
-def _times(amount: float, part: float) -> int:
-    """How often an amount holds a part of it, past the rounding of decimal fractions in binary."""
-    return max(0, math.floor(round(amount / part, 6)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +104,11 @@ class Cluster:
 
     def holds(self, pools: Sequence[Pool]) -> bool:
         """Whether the nodes that are up hold all these pools, at their smallest, at the same time."""
-        return _fit(pools, self.nodes)
+        return fit(_actors(pools), self.nodes)
 
     def holds_now(self, pools: Sequence[Pool]) -> bool:
         """The same, beside what others use."""
-        return _fit(pools, self.nodes if self.free is None else self.free)
+        return fit(_actors(pools), self.nodes if self.free is None else self.free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,21 +130,9 @@ def actor_resources(pool: Pool) -> NodeResources:
     return NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)
 
 
-def _fit(pools: Sequence[Pool], nodes: Sequence[NodeResources]) -> bool:
-    """Whether settled pools, at their smallest, find room: the largest actors first, each where the least is left."""
-    free = list(nodes)
-    for pool in sorted(pools, key=lambda pool: (actor_resources(pool).gpus, actor_resources(pool).cpus), reverse=True):
-        actor, waiting = actor_resources(pool), pool.min_size
-        if not any(actor):
-            return True  # An actor that takes nothing needs no node, nor do those after it.
-        left = [node.less(actor) for node in free]
-        for place in sorted(range(len(free)), key=lambda place: (left[place].gpus, left[place].cpus)):
-            placed = min(waiting, free[place].room_for(actor))
-            free[place] = free[place].less(actor, placed)
-            waiting -= placed
-        if waiting:
-            return False
-    return True
+def _actors(pools: Sequence[Pool]) -> list[tuple[NodeResources, int]]:
+    """What each actor of some settled pools takes, and how many there are, the pools at their smallest."""
+    return [(actor_resources(pool), pool.min_size) for pool in pools]
 
 
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
