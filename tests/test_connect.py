@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,53 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path, address, reason):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("words", "by_variable"),
+    [
+        pytest.param(("jobs/bench.py", "model=mock"), False, id="a run"),
+        pytest.param(("jobs/bench.py", "model=mock"), True, id="RAY_ADDRESS"),
+        pytest.param(("jobs/bench.py", "model=mock", "address=auto"), True, id="RAY_ADDRESS, auto"),
+        pytest.param(("jobs/bench.py", "model=mock", "doctor=true"), False, id="the doctor"),
+        pytest.param(("jobs/serve.py", "model=mock", "port=0"), False, id="serving"),
+    ],
+)
+def test_a_port_at_which_nobody_answers_is_refused_in_seconds(tmp_path, words, by_variable):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | ({"RAY_ADDRESS": address} if by_variable else {})
+        given = [*words, *(() if by_variable else (f"address={address}",))]
+        given += [f"runs_dir={tmp_path}"] if words[0] == "jobs/bench.py" else []
+        done = subprocess.run(
+            [sys.executable, *given],
+            cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "no Ray cluster there: the port is open, and nobody answers there in 3 s" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("jobs/bench.py", "pool.min_size=100000"), "100000 actors are as many processes"),
+        (("jobs/bench.py", "pool.num_gpus=64"), "one actor asks for 64 GPUs, the largest node has 0"),
+        (("jobs/serve.py", "pool.num_cpus=1000"), "one actor asks for 1000 CPUs"),
+    ],
+)
+def test_what_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_path, words, reason):
+    sessions = tmp_path / "ray"
+    sessions.mkdir()
+    environment = os.environ | {"RAY_TMPDIR": str(sessions), "CUDA_VISIBLE_DEVICES": ""}
+    given = [sys.executable, *words, "model=mock", "address=local"]
+    given += [f"runs_dir={tmp_path}/runs"] if words[0] == "jobs/bench.py" else ["port=0"]
+    done = subprocess.run(given, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert reason in line
+    assert list(sessions.iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

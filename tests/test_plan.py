@@ -177,9 +177,10 @@ def test_a_missing_key_is_named_with_the_way_out(words: str, reason: str, monkey
     planned.preflight(same_machine=True)
 
 
-LAPTOP = Cluster((NodeResources(2, 0),))
+LAPTOP = Cluster((NodeResources(2, 0),), memory_gib=8.0)
+ONE_NODE = Cluster((NodeResources(8, 2),), memory_gib=64.0)
 THREE_NODES = Cluster((NodeResources(8, 4),) * 3)
-EMPTY = Cluster((NodeResources(0, 0),), grows=True)
+EMPTY = Cluster((NodeResources(0, 0),), grows=True, memory_gib=1.0)
 
 
 NEEDED = {"openai_chat": {"engine": "gpt-4", "temperature": 0}, "huggingface_llm": {"model_name": "m"}}
@@ -208,6 +209,10 @@ def level(kind: str, **pool: float) -> Level:
         pytest.param("huggingface_llm", {"num_gpus": 4}, THREE_NODES, (0, 4), id="as many GPUs as it is given"),
         pytest.param("huggingface_llm", {"num_gpus": 0}, THREE_NODES, (8, 0), id="CPUs when GPUs are not wanted"),
         pytest.param("huggingface_llm", {"num_cpus": 2}, THREE_NODES, (2, 1), id="a GPU beside its CPUs"),
+        pytest.param("huggingface_llm", {"num_gpus": 0.1, "min_size": 20}, ONE_NODE, (0, 0.1), id="tenths of GPUs"),
+        pytest.param("openai_chat", {"min_size": 80}, LAPTOP, (0, 0), id="as many as there is memory for"),
+        pytest.param("huggingface_llm", {"max_size": 10**6}, LAPTOP, (2, 0), id="at most as many as find a CPU"),
+        pytest.param("huggingface_llm", {"min_size": 10**6}, EMPTY, (0, 1), id="as many as may come"),
     ],
 )
 def test_a_pool_settles_on(kind: str, pool: dict[str, float], cluster: Cluster, expected: tuple[float, float]) -> None:
@@ -231,6 +236,18 @@ def test_a_pool_settles_on(kind: str, pool: dict[str, float], cluster: Cluster, 
             Cluster((NodeResources(8, 0), NodeResources(2, 1))),
             "asks for 4 CPUs and 1 GPU, and no node has both",
         ),
+        ("huggingface_llm", {"num_gpus": 64}, LAPTOP, "asks for 64 GPUs, the largest node has 0"),
+        ("huggingface_llm", {"num_cpus": 1000}, LAPTOP, "asks for 1000 CPUs, the largest node has 2"),
+        ("huggingface_llm", {"num_gpus": 1.5}, THREE_NODES, "pool.num_gpus=1.5: .*; set 1 or 2"),
+        ("huggingface_llm", {"num_gpus": 2.0001}, EMPTY, "a part of one GPU, or whole ones; set 2 or 3"),
+        ("openai_chat", {"num_cpus": 1e-5}, LAPTOP, "pool.num_cpus=1e-05 is less than Ray gives to an actor"),
+        ("huggingface_llm", {"num_gpus": 0.6, "min_size": 3}, ONE_NODE, "3 actors of 0.6 GPUs each .* room for 2"),
+        ("huggingface_llm", {"min_size": 100_000}, LAPTOP, "100000 actors of 1 CPU each .* set pool.min_size=2"),
+        ("huggingface_llm", {"min_size": 10**6, "num_cpus": 1}, THREE_NODES, "1000000 actors .* room for 12"),
+        ("openai_chat", {"min_size": 100_000}, LAPTOP, "10000 GiB of memory .* has 8; set pool.min_size=80 or less"),
+        ("openai_chat", {"max_size": 100_000}, LAPTOP, "10000 GiB of memory .* has 8; set pool.max_size=80 or less"),
+        ("huggingface_llm", {"min_size": 200, "num_cpus": 0.01}, LAPTOP, "20 GiB .* set pool.min_size=80 or less"),
+        ("openai_chat", {"min_size": 100_000}, EMPTY, "10000 GiB of memory .* has 1; set pool.min_size=10 or less"),
     ],
 )
 def test_a_pool_that_the_cluster_cannot_hold_is_refused(
@@ -253,6 +270,9 @@ def test_a_pool_that_the_cluster_cannot_hold_is_refused(
         pytest.param([(3, 0, 3), (1, 0, 2)], THREE_NODES, False, id="enough GPUs, but on no one node"),
         pytest.param([(2, 0.5, 0), (1, 1, 0)], LAPTOP, True, id="parts of a CPU"),
         pytest.param([(10, 0.1, 0), (1, 1, 0)], LAPTOP, True, id="parts that add up to one"),
+        pytest.param([(3, 0, 0.6), (1, 1, 0)], ONE_NODE, False, id="parts of GPUs that no one GPU has"),
+        pytest.param([(4, 0, 0.5), (1, 1, 0)], ONE_NODE, True, id="halves of GPUs"),
+        pytest.param([(10**6, 1, 0), (1, 0, 1)], EMPTY, False, id="a million that wait"),
         pytest.param([(1, 0, 0), (1, 0, 1)], EMPTY, True, id="only one waits for a node"),
         pytest.param([(1, 1, 0), (1, 0, 1)], EMPTY, False, id="two would wait for nodes"),
     ],

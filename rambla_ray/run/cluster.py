@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,21 +20,29 @@ from rambla_ray.config.run import cluster_address
 from rambla_ray.config.sections import Pool
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
-from rambla_ray.run import ray_internals
-from rambla_ray.run.placement import Cluster, NodeResources, actor_resources
+from rambla_ray.run import ray_internals, token
+from rambla_ray.run.address import HeadAddress
+from rambla_ray.run.capacity import NodeResources
+from rambla_ray.run.placement import Cluster, actor_resources
 
 LONGEST_REASON = 160  # What Ray says is cut to so many characters.
-CONNECT_S = 5.0  # The port of a cluster may take so long to answer.
+GIB = 1024**3
 
 
-def connect(address: str | None, *, verbose: bool) -> None:
-    """Join a cluster, or start a local one. Raises UserError when there is none at `address`."""
+def connect(address: str | None, *, verbose: bool) -> list[str]:
+    """Join a cluster, or start a local one; returns warnings of who else gets into the latter, a line for each.
+
+    Raises:
+        UserError: there is none at `address`, or it does not start.
+    """
+    is_own = False
     if not ray.is_initialized():
         if not verbose:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # The C++ core writes to stderr by itself.
         with contextlib.nullcontext() if verbose else _stderr_aside():
-            _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
+            is_own = _init(address, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR)
     configure_logging(verbose=verbose)
+    return list(token.warnings(os.environ, is_checked=ray_internals.checks_tokens())) if is_own else []
 
 
 def configure_logging(*, verbose: bool) -> None:
@@ -57,8 +64,8 @@ def _stderr_aside() -> Iterator[None]:
         os.close(terminal)
 
 
-def _init(address: str | None, **options: Any) -> None:
-    """`ray.init` at an address as the options have it.
+def _init(address: str | None, **options: Any) -> bool:
+    """`ray.init` at an address as the options have it; returns whether the cluster is this process's own.
 
     Without one, no cluster is looked for: what Ray finds on a machine may be another process's own, and end with it.
     """
@@ -69,7 +76,9 @@ def _init(address: str | None, **options: Any) -> None:
             "http://HEAD:8265 --working-dir . -- python jobs/bench.py ...), or run on a node with address=HOST:PORT"
         )
     try:
-        _join(address, options)
+        return _start(options) if address == "local" else _join(address, options)
+    except UserError:
+        raise
     except UnicodeEncodeError:
         # Ray reads the command line and the working folder's name itself, in the encoding of the locale.
         raise UserError(
@@ -80,17 +89,38 @@ def _init(address: str | None, **options: Any) -> None:
         raise UserError(_why_not(address, error)) from None
 
 
-def _join(address: str, options: Mapping[str, Any]) -> None:
-    if address == "auto":
-        with contextlib.suppress(ConnectionError):
-            ray.init("auto", **options)
-            return
-    if address in ("auto", "local"):
+def _start(options: Mapping[str, Any]) -> bool:
+    """Start a cluster of this process's own, which only who is on this machine and has its user's token gets into."""
+    token.secure(os.environ, ray_internals.new_token())
+    with ray_internals.on_loopback():
         ray.init("local", include_dashboard=False, **options)
-    else:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # Ray itself would try for minutes.
-        ray.init(address, **options)
+    return True
+
+
+def _join(address: str, options: Mapping[str, Any]) -> bool:
+    if address == "auto":
+        return _join_what_runs_here(options)
+    HeadAddress.parse(address).check()
+    ray_internals.await_head(address)
+    ray.init(address, **options)
+    return False
+
+
+def _join_what_runs_here(options: Mapping[str, Any]) -> bool:
+    """Join the cluster on this machine; start one where there is none, or one has left no more than its address."""
+    address = ray_internals.running_head()
+    if address is None or address == "local":
+        return _start(options)
+    try:
+        HeadAddress.parse(address).check()
+    except ConnectionError:
+        if os.environ.get("RAY_ADDRESS"):
+            raise
+        return _start(options)
+    ray_internals.show_token_if_any()
+    ray_internals.await_head(address)
+    ray.init("auto", **options)
+    return False
 
 
 def _why_not(address: str, error: Exception) -> str:
@@ -98,8 +128,24 @@ def _why_not(address: str, error: Exception) -> str:
     reason = one_line(str(error) or type(error).__name__, LONGEST_REASON)
     if address == "local":
         return f"address=local: Ray does not start on this machine: {reason}; verbose=true shows what Ray itself says"
-    hint = "; one with token authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN"
-    return f"address={address}: no Ray cluster there: {reason}{'' if 'refused' in reason else hint}"
+    if "AuthToken" in reason:
+        reason = "it lets in who shows its token: set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN"
+    return f"address={address}: no Ray cluster there: {reason}"
+
+
+def own_cluster() -> Cluster:
+    """What a cluster has that this process starts: found out before it does so, as far as it has not.
+
+    Raises:
+        UserError: none would start.
+    """
+    if ray.is_initialized():
+        return connected_cluster()
+    try:
+        resources = ray_internals.own_resources()
+    except Exception as error:  # noqa: BLE001 - as where Ray starts, which asks the same
+        raise UserError(_why_not("local", error)) from None
+    return Cluster(nodes=(node_resources(resources),), memory_gib=_memory_gib([resources]))
 
 
 def connected_cluster() -> Cluster:
@@ -110,7 +156,13 @@ def connected_cluster() -> Cluster:
         nodes=tuple(map(node_resources, alive.values())),
         free=tuple(node_resources(free.get(node_id, {})) for node_id in alive),
         grows=ray_internals.has_autoscaler(),
+        memory_gib=_memory_gib(alive.values()),
     )
+
+
+def _memory_gib(nodes: Iterable[Mapping[str, float]]) -> float:
+    """The memory for processes among Ray's resources of some nodes."""
+    return sum(node.get("memory", 0.0) for node in nodes) / GIB
 
 
 def node_resources(resources: Mapping[str, float]) -> NodeResources:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rambla_ray.display import one_line, unfailing_output
+from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     if any(word in ("-h", "--help", "help") for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    with Interruption("interrupted before anything was asked") as interruption:
+        return _bench(words, program, interruption)
+
+
+def _bench(words: Sequence[str], program: Sequence[str], interruption: Interruption) -> int:
     try:
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
@@ -77,10 +83,13 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     try:
         from rambla_ray.run import invocation
 
-        return invocation.invoke(words, program)
+        return invocation.invoke(words, program, interruption)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED
+    except KeyboardInterrupt:  # The run was over, and not all of it was shown.
+        print(interruption.line, file=sys.stderr)
+        return ExitStatus.INTERRUPTED
 
 
 @unfailing_output()
@@ -97,13 +106,18 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
     if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
         print(REPORT_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
+    with Interruption("interrupted"):
+        return _report(places[0], flags)
+
+
+def _report(place: str, flags: Sequence[str]) -> int:
     from rambla_ray.config.words import as_typed
     from rambla_ray.errors import UserError
     from rambla_ray.results.directory import RunDirectory
     from rambla_ray.storage import Folder
 
     try:
-        return _show(RunDirectory(Folder(as_typed(places[0]))), flags)
+        return _show(RunDirectory(Folder(as_typed(place))), flags)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
         return ExitStatus.REFUSED

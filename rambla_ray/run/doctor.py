@@ -23,11 +23,11 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.display import Check, counted
 from rambla_ray.errors import UserError
 from rambla_ray.results.versions import versions
+from rambla_ray.run.capacity import NodeResources
 from rambla_ray.run.cluster import connected_cluster, node_resources
 from rambla_ray.run.placement import (
     Cluster,
     Level,
-    NodeResources,
     Placement,
     actor_resources,
     describe_resources,

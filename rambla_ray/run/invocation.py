@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import counted, one_line
+from rambla_ray.display import counted, escaped, one_line
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
+from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.job import SubmittedJob, refuse_relative
+from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
 from rambla_ray.storage import Folder
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 LONGEST_REASON = 500  # The reason why a run stopped is cut to so many characters.
 LONGEST_LINE = 1000  # The line of a check is cut to so many characters.
+INTERRUPTED = "interrupted; what was answered is kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,13 @@ class CommandLine:
         return shlex.join([*program, run])
 
 
-def invoke(words: Sequence[str], program: Sequence[str]) -> int:
+def invoke(words: Sequence[str], program: Sequence[str], interruption: Interruption) -> int:
     """Run the benchmark that the words ask for, or say what it would be; returns the exit status.
 
     Args:
         words: of the command line, behind the program's.
         program: the words that start the benchmark.
+        interruption: what signals do; the run takes them over before it asks anything.
 
     Raises:
         UserError: nothing has been asked.
@@ -92,13 +96,24 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         command.job.refuse_secrets(config.key_variables)
         command.job.warn()
     plan.preflight(same_machine=own_cluster)
+    if own_cluster:
+        _refuse_what_this_machine_lacks(plan)
     directory = RunDirectory.create(config)
     refuse_what_cannot_be_replaced(directory)
     Folder(config.ledger, config.options.modes).make_writable("ledger")
     with Lease.take(directory.folder, config.run_id) as lease:
         for line in rewritten(directory):
             print(f"note: {line}; it is written anew", file=sys.stderr)
-        return _run(plan, directory.held(lease), command, own_cluster=own_cluster)
+        return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
+
+
+def _refuse_what_this_machine_lacks(plan: Plan) -> None:
+    """Refuse, before Ray starts, a pool that its cluster would not hold. Raises UserError."""
+    from rambla_ray.run.cluster import own_cluster
+
+    machine = own_cluster()
+    for target in plan.config.targets:
+        Placement.of(plan.levels(target), machine)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:
@@ -111,7 +126,7 @@ def _diagnose(config: RunConfig) -> int:
     """Check every node and endpoint, and print a line for each check."""
     from rambla_ray.run.cluster import connect
 
-    connect(config.options.address, verbose=config.options.verbose)
+    _warn(connect(config.options.address, verbose=config.options.verbose))
     from rambla_ray.run import doctor
 
     all_hold = True
@@ -121,17 +136,20 @@ def _diagnose(config: RunConfig) -> int:
     return ExitStatus.DONE if all_hold else ExitStatus.REFUSED
 
 
-def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_cluster: bool) -> int:
+def _run(
+    plan: Plan, directory: RunDirectory, command: CommandLine, interruption: Interruption, *, own_cluster: bool
+) -> int:
     """Run a plan on the cluster that its config names, and print what came of it."""
     from rambla_ray.run.cluster import configure_logging, connect, dashboard
 
+    interruption.line = escaped(f"{INTERRUPTED} Continue with: {command.again}")
     threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
     verbose, again = plan.config.options.verbose, command.again
     run: Run | None = None
     scores: dict[str, Any] | None = None
     is_written = True
     try:
-        connect(plan.config.options.address, verbose=verbose)
+        warnings = connect(plan.config.options.address, verbose=verbose)
         if command.job is not None:
             again = command.submit_again(command.job, dashboard())
         from rambla_ray.run import pipeline
@@ -141,6 +159,8 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
             return ExitStatus.REFUSED
         drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
         run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
+        _warn(warnings)
+        interruption.hand_over()
         scores = run()
     except RunStopped as stopped:
         reason = one_line(str(stopped), LONGEST_REASON)
@@ -152,7 +172,7 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
         is_written = not isinstance(stopped, NotWritten)
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
-        ending = "interrupted; what was answered is kept."
+        ending = INTERRUPTED
     if run is not None and is_written and (reason := _show(directory)):
         status, scores = ExitStatus.STOPPED, None
         ending = f"stopped: {reason}\nThe summary is missing; what was answered is kept."
@@ -165,6 +185,10 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
     except UserError as error:  # The samples are gone, or damaged, since they were scored.
         print(f"stopped: {one_line(str(error), LONGEST_REASON)} Continue with: {again}", file=sys.stderr)
         return ExitStatus.STOPPED
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    print(*(f"warning: {warning}\n" for warning in warnings), sep="", end="", file=sys.stderr)
 
 
 def _show(directory: RunDirectory) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig, RoleModel
@@ -13,22 +13,12 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.config.sections import Pool
 from rambla_ray.display import counted
 from rambla_ray.errors import UserError
+from rambla_ray.run.capacity import NodeResources, fit
 from rambla_ray.schema import Role
 
-
-class NodeResources(NamedTuple):
-    """CPUs and GPUs: what a node has, or what an actor takes of one."""
-
-    cpus: float
-    gpus: float
-
-    def less(self, actor: NodeResources) -> NodeResources:
-        """What is left beside an actor; below zero where it has no room."""
-        return NodeResources(round(self.cpus - actor.cpus, 6), round(self.gpus - actor.gpus, 6))
-
-    def holds(self, actor: NodeResources) -> bool:
-        """Whether an actor has room."""
-        return min(self.less(actor)) >= 0
+# The process of an actor takes at least so much memory, whatever its model: Python, Ray and this package.
+PROCESS_GIB = 0.1
+SMALLEST = 0.0001  # Ray counts CPUs and GPUs in these.
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +74,13 @@ class Cluster:
         nodes: the nodes that are up.
         free: of each node, what nobody uses; all of it when not given.
         grows: an autoscaler may start nodes. What they would have is not known before it is asked for.
+        memory_gib: the memory for processes, of all nodes that are up together.
     """
 
     nodes: tuple[NodeResources, ...]
     free: tuple[NodeResources, ...] | None = None
     grows: bool = False
+    memory_gib: float = math.inf
 
     @property
     def cpus(self) -> float:
@@ -112,11 +104,11 @@ class Cluster:
 
     def holds(self, pools: Sequence[Pool]) -> bool:
         """Whether the nodes that are up hold all these pools, at their smallest, at the same time."""
-        return _fit(_actors(pools), self.nodes)
+        return fit(_actors(pools), self.nodes)
 
     def holds_now(self, pools: Sequence[Pool]) -> bool:
         """The same, beside what others use."""
-        return _fit(_actors(pools), self.nodes if self.free is None else self.free)
+        return fit(_actors(pools), self.nodes if self.free is None else self.free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +130,9 @@ def actor_resources(pool: Pool) -> NodeResources:
     return NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)
 
 
-def _actors(pools: Sequence[Pool]) -> list[NodeResources]:
-    """What each actor of some settled pools takes, the pools at their smallest."""
-    return [actor_resources(pool) for pool in pools for _ in range(pool.min_size)]
-
-
-def _fit(actors: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> bool:
-    """Whether actors find room: the largest first, each on the node that is left with the least."""
-    free = list(nodes)
-    for actor in sorted(actors, key=lambda actor: (actor.gpus, actor.cpus), reverse=True):
-        fitting = [place for place, node in enumerate(free) if node.holds(actor)]
-        if not fitting:
-            return not any(actor)  # An actor that takes nothing needs no node, nor do those after it.
-        left = {place: free[place].less(actor) for place in fitting}
-        best = min(fitting, key=lambda place: (left[place].gpus, left[place].cpus))
-        free[best] = left[best]
-    return True
+def _actors(pools: Sequence[Pool]) -> list[tuple[NodeResources, int]]:
+    """What each actor of some settled pools takes, and how many there are, the pools at their smallest."""
+    return [(actor_resources(pool), pool.min_size) for pool in pools]
 
 
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
@@ -190,6 +169,7 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
         UserError: the cluster cannot hold the pool at its smallest; the numbers are in the message.
     """
     pool = model.pool
+    _refuse_parts(model.name, pool)
     if not model.config.params.is_local:
         settled = pool.model_copy(update={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0})
     else:
@@ -198,28 +178,60 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
         share = max(1, min(cluster.node_cpus, cluster.cpus // pool.min_size))
         cpus = pool.num_cpus if pool.num_cpus is not None else (0.0 if gpus else float(share))
         settled = pool.model_copy(update={"num_cpus": cpus, "num_gpus": gpus})
-    if cluster.grows or cluster.holds([settled]):
-        return settled
+    if not cluster.grows and not cluster.holds([settled]):
+        raise UserError(f"model {model.name}: {_why_no_room(settled, cluster)}")
+    _refuse_crowd(model.name, settled, cluster)
+    return settled
+
+
+def _refuse_parts(name: str, pool: Pool) -> None:
+    """Refuse what Ray gives to no actor."""
+    for key, asked in (("num_cpus", pool.num_cpus or 0.0), ("num_gpus", pool.num_gpus or 0.0)):
+        if 0 < asked < SMALLEST:
+            raise UserError(
+                f"model {name}: pool.{key}={asked:g} is less than Ray gives to an actor; set 0 or {SMALLEST}"
+            )
+    gpus = pool.num_gpus or 0.0
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(
+            f"model {name}: pool.num_gpus={gpus:g}: an actor gets a part of one GPU, or whole ones; "
+            f"set {int(gpus)} or {int(gpus) + 1}"
+        )
+
+
+def _refuse_crowd(name: str, pool: Pool, cluster: Cluster) -> None:
+    """Refuse more actors than the nodes that are up have memory for, unless others may come for them."""
+    takes_nothing = not any(actor_resources(pool))  # No node comes for an actor that takes nothing.
+    key, count = ("max_size", pool.largest) if takes_nothing and pool.max_size else ("min_size", pool.min_size)
+    if count == 1 or count * PROCESS_GIB <= cluster.memory_gib or (cluster.grows and not takes_nothing):
+        return
+    most = max(1, int(cluster.memory_gib / PROCESS_GIB))
+    most = max(1, int(cluster.memory_gib / PROCESS_GIB))
+    raise UserError(
+        f"model {name}: {count} actors are as many processes, which take {count * PROCESS_GIB:.0f} GiB of memory or "
+        f"more, and the cluster has {cluster.memory_gib:.0f}; set pool.{key}={most} or less"
+    )
+
+
+def _why_no_room(pool: Pool, cluster: Cluster) -> str:
+    """Why the nodes that are up do not hold a settled pool at its smallest, and what to do about it."""
+    actor = actor_resources(pool)
     for what, asked, largest in (
-        ("CPUs", settled.num_cpus or 0.0, cluster.node_cpus),
-        ("GPUs", settled.num_gpus or 0.0, cluster.node_gpus),
+        ("CPUs", actor.cpus, cluster.node_cpus),
+        ("GPUs", actor.gpus, cluster.node_gpus),
     ):
         if asked > largest:
-            raise UserError(
-                f"model {model.name}: one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
+            return (
+                f"one actor asks for {asked:g} {what}, the largest node has {largest:g}; "
                 f"set pool.num_{what.lower()}={largest:g} or add a node"
             )
-    fits = next(
-        size
-        for size in range(pool.min_size - 1, -1, -1)
-        if cluster.holds([settled.model_copy(update={"min_size": size})])
-    )
-    resources = describe_resources(settled)
-    if not fits:
-        raise UserError(f"model {model.name}: one actor asks for {resources}, and no node has both; add a node")
-    raise UserError(
-        f"model {model.name}: {pool.min_size} actors of {resources} each do not fit the cluster, which has "
-        f"room for {fits}; set pool.min_size={fits} or add nodes"
+    room = sum(node.room_for(actor) for node in cluster.nodes)
+    resources = describe_resources(pool)
+    if not room:
+        return f"one actor asks for {resources}, and no node has both; add a node"
+    return (
+        f"{pool.min_size} actors of {resources} each do not fit the cluster, which has room for {room}; "
+        f"set pool.min_size={room} or add nodes"
     )
 
 

@@ -2,20 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 import ray._private.state
+from ray._private import ray_constants, services
+from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._raylet import (  # type: ignore[attr-defined]
     GCS_AUTOSCALER_STATE_NAMESPACE,
     GCS_AUTOSCALER_V2_ENABLED_KEY,
+    AuthenticationMode,
+    GcsClient,
+    get_authentication_mode,
 )
 from ray.core.generated import autoscaler_pb2
 
 STATUS_S = 5.0  # The head of the cluster may take so long to say what it waits for.
+ANSWER_S = 5.0  # The head of a cluster may take so long to give its id, which it does at once.
+
+
+def await_head(address: str) -> None:
+    """Ask the head of a cluster for its id.
+
+    `ray.init` does so for 40 seconds in which no signal gets through, and no option of it says for how long.
+
+    Raises:
+        OSError: there is no head at the address, or none that this process may ask.
+    """
+    reasons: list[str] = ["nobody answers as the head of a Ray cluster does"]
+    asking = threading.Thread(target=_ask_head, args=(address, reasons), daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    if reasons:
+        raise OSError(reasons[-1])
+
+
+def _ask_head(address: str, reasons: list[str]) -> None:
+    try:
+        GcsClient(address=address)
+    except Exception as error:  # noqa: BLE001 - Ray says it with errors of several kinds, and each is the reason
+        reasons.append(str(error).removesuffix("RPC error: ") or reasons[0])
+    else:
+        reasons.clear()
+
+
+def running_head() -> str | None:
+    """Where the head is of the cluster that `auto` means: RAY_ADDRESS, or one on this machine. None without one."""
+    with contextlib.suppress(ConnectionError):
+        return str(services.get_ray_address_from_environment("auto", None))
+    return None
+
+
+def show_token_if_any() -> None:
+    """Show this user's token, where there is one, to clusters that are joined: `ray.init("auto")` does so as well."""
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """While inside, what Ray starts has the address 127.0.0.1, and listens on that alone.
+
+    So it is by default where Ray supports no clusters, on macOS. `ray.init(_node_ip_address="127.0.0.1")` does not do
+    it: Ray takes the machine's other address in its place, and its processes listen on all that there are.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name] = "0"  # for the processes that are started
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+
+
+def checks_tokens() -> bool:
+    """Whether the processes of the cluster let in only who shows a token."""
+    return bool(get_authentication_mode() == AuthenticationMode.TOKEN)
+
+
+def new_token() -> str:
+    """A token as Ray makes one."""
+    return str(generate_new_authentication_token())
+
+
+def own_resources() -> Mapping[str, float]:
+    """The resources that a cluster would have which is started on this machine, as Ray finds them when it does so."""
+    logging.getLogger(ResourceAndLabelSpec.__module__).setLevel(logging.CRITICAL)
+    found = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+    return {name: float(amount) for name, amount in found.items()}
 
 
 def free_resources() -> Mapping[str, Mapping[str, float]]:

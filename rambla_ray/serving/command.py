@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rambla_ray.display import unfailing_output
+from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rambla_ray.config.run import ServeConfig
 
 KEY_VARIABLE = "SERVE_API_KEY"
+INTERRUPTED = "interrupted before it was ready"
 LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
 
 SERVE_HELP = """\
@@ -54,6 +55,11 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
     if any(word in ("-h", "--help", "help") for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    with Interruption(INTERRUPTED) as interruption:
+        return _serve(words, interruption)
+
+
+def _serve(words: Sequence[str], interruption: Interruption) -> int:
     try:
         from rambla_ray.display import one_line
         from rambla_ray.errors import UserError
@@ -61,16 +67,16 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
         print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
         return ExitStatus.REFUSED
     try:
-        return _serve(words)
+        return _bind_and_run(words, interruption)
     except UserError as error:
         print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
         return ExitStatus.REFUSED
     except KeyboardInterrupt:
-        print("interrupted before it was ready", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return ExitStatus.INTERRUPTED
 
 
-def _serve(words: Sequence[str]) -> int:
+def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
     from rambla_ray.config.load import load_served
     from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
@@ -98,27 +104,32 @@ def _serve(words: Sequence[str]) -> int:
                 f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, "
                 "or leave host out"
             )
-        return _run(config, bound, key, own_cluster=own_cluster)
+        return _run(config, bound, key, interruption, own_cluster=own_cluster)
 
 
-def _run(config: ServeConfig, bound: socket, key: str | None, *, own_cluster: bool) -> int:
+def _run(config: ServeConfig, bound: socket, key: str | None, interruption: Interruption, *, own_cluster: bool) -> int:
     """Deploy the models on the cluster and answer at the bound address until a signal ends it."""
     import uvloop
 
-    from rambla_ray.run.cluster import connect  # It sets what Ray reads when it is imported, and so comes first.
+    from rambla_ray.run import cluster  # It sets what Ray reads when it is imported, and so comes first.
     from rambla_ray.serving import deployment, gateway
     from rambla_ray.serving.limits import Limits
 
     host, port = bound.getsockname()[:2]
     deployment.preflight(config, same_machine=own_cluster)
-    connect(config.options.address, verbose=config.options.verbose)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if own_cluster:
+        deployment.settle_together(config.models, cluster.own_cluster())
+    warnings = cluster.connect(config.options.address, verbose=config.options.verbose)
+    interruption.hand_over()  # What is deployed on a cluster of others is to be withdrawn.
     with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:
         limits = Limits(body_s=config.options.request_timeout_s)
         server = gateway.server(gateway.Gateway(served, key, limits).app, bound, limits)
         shown = f"[{host}]" if ":" in host else host
         guarded = f"with the key in {KEY_VARIABLE}" if key else "without a key"
-        print(f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it", flush=True)
+        warned = "".join(f"; warning: {warning}" for warning in warnings)
+        print(
+            f"serving {', '.join(served)} at http://{shown}:{port}/v1, {guarded}; Ctrl-C ends it{warned}", flush=True
+        )
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(server.serve([bound]))
     print("ended")
