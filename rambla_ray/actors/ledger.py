@@ -49,14 +49,20 @@ class LedgerService:
         run_id: the run it serves.
         budget: what the run may spend.
         prices: what models charge, by (model config, role).
+        clock: the one by which owners and other runs are silent.
     """
 
     def __init__(
-        self, location: str, run_id: str, budget: Budget, prices: Mapping[tuple[str, str], Price | None]
+        self,
+        location: str,
+        run_id: str,
+        budget: Budget,
+        prices: Mapping[tuple[str, str], Price | None],
+        clock: WakingClock | None = None,
     ) -> None:
         self._folder = Folder(location)
         self._run_id = run_id
-        self._clock = WakingClock()
+        self._clock = clock or WakingClock()
         self._ledger = Ledger(self._folder, run_id, self._clock)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable, self._ledger.others.are_asking)
