@@ -39,11 +39,13 @@ class Driver:
         )
 
     def process_of(self, name: str) -> psutil.Process:
-        """The process of this run that Ray calls so."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # It ended just now.
-                if any(name in word for word in process.cmdline()):
-                    return process
+        """The process of this run that Ray calls so, once it is there."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # It ended just now.
+                    if any(name in word for word in process.cmdline()):
+                        return process
         raise AssertionError(f"there is no {name} process")
 
     def kill(self, name: str) -> None:

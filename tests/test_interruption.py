@@ -63,23 +63,31 @@ def test_a_run_that_is_stopped_in_every_way_goes_on_to_the_same_bytes(tmp_path, 
     assert repeated <= spent["repeated"] <= 3 * 16  # the claims of three blocks
 
 
-def test_a_run_survives_the_death_of_each_of_its_actors(tmp_path, uninterrupted):
-    """One run, in which the model's actor, the ledger and the governor die one after the other."""
+def test_a_run_survives_ten_deaths_of_its_processes(tmp_path, uninterrupted):
+    """The model's actor, the ledger and the governor die in turns, three times each, and at last the driver."""
     repeated: list[int] = []
     with OpenAIServer(latency=0.2) as server:
-        driver = Driver(server, tmp_path, "rate.requests_per_minute=6000")
-        for name, after in (("PoolActor", 12), ("LedgerService", 26), ("Governor", 40)):
-            wait_for_distinct(server, after)
+        words = ("rate.requests_per_minute=6000", "pool.max_size=1")
+        driver = Driver(server, tmp_path, *words)
+        for number, name in enumerate(3 * ["PoolActor", "LedgerService", "Governor"]):
+            wait_for_distinct(server, 5 * number + 6)
             repeated.append(repeats(server))
             driver.kill(name)
-        status, _, err = driver.finish()
+        wait_for_distinct(server, 51)
+        driver.process.kill()
+        driver.finish()
+        repeated.append(repeats(server))
+        status, _, err = Driver(server, tmp_path, *words).finish()
         assert status == 0, err
         repeated.append(repeats(server))
-        distinct = len(server.snapshot()["per_prompt"])
+        distinct, asked = len(server.snapshot()["per_prompt"]), len(server.requests)
     assert metrics_of(tmp_path) == uninterrupted
     assert distinct == DEMO_YES_NO
     assert repeated[0] == 0
     assert [after - before for before, after in itertools.pairwise(repeated) if after - before > REPEATED] == []
+    spent = calls_of(tmp_path)
+    assert spent["answered"] == spent["calls"] == DEMO_YES_NO
+    assert asked <= spent["calls"] + spent["repeated"]
 
 
 def test_a_ledger_that_is_stopped_for_a_while_holds_nobody_to_be_dead(tmp_path):

@@ -23,6 +23,7 @@ from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
+from rambla_ray.run.open_files import refuse_too_few
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
 from rambla_ray.storage import Folder
@@ -90,6 +91,8 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         command.job.refuse_secrets(config.key_variables)
         command.job.warn()
     plan.preflight(same_machine=own_cluster)
+    if own_cluster:
+        refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
     directory = RunDirectory.create(config)
     Folder(config.ledger).make_writable("ledger")
     return _run(plan, directory, command, own_cluster=own_cluster)

@@ -74,6 +74,7 @@ def _serve(words: Sequence[str]) -> int:
     from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
     from rambla_ray.run.job import SubmittedJob
+    from rambla_ray.run.open_files import refuse_too_few
 
     config = load_served(words)
     if job := SubmittedJob.current():
@@ -91,6 +92,8 @@ def _serve(words: Sequence[str]) -> int:
             f"host={options.host} lets other machines in, and there is no key: set {KEY_VARIABLE}, or leave host out"
         )
     own_cluster = job is None and cluster_address(options.address) == "local"
+    if own_cluster:
+        refuse_too_few(config.models.values())
     with gateway.bind(options.host, options.port) as bound:  # A port that is taken ends it before a model is loaded.
         return _run(config, bound, key and key.strip(), own_cluster=own_cluster)
 
