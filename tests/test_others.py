@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rambla_ray.ledger.clock import LONGEST_GAP_S, WakingClock
 from rambla_ray.ledger.others import MANY_DEAD, REGISTER, SILENT_S
+from rambla_ray.ledger.presence import Presence
 from rambla_ray.ledger.record import Kind, Record, mark_line
 from rambla_ray.ledger.segments import SUFFIX
 from rambla_ray.ledger.store import Ledger
@@ -61,7 +62,7 @@ class Stranger:
 
     def __init__(self, folder: Path, name: str = f"stranger{SUFFIX}") -> None:
         self.file = open(folder / name, "ab", buffering=0)  # noqa: SIM115
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        fcntl.flock(self.file, fcntl.LOCK_SH)
         with open(folder / REGISTER, "ab") as register:
             register.write(f"{name}\n".encode())
 
@@ -216,6 +217,40 @@ def test_a_writer_that_does_not_stir_is_not_waited_for_until_it_stirs_again(tmp_
     hand.time += 10 * SILENT_S  # This process stood still, which says nothing of the other.
     other.others.look()
     assert other.others.are_asking(rid("a"))
+
+
+def test_a_run_whose_service_starts_again_keeps_what_it_asks(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    presence, other = Presence(folder), opened(tmp_path, "other")
+    first = Ledger(folder, "run", segment=presence.segment)
+    assert (claim(first, "a", "b", "c"), claim(other, "a")) == ("abc", "")
+    first.add([line("a", "run")])
+    del first  # It dies, and its run does not.
+    torn = (tmp_path / (presence.segment + SUFFIX)).open("ab")
+    torn.write(line("b", "run")[:50])
+    torn.close()
+    assert claim(other, "a", "b", "c") == ""
+    second = Ledger(folder, "run", segment=presence.segment)
+    assert (claim(second, "d"), claim(other, "b", "d")) == ("d", "")
+    second.add([line("c", "run"), line("d", "run")])
+    del second
+    again = opened(tmp_path, "run")
+    for ledger in (again, other):
+        assert claim(ledger, "b") == ""
+        assert ([text_of(ledger, name) for name in "abcd"], ledger.damaged) == (["yes", None, "yes", "yes"], 1)
+    spent = again.spent["m", "target"]
+    assert (spent.answered, spent.repeated) == (3, 1)
+    del presence
+    assert claim(other, "b") == "b"
+
+
+def test_a_run_that_asked_nothing_leaves_no_segment(tmp_path: Path) -> None:
+    presence = Presence(Folder(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == [presence.segment + SUFFIX]
+    del presence
+    assert list(tmp_path.iterdir()) == []
+    in_bucket = Presence(Folder(f"file://{tmp_path}"))
+    assert (list(tmp_path.iterdir()), in_bucket.segment != "") == ([], True)
 
 
 def test_while_one_claims_the_other_does_not(tmp_path: Path) -> None:

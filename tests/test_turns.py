@@ -203,6 +203,6 @@ def test_nobody_is_silent_because_the_service_did_not_listen(tmp_path: Path) -> 
 
     async def whole() -> None:
         clock = WakingClock(lambda: hand["time"])
-        await body(LedgerService(str(tmp_path), "one", Budget(), {}, clock))
+        await body(LedgerService(str(tmp_path), "one", Budget(), {}, clock=clock))
 
     asyncio.run(whole())

@@ -20,7 +20,7 @@ from typing import Any
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
-from rambla_ray.actors.ledger_turns import STIR_S, Turns
+from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
@@ -49,6 +49,7 @@ class LedgerService:
         run_id: the run it serves.
         budget: what the run may spend.
         prices: what models charge, by (model config, role).
+        segment: the name of what it writes, which an earlier life of it may have begun.
         clock: the one by which owners and other runs are silent.
     """
 
@@ -58,12 +59,13 @@ class LedgerService:
         run_id: str,
         budget: Budget,
         prices: Mapping[tuple[str, str], Price | None],
+        segment: str | None = None,
         clock: WakingClock | None = None,
     ) -> None:
         self._folder = Folder(location)
         self._run_id = run_id
         self._clock = clock or WakingClock()
-        self._ledger = Ledger(self._folder, run_id, self._clock)
+        self._ledger = Ledger(self._folder, run_id, self._clock, segment)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
         self._claims = Claims(self._ledger.deaths, self._meter.affordable, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
@@ -101,21 +103,9 @@ class LedgerService:
     async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
         """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim."""
         self._claims.heartbeat(owner, self._clock.now())
-        if all(self._is_decided(request_id) for request_id, _ in wanted):
+        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
+        async with self._turns.turn(request_id for request_id, _ in wanted if request_id not in self._failures):
             return self._decide(owner, model, wanted)
-        self._beating = self._beating or asyncio.create_task(self._beat())
-        async with self._turns.turn():
-            return self._decide(owner, model, wanted)
-
-    def _is_decided(self, request_id: str) -> bool:
-        """Whether a claim would not be granted, whatever other runs have written since the last look."""
-        return (
-            self._claims.draining
-            or request_id in self._failures
-            or self._claims.owner_of(request_id) is not None
-            or self._ledger.others.are_asking(request_id)
-            or request_id in self._ledger
-        )
 
     def _decide(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
         claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
@@ -129,15 +119,6 @@ class LedgerService:
             self._claims.release(owner, [request_id for request_id, _ in granted])
             return [Claim.DRAINING if claim in GRANTS else claim for claim in claims]
         return claims
-
-    async def _beat(self) -> None:
-        """Show other runs that this one goes on; what of it does not is nothing that they should wait for."""
-        while True:
-            await asyncio.sleep(STIR_S)
-            self._turns.stir()
-            if self._ledger.others.are_there:
-                for owner in self._claims.silent_owners(self._clock.now()):
-                    self._declare_dead(owner)
 
     def _claim(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
         line = self._ledger.line(request_id)

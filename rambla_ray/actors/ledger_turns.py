@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.ledger.claims import Claims
+from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.store import Ledger
 
 RETRY_S = 0.001  # Whoever has the lock holds it for less.
@@ -35,14 +36,29 @@ class Turns:
         self._is_patient = True
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """While inside, which must not wait for anything, no other run claims, and what they wrote is known."""
+    async def turn(self, request_ids: Iterable[str]) -> AsyncIterator[None]:
+        """While inside, which must not wait for anything, no other run claims, and what they wrote is known.
+
+        There is no need for it where none of the requests is free to be claimed.
+        """
+        if not any(map(self._is_free, request_ids)):
+            yield
+            return
         await self._lock()
         try:
             self._look()
             yield
         finally:
             self._ledger.others.unlock()
+
+    def _is_free(self, request_id: str) -> bool:
+        """Whether a claim might be granted, as far as is known from the last look."""
+        return not (
+            self._claims.draining
+            or self._claims.owner_of(request_id) is not None
+            or self._ledger.others.are_asking(request_id)
+            or request_id in self._ledger
+        )
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -80,8 +96,18 @@ class Turns:
             await asyncio.sleep(LOOK_S)
             self._look()
 
-    def stir(self) -> None:
-        """Show other runs that this one goes on, if it asks anything; to be called every `STIR_S`."""
-        if self._claims.in_flight:
-            self._ledger.others.stir()
-            self._look()
+    async def beat(self, clock: WakingClock, declare_dead: Callable[[str], None]) -> None:
+        """For ever, show other runs that this one goes on; an owner that does not is nothing to wait for.
+
+        Args:
+            clock: the one by which owners are silent.
+            declare_dead: called with each that is, while there are other runs.
+        """
+        while True:
+            await asyncio.sleep(STIR_S)
+            if self._claims.in_flight:
+                self._ledger.others.stir()
+                self._look()
+            if self._ledger.others.are_there:
+                for owner in self._claims.silent_owners(clock.now()):
+                    declare_dead(owner)

@@ -2,8 +2,8 @@
 
 They meet in a register, a file that names the segments being written. Whoever claims holds the register's lock
 meanwhile: it reads what the others have appended, decides, appends its own claims, and lets go. And each holds a lock
-on its own segment for as long as it lives. So a writer that died is known at once, without a clock, as the kernel or
-the file server takes its lock away.
+on its own segment for as long as it lives, shared with the process that drives its run (see `presence`). So a writer
+that died is known at once, without a clock, as the kernel or the file server takes its lock away.
 
 The locks are those of flock(2): they belong to an open file, not to a process, and a file server has them, too.
 """
@@ -86,7 +86,7 @@ class Others:
         if not self._is_on:
             return
         with self._sharing():
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._own_file = own.fileno()
             if self._locked >= 0:
                 self._write_register()
@@ -114,7 +114,7 @@ class Others:
             if self._own_file >= 0:
                 # To take a lock that one has does nothing on a local disk; NFS sends what was written to its server.
                 with contextlib.suppress(OSError):
-                    fcntl.flock(self._own_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(self._own_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.close(self._locked)
             self._locked = -1
 
@@ -187,7 +187,7 @@ class Others:
 
     def _read(self, writer: Writer) -> bool:
         """Take in a writer's new lines; whether it lives."""
-        file = os.open(writer.path, os.O_RDONLY)
+        file = _opened(writer.path)
         try:
             is_alive = not _is_free(file)  # Before it is read: of one that is dead, all is there.
             status = os.fstat(file)
@@ -235,10 +235,18 @@ class Others:
             self._freed |= writer.asking
 
 
+def _opened(path: bytes) -> int:
+    """A file, opened for writing if it may be, without which NFS does not lock it against all others."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
+
+
 def _is_free(file: int) -> bool:
     """Whether nobody has the lock of an open file, as on a disk that has no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_UN)
     except OSError as error:
         return not isinstance(error, BlockingIOError)

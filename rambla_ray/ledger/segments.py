@@ -73,6 +73,14 @@ class Own:
     size: int = 0
     unsent: list[bytes] = field(default_factory=list)  # Lines of the next part in a bucket
 
+    @classmethod
+    def continued(cls, file: BinaryIO) -> Self:
+        """A file that may hold lines of a writer that died, of which the last may be torn. Raises OSError."""
+        own = cls(file, os.fstat(file.fileno()).st_size)
+        if own.size and own.read(own.size - 1, 1) != b"\n":
+            own.append(b"\n")
+        return own
+
     def append(self, data: bytes) -> int:
         """Write at the end, all or nothing; returns the offset. Raises OSError."""
         offset, view = self.size, memoryview(data)

@@ -13,8 +13,6 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.index import Index
 from rambla_ray.ledger.others import Others
+from rambla_ray.ledger.presence import new_segment
 from rambla_ray.ledger.record import Kind, Record, check, mark_line, peek, run_tag
 from rambla_ray.ledger.segments import SUFFIX, Complete, Copies, Own, lines_of
 from rambla_ray.ledger.spent import Spent
@@ -51,19 +50,22 @@ class Ledger:
         folder: where the segments are.
         run_id: the run whose records are counted in `spent`, and that new records belong to.
         clock: tells how long other writers have been silent.
+        segment: the name of the one for what is new, which an earlier life of the same service may have begun.
 
     Attributes:
         others: what other processes write into the folder, and the lock under which they claim.
     """
 
-    def __init__(self, folder: Folder, run_id: str, clock: WakingClock | None = None) -> None:
+    def __init__(
+        self, folder: Folder, run_id: str, clock: WakingClock | None = None, segment: str | None = None
+    ) -> None:
         self._folder = folder
         self._run_id = run_id
         self._index = Index(run_id)
         self._own: Own | None = None
         self._own_number = -1
         self._lock = threading.Lock()  # held while the own segment's unsent lines change
-        self._name = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
+        self._name = segment or new_segment()
         self._parts = 0
         self.others = Others(folder, self._name + SUFFIX, self._index, clock or WakingClock())
         self._load()
@@ -164,7 +166,7 @@ class Ledger:
                 self.others.enter(file)
             else:
                 file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-            self._own = Own(file)
+            self._own = Own.continued(file)
             self._own_number = self._index.put(self._own)
         return self._own
 
