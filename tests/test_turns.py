@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rambla_ray.actors.ledger import LedgerService
-from rambla_ray.actors.ledger_turns import HELD, PATIENCE_S
+from rambla_ray.actors.ledger_turns import HELD, PATIENCE_S, WAITS
 from rambla_ray.config.sections import Budget
 from rambla_ray.ledger.claims import OWNER_SILENT_S, Claim
 from rambla_ray.ledger.clock import WakingClock
@@ -113,6 +113,28 @@ def test_a_run_that_dies_is_followed_at_once(tmp_path: Path) -> None:
         await body(LedgerService(str(tmp_path), "one", Budget(), {}))
 
     asyncio.run(whole())
+
+
+def test_nobody_waits_for_an_actor_that_is_stopped(tmp_path: Path) -> None:
+    """Its run goes on, and would not notice: what it waits for nobody in it wants."""
+    hand = {"time": 0.0}
+
+    async def body() -> None:
+        clock = WakingClock(lambda: hand["time"])
+        one = LedgerService(str(tmp_path), "one", Budget(), {}, clock=clock)
+        other = LedgerService(str(tmp_path), "other", Budget(), {})
+        assert (await claim(one, "a"), await claim(other, "a")) == ([Claim.GRANTED], [Claim.PENDING])
+        waiting = asyncio.create_task(waited(other, "a"))
+        while not waiting.done():
+            hand["time"] += 0.1
+            await one.heartbeat("another owner")
+            await asyncio.sleep(0.01)
+        assert await waiting is Claim.GRANTED
+        assert hand["time"] > OWNER_SILENT_S
+        assert (await one.progress())["notes"] == ["model m: an actor died; what it was asking is asked again"]
+        assert (await other.progress())["notes"] == [WAITS]
+
+    asyncio.run(body())
 
 
 def test_a_run_that_is_being_stopped_waits_for_no_other(tmp_path: Path) -> None:

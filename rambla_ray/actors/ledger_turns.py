@@ -16,6 +16,7 @@ RETRY_S = 0.001  # Whoever has the lock holds it for less.
 PATIENCE_S = 2.0  # One that holds it for longer is stopped.
 LOOK_S = 0.1  # While a call waits for what another run asks, it is looked so often whether that has ended.
 STIR_S = 2.0  # A run that asks shows the others so often that it goes on.
+WAITS = "another run on this ledger is asking what this one would ask, too: it waits for the answers"
 HELD = "another process holds the lock of the ledger, as one that is stopped does: what it asks may be asked twice"
 
 
@@ -64,6 +65,7 @@ class Turns:
     def watching(self) -> Iterator[None]:
         """While inside, a call waits for what another run asks."""
         self._watchers += 1
+        self._notify(WAITS)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         try:
@@ -84,6 +86,7 @@ class Turns:
                 return
             await asyncio.sleep(RETRY_S)
         self._is_patient = True
+        self._ledger.join()
         if self._ledger.others.note:
             self._notify(self._ledger.others.note)
 
@@ -105,9 +108,12 @@ class Turns:
         """
         while True:
             await asyncio.sleep(STIR_S)
-            if self._claims.in_flight:
-                self._ledger.others.stir()
-                self._look()
+            if not self._claims.in_flight:
+                continue
+            self._ledger.others.stir()
+            self._ledger.others.lock()  # To meet those that are new; who cannot have it looks all the same.
+            self._look()
+            self._ledger.others.unlock()
             if self._ledger.others.are_there:
                 for owner in self._claims.silent_owners(clock.now()):
                     declare_dead(owner)

@@ -159,6 +159,12 @@ class Ledger:
             self._index.take_checked(*peek(line), line, self._own_number, offset)
             offset += len(line)
 
+    def join(self) -> None:
+        """Be seen by those who write into the folder, too, before there is anything to write."""
+        if self._own is None and self._folder.is_local:
+            with contextlib.suppress(OSError):  # The first append says what is wrong.
+                self._own_segment()
+
     def _own_segment(self) -> Own:
         if self._own is None:
             if self._folder.is_local:
