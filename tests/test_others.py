@@ -103,6 +103,12 @@ def test_what_the_other_asks_is_free_once_it_no_longer_does(how: str, tmp_path: 
     assert other.deaths == {}
 
 
+def test_whoever_wrote_before_it_had_the_lock_is_met_when_it_claims(tmp_path: Path) -> None:
+    one, other = opened(tmp_path, "one"), opened(tmp_path, "other")
+    one.add([line("z", "one")])
+    assert (claim(one, "a"), claim(other, "a", "z"), text_of(other, "z")) == ("a", "", "yes")
+
+
 @pytest.mark.parametrize("is_known", [True, False], ids=["met before", "met when it claims"])
 def test_whoever_comes_later_knows_what_is_asked(is_known: bool, tmp_path: Path) -> None:
     one = opened(tmp_path, "one")

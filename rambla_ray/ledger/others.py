@@ -159,7 +159,8 @@ class Others:
 
     def _read_register(self) -> None:
         content = os.pread(self._locked, REGISTER_BYTES, 0)
-        if content != self._register:
+        is_missing = self._own_file >= 0 and self._own_name.encode() not in content
+        if content != self._register or is_missing:
             self._find_writers(content)
             self._register = content
             self._write_register()
