@@ -66,6 +66,13 @@ class Modes(NamedTuple):
             _set_mode(descriptor, self.files)
         return descriptor
 
+    def open_or_create_file(self, path: str | bytes, flags: int) -> int:
+        """As `create_file`, but one that is there is opened."""
+        try:
+            return os.open(path, flags & ~os.O_CREAT)
+        except FileNotFoundError:
+            return self.create_file(path, flags)
+
 
 def _set_mode(place: Path | int, mode: int) -> None:
     """Set the mode of what has just been created, which the umask may have reduced."""

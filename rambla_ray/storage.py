@@ -240,6 +240,17 @@ class Folder:
         """
         return open(self.local_path(name), "a+b", buffering=0, opener=self.modes.create_file)
 
+    def open_appending(self, name: str) -> BinaryIO:
+        """As `open_new`, but where there is such a file, that one is gone on with. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            return open(self.local_path(name), "a+b", buffering=0, opener=self.modes.open_or_create_file)
+        return self.open_appending(name)  # Another process was faster.
+
+    def open_descriptor(self, name: str) -> int:
+        """The same, as a descriptor for the caller to close. Raises OSError."""
+        with self.open_appending(name) as file:
+            return os.dup(file.fileno())
+
     def open_stream(self, name: str) -> pa.NativeFile:
         """A file that is written from its beginning, in the place of an older one. Raises OSError."""
         if self._is_on_disk:

@@ -49,6 +49,13 @@ def test_a_request_is_free_when_its_owner_no_longer_asks_it(how: str) -> None:
     assert claim(claims, "other", "a") is Claim.GRANTED
 
 
+def test_what_another_run_asks_is_pending_until_nothing_new_is_asked() -> None:
+    claims = Claims(asked_elsewhere={"a"}.__contains__)
+    assert [claim(claims, "one", request) for request in "ab"] == [Claim.PENDING, Claim.GRANTED]
+    claims.drain()
+    assert claim(claims, "one", "a") is Claim.DRAINING
+
+
 def test_what_another_asks_is_not_released_and_does_not_die_with_an_owner() -> None:
     claims = Claims()
     claim(claims, "one", "a")

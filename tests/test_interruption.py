@@ -4,85 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
+from driver import AT_ONCE, Driver, calls_of, metrics_of, repeats, wait_for_distinct, wait_for_requests
 from faults import Fault
 from openai_server import OpenAIServer
 
+from rambla_ray.ledger.claims import OWNER_SILENT_S
+
 DEMO_YES_NO = 57
-AT_ONCE = 4  # So many calls are in flight.
 # After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
 # endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
 REPEATED = 2 * AT_ONCE
-DEADLINE_S = 180.0  # What it limits takes 15 s on a machine with nothing else to do.
-REPO = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.processes
-
-
-class Driver:
-    """`python jobs/bench.py` on a cluster of its own, against a server of this test."""
-
-    def __init__(self, server: OpenAIServer, runs_dir: Path | str, *words: str) -> None:
-        self.command = [
-            *(sys.executable, "jobs/bench.py", "address=local", "model=openai_chat", "model.params.api_type=openai"),
-            f"model.params.base_url={server.base_url}",
-            *(f"runs_dir={runs_dir}", f"pool.max_concurrency={AT_ONCE}"),
-            *words,
-        ]
-        self.process = subprocess.Popen(
-            self.command,
-            cwd=REPO,
-            env={**os.environ, "OPENAI_API_KEY": server.key},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def kill(self, name: str) -> None:
-        """SIGKILL to the process of this run that Ray calls so."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if any(name in word for word in process.cmdline()):
-                process.kill()
-                return
-        raise AssertionError(f"there is no {name} process")
-
-    def finish(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode, out, err
-
-
-def wait_for_requests(server: OpenAIServer, count: int) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while len(server.requests) < count:
-        assert time.monotonic() < deadline, f"only {len(server.requests)} requests came"
-        time.sleep(0.01)
-
-
-def repeats(server: OpenAIServer) -> int:
-    """Requests that the server has had more than once."""
-    counts = server.snapshot()["per_prompt"].values()
-    return sum(counts) - len(counts)
-
-
-def wait_for_distinct(server: OpenAIServer, count: int) -> None:
-    """Wait until so many different requests have come."""
-    deadline = time.monotonic() + DEADLINE_S
-    while len(server.snapshot()["per_prompt"]) < count:
-        assert time.monotonic() < deadline, f"only {len(server.snapshot()['per_prompt'])} distinct requests came"
-        time.sleep(0.01)
-
-
-def metrics_of(runs_dir: Path) -> bytes:
-    (path,) = runs_dir.glob("*/metrics.json")
-    return path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +28,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         status, _, err = Driver(server, runs_dir).finish()
         assert status == 0, err
     return metrics_of(runs_dir)
-
-
-def calls_of(runs_dir: Path) -> dict[str, Any]:
-    (path,) = runs_dir.glob("*/calls.json")
-    (entry,) = json.loads(path.read_text())["models"]
-    return entry
 
 
 def test_a_run_that_is_stopped_in_every_way_goes_on_to_the_same_bytes(tmp_path, uninterrupted):
@@ -133,23 +63,64 @@ def test_a_run_that_is_stopped_in_every_way_goes_on_to_the_same_bytes(tmp_path, 
     assert repeated <= spent["repeated"] <= 3 * 16  # the claims of three blocks
 
 
-def test_a_run_survives_the_death_of_each_of_its_actors(tmp_path, uninterrupted):
-    """One run, in which the model's actor, the ledger and the governor die one after the other."""
+def test_a_run_survives_ten_deaths_of_its_processes(tmp_path, uninterrupted):
+    """The model's actor, the ledger and the governor die in turns, three times each, and at last the driver."""
     repeated: list[int] = []
     with OpenAIServer(latency=0.2) as server:
-        driver = Driver(server, tmp_path, "rate.requests_per_minute=6000")
-        for name, after in (("PoolActor", 12), ("LedgerService", 26), ("Governor", 40)):
-            wait_for_distinct(server, after)
+        words = ("rate.requests_per_minute=6000", "pool.max_size=1")
+        driver = Driver(server, tmp_path, *words)
+        for number, name in enumerate(3 * ["PoolActor", "LedgerService", "Governor"]):
+            wait_for_distinct(server, 5 * number + 6)
             repeated.append(repeats(server))
             driver.kill(name)
-        status, _, err = driver.finish()
+        wait_for_distinct(server, 51)
+        driver.process.kill()
+        driver.finish()
+        repeated.append(repeats(server))
+        status, _, err = Driver(server, tmp_path, *words).finish()
         assert status == 0, err
         repeated.append(repeats(server))
-        distinct = len(server.snapshot()["per_prompt"])
+        distinct, asked = len(server.snapshot()["per_prompt"]), len(server.requests)
     assert metrics_of(tmp_path) == uninterrupted
     assert distinct == DEMO_YES_NO
     assert repeated[0] == 0
     assert [after - before for before, after in itertools.pairwise(repeated) if after - before > REPEATED] == []
+    spent = calls_of(tmp_path)
+    assert spent["answered"] == spent["calls"] == DEMO_YES_NO
+    assert asked <= spent["calls"] + spent["repeated"]
+
+
+def test_a_ledger_that_is_stopped_for_a_while_holds_nobody_to_be_dead(tmp_path):
+    """Each question stands twice among the items, so that one waits for the other's answer meanwhile."""
+    items = {
+        f"{number}{twin}": {
+            "QUESTION": f"Is it number {number}?",
+            "CONTEXTS": ["A finding."],
+            "LABELS": ["RESULTS"],
+            "MESHES": [],
+            "final_decision": "yes",
+            "LONG_ANSWER": "So it is.",
+        }
+        for number in range(20)
+        for twin in "ab"
+    }
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    with OpenAIServer(latency=1.0) as server:
+        driver = Driver(server, tmp_path, "task=mcqabaseline", f"task.dataset.path={tmp_path / 'items.json'}")
+        wait_for_distinct(server, 2 * AT_ONCE)
+        ledger = driver.process_of("LedgerService")
+        ledger.suspend()
+        time.sleep(OWNER_SILENT_S + 2)  # This long it is deaf.
+        while_stopped = len(server.requests)
+        ledger.resume()
+        server.latency = 0.05
+        status, _, err = driver.finish()
+        assert status == 0, err
+        assert (repeats(server), len(server.requests)) == (0, 20)
+    assert while_stopped <= 4 * AT_ONCE  # Whose answers are not durable asks nothing more.
+    assert "died" not in err
+    spent = calls_of(tmp_path)
+    assert (spent["calls"], spent["answered"], spent["reused"], spent["repeated"]) == (20, 20, 20, 0)
 
 
 def test_a_call_that_never_ends_is_given_up_when_the_run_is_stopped(tmp_path):

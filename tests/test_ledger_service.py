@@ -92,7 +92,7 @@ def test_what_is_stored_is_on_the_disk_before_store_returns(tmp_path: Path) -> N
         names = [f"a{number}" for number in range(200)]
         await claim(service, "one", *names)
         await asyncio.gather(*(service.store("one", [line(name)]) for name in names))
-        (segment,) = tmp_path.iterdir()
+        (segment,) = tmp_path.glob("*.ledger")
         kept = segment.read_bytes()
         assert all(line(name) in kept for name in names)
 

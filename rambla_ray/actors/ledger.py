@@ -20,6 +20,7 @@ from typing import Any
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import Answered
 from rambla_ray.config.sections import Budget, Price
@@ -27,6 +28,7 @@ from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored, NotWritten
 from rambla_ray.file_modes import Modes
 from rambla_ray.ledger.claims import DEATHS, Claim, Claims
+from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
 from rambla_ray.ledger.store import Ledger
@@ -49,6 +51,8 @@ class LedgerService:
         budget: what the run may spend.
         prices: what models charge, by (model config, role).
         modes: the rights to the files that are created there.
+        segment: the name of what it writes, which an earlier life of it may have begun.
+        clock: the one by which owners and other runs are silent.
     """
 
     def __init__(
@@ -58,15 +62,20 @@ class LedgerService:
         budget: Budget,
         prices: Mapping[tuple[str, str], Price | None],
         modes: Modes = Modes(),  # noqa: B008 - it is a constant
+        segment: str | None = None,
+        clock: WakingClock | None = None,
     ) -> None:
         self._folder = Folder(location, modes)
         self._run_id = run_id
-        self._ledger = Ledger(self._folder, run_id)
+        self._clock = clock or WakingClock()
+        self._ledger = Ledger(self._folder, run_id, self._clock, segment)
         self._meter = BudgetMeter(budget, prices, self._ledger.spent)
-        self._claims = Claims(self._ledger.deaths, self._meter.affordable)
+        self._claims = Claims(self._ledger.deaths, self._meter.affordable, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._board = RunBoard()
+        self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
+        self._beating: asyncio.Task[None] | None = None
         self._commits = GroupCommit(self._ledger.commit, 0.0 if self._folder.is_local else PART_S)
         self._late_s = LATE_S if self._folder.is_local else PART_LATE_S
         # Lines of this invocation, in which identical requests share their failure.
@@ -89,17 +98,23 @@ class LedgerService:
         Returns:
             The seconds after which an answer of this owner that is not durable is late.
         """
-        before = self._claims.register(owner, actor_id, time.monotonic())
+        before = self._claims.register(owner, actor_id, self._clock.now())
         if before is not None:
             self._declare_dead(before)
         return self._late_s
 
     async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
         """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim."""
-        self._claims.heartbeat(owner, time.monotonic())
-        self._answers.unanswered.discard(owner)
+        self._claims.heartbeat(owner, self._clock.now())
+        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
+        async with self._turns.turn(request_id for request_id, _ in wanted if request_id not in self._failures):
+            return self._decide(owner, model, wanted)
+
+    def _decide(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
         claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
         granted = [request for request, claim in zip(wanted, claims, strict=True) if claim in GRANTS]
+        if granted:
+            self._answers.unanswered.discard(owner)
         try:
             with self._storing():
                 self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role in granted))
@@ -130,15 +145,18 @@ class LedgerService:
         """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
 
         When nobody asks it, it waits for a suspect's turn: its own, or that of another in its process. An owner that
-        asks it and has not called for too long is declared dead.
+        asks it and has not called for too long is declared dead. Another run that asks it is watched.
         """
-        self._claims.heartbeat(owner, time.monotonic())
+        self._claims.heartbeat(owner, self._clock.now())
         other = self._claims.owner_of(request_id)
-        future = self._waiters.turn() if other is None else self._waiters.end_of(request_id)
+        is_elsewhere = self._ledger.others.are_asking(request_id)
+        is_asked = other is not None or is_elsewhere
+        future = self._waiters.end_of(request_id) if is_asked else self._waiters.turn()
         try:
-            line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
+            with self._turns.watching() if is_elsewhere else contextlib.nullcontext():
+                line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
         except TimeoutError:
-            if other is not None and self._claims.is_silent(other, time.monotonic()):
+            if other is not None and self._claims.is_silent(other, self._clock.now()):
                 self._declare_dead(other)
         else:
             if line is not None:
@@ -148,7 +166,7 @@ class LedgerService:
 
     async def answered(self, owner: str, model: str) -> Answered | None:
         """What `ModelAnswers.known_to` says; None after a while, or once any request has ended: ask again."""
-        self._claims.heartbeat(owner, time.monotonic())
+        self._claims.heartbeat(owner, self._clock.now())
         known = self._answers.known_to(owner, model)
         if known is None:
             with contextlib.suppress(TimeoutError):
@@ -157,7 +175,7 @@ class LedgerService:
 
     async def release(self, owner: str, request_ids: list[str]) -> None:
         """What was granted was not asked after all, and is free again."""
-        self._claims.heartbeat(owner, time.monotonic())
+        self._claims.heartbeat(owner, self._clock.now())
         released = self._claims.release(owner, request_ids)
         with contextlib.suppress(NotStored), self._storing():
             self._ledger.mark(Kind.RELEASE, released)
@@ -165,7 +183,7 @@ class LedgerService:
 
     async def store(self, owner: str, lines: list[bytes]) -> bool:
         """Take records in and return when they are durable: whether the run is being stopped. Raises NotStored."""
-        self._claims.heartbeat(owner, time.monotonic())
+        self._claims.heartbeat(owner, self._clock.now())
         is_counted = False
         try:
             with self._storing():
@@ -192,6 +210,7 @@ class LedgerService:
             with self._folder.writing():
                 yield
         except NotWritten as error:
+            self._ledger.others.leave()
             message = f"the ledger {error}"
             self._stop("ledger", message)
             raise NotStored(message) from None
@@ -248,7 +267,7 @@ class LedgerService:
 
     async def heartbeat(self, owner: str) -> bool:
         """An owner that is busy with a long call is alive; returns whether the run is being stopped."""
-        self._claims.heartbeat(owner, time.monotonic())
+        self._claims.heartbeat(owner, self._clock.now())
         return self._stopped is not None
 
     async def notify(self, line: str) -> None:

@@ -24,7 +24,7 @@ class Claim(Enum):
 
     GRANTED = "granted"  # The owner asks it now.
     GRANTED_ALONE = "granted alone"  # The same, while its process asks nothing else.
-    PENDING = "pending"  # Not now: another asks it, it or another is a suspect, or the budget does not bear it yet.
+    PENDING = "pending"  # Not now: another (run) asks it, it or another is a suspect, or the budget does not bear it.
     DRAINING = "draining"  # Nothing new is asked any more.
     GIVEN_UP = "given up"  # It is never asked again: too many processes died asking it.
 
@@ -35,13 +35,18 @@ class Claims:
     Args:
         deaths: by request_id, how many processes died asking it before this invocation.
         affordable: whether the budget bears one more request beside so many that are in flight.
+        asked_elsewhere: whether another run asks a request.
     """
 
     def __init__(
-        self, deaths: Mapping[str, int] | None = None, affordable: Callable[[int], bool] = lambda in_flight: True
+        self,
+        deaths: Mapping[str, int] | None = None,
+        affordable: Callable[[int], bool] = lambda in_flight: True,
+        asked_elsewhere: Callable[[str], bool] = lambda request_id: False,
     ) -> None:
         self._deaths = Counter(deaths)
         self._affordable = affordable
+        self._asked_elsewhere = asked_elsewhere
         self._owner_of: dict[str, str] = {}  # request_id → the owner that asks it
         self._asking: dict[str, dict[str, Claimed]] = {}  # owner → what it asks, by request_id
         self._alone: dict[str, str] = {}  # owner → the suspect it asks, or will when nothing else is in flight there
@@ -89,13 +94,17 @@ class Claims:
         """Whether an owner has not called for so long that it is held to be dead."""
         return now - self._last_call.get(owner, 0.0) > OWNER_SILENT_S
 
+    def silent_owners(self, now: float) -> list[str]:
+        """Those who ask something and are silent."""
+        return [owner for owner, asking in self._asking.items() if asking and self.is_silent(owner, now)]
+
     def claim(self, owner: str, request_id: str, model: str, role: str) -> Claim:
         """Claim a request that has no record."""
         if request_id in self._owner_of:
             return Claim.PENDING
         if self.draining or owner in self._replaced:  # the dead may still have a call here that waits
             return Claim.DRAINING
-        if not self._affordable(self.in_flight):
+        if self._asked_elsewhere(request_id) or not self._affordable(self.in_flight):
             return Claim.PENDING
         deaths = self._deaths[request_id]
         if deaths >= DEATHS:

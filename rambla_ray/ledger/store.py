@@ -3,85 +3,29 @@
 A folder of segments, each with one writer, whose lines are records (see `record`). A line that is torn or damaged is
 skipped and counted, and its request is asked again.
 
-Loading reads every line once, but parses only those of its own run: a million take seconds. What is kept in memory is
-where each answer stands, not the answer.
+Loading reads every line once, but parses only those of its own run: a million take seconds. What others append to a
+folder on a disk while it is in use is taken in, too (see `others`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import tempfile
 import threading
-import time
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from rambla_ray.ledger.record import Kind, NewerFormat, Record, check, mark_line, peek, run_tag
-from rambla_ray.ledger.spent import Spent, Tally
+from rambla_ray.ledger.clock import WakingClock
+from rambla_ray.ledger.index import Index
+from rambla_ray.ledger.others import Others
+from rambla_ray.ledger.presence import new_segment
+from rambla_ray.ledger.record import Kind, Record, check, mark_line, peek, run_tag
+from rambla_ray.ledger.segments import SUFFIX, Complete, Copies, Own, lines_of
+from rambla_ray.ledger.spent import Spent
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
-
-SUFFIX = ".ledger"
-DOWNLOADS = 16  # Segments of a bucket that are read at the same time.
-
-
-@dataclass(slots=True)
-class _Segment:
-    """A segment's bytes on a local disk, mapped, so that reading takes none of this process's own memory."""
-
-    data: mmap.mmap
-
-    @classmethod
-    def of(cls, file: BinaryIO) -> _Segment | None:
-        """A file's content; None when it is empty."""
-        with file:
-            if not os.fstat(file.fileno()).st_size:
-                return None
-            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Every line with its offset; the last may be torn."""
-        start, size = 0, len(self.data)
-        while start < size:
-            end = self.data.find(b"\n", start) + 1 or size
-            yield start, self.data[start:end]
-            start = end
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self.data[offset : offset + length]
-
-
-@dataclass(slots=True)
-class _OwnSegment:
-    """What this process writes: the segment itself, or, for a bucket, a copy to read from."""
-
-    file: BinaryIO
-    size: int = 0
-    unsent: list[bytes] = field(default_factory=list)  # Lines of the next part in a bucket
-
-    def append(self, data: bytes) -> int:
-        """Write at the end, all or nothing; returns the offset. Raises OSError."""
-        offset, view = self.size, memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self.file.fileno(), view) :]
-        except OSError:
-            os.ftruncate(self.file.fileno(), offset)  # The next line must not be joined to a part of this one.
-            raise
-        self.size += len(data)
-        return offset
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.file.fileno(), length, offset)
-
-    def __del__(self) -> None:
-        self.file.close()
 
 
 def has_records_of(folder: Folder, run_id: str) -> bool:
@@ -107,80 +51,75 @@ class Ledger:
     Args:
         folder: where the segments are.
         run_id: the run whose records are counted in `spent`, and that new records belong to.
+        clock: tells how long other writers have been silent.
+        segment: the name of the one for what is new, which an earlier life of the same service may have begun.
+
+    Attributes:
+        others: what other processes write into the folder, and the lock under which they claim.
     """
 
-    def __init__(self, folder: Folder, run_id: str) -> None:
+    def __init__(
+        self, folder: Folder, run_id: str, clock: WakingClock | None = None, segment: str | None = None
+    ) -> None:
         self._folder = folder
         self._run_id = run_id
-        self._tally = Tally(run_id)
-        self._where: dict[bytes, int] = {}  # request_id → the place of its answer, packed; see `_packed`
-        self._segments: list[_Segment | _OwnSegment] = []
-        self._own: _OwnSegment | None = None
+        self._index = Index(run_id)
+        self._own: Own | None = None
+        self._own_number = -1
         self._lock = threading.Lock()  # held while the own segment's unsent lines change
-        self._name = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:12]}"
+        self._name = segment or new_segment()
         self._parts = 0
-        self.damaged = 0  # lines that were skipped because they are torn or damaged
-        self.newer: Counter[str] = Counter()  # number of a newer format → lines that were skipped for it
+        self.others = Others(folder, self._name + SUFFIX, self._index, clock or WakingClock())
         self._load()
 
     @property
     def spent(self) -> Mapping[tuple[str, str], Spent]:
         """By (model, role), what this run has spent over all its invocations. The mapping changes as records come."""
-        return self._tally.spent
+        return self._index.tally.spent
 
     @property
     def deaths(self) -> Mapping[str, int]:
         """By request_id, how many processes of this run died asking it; only those that any died of."""
-        return self._tally.deaths
+        return self._index.tally.deaths
+
+    @property
+    def damaged(self) -> int:
+        """Lines that were skipped because they are torn or damaged."""
+        return self._index.damaged
+
+    @property
+    def newer(self) -> Counter[str]:
+        """By the number of a newer format, lines that were skipped for it."""
+        return self._index.newer
 
     def _load(self) -> None:
-        for file in self._files():
-            segment = _Segment.of(file)
-            if segment is None:
-                continue
-            self._segments.append(segment)
-            number = len(self._segments) - 1
-            for offset, line in segment.lines():
-                try:
-                    self._take(*check(line), line, number, offset)
-                except NewerFormat as error:
-                    self.newer[error.number] += 1
-                except (ValueError, KeyError, TypeError):
-                    self.damaged += 1
-
-    def _files(self) -> Iterator[BinaryIO]:
-        """The segments as local files; those of a bucket are copied here first, without a name."""
-        names = self._folder.names(SUFFIX)
-        if self._folder.is_local:
-            yield from (open(self._folder.local_path(name), "rb") for name in names)  # noqa: SIM115
+        if not self._folder.is_local:
+            self._load_copies()
             return
+        growing = self.others.meet()
+        for name in self._folder.names(SUFFIX):
+            if name not in growing:
+                path = self._folder.local_path(name)
+                number = self._index.put(Complete.of(path))
+                for offset, line in lines_of(path):
+                    self._index.take(number, offset, line)
+        self.others.look()
 
-        def fetch(name: str) -> BinaryIO:
-            copy = tempfile.TemporaryFile()  # noqa: SIM115
-            copy.write(self._folder.read(name))
-            copy.flush()
-            return cast(BinaryIO, copy)
-
-        with ThreadPoolExecutor(DOWNLOADS) as pool:
-            yield from pool.map(fetch, names)
-
-    def _take(self, kind: str, request_id: str, tag: bytes, line: bytes, segment: int, offset: int) -> None:
-        """Remember where an answer stands, and count what is this run's."""
-        if tag == self._tally.tag:
-            self._tally.add(kind, request_id, line)
-        if kind == Kind.ANSWER:
-            self._where.setdefault(bytes.fromhex(request_id), _packed(segment, offset, len(line)))
+    def _load_copies(self) -> None:
+        copies = Copies(self._folder)
+        number = self._index.put(copies)
+        for offset, line in copies.fetch():
+            self._index.take(number, offset, line)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._index)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._index
 
     def line(self, request_id: str) -> bytes | None:
         """The stored answer to a request, as its line."""
-        where = self._where.get(bytes.fromhex(request_id))
-        if where is None:
-            return None
-        segment, offset, length = _unpacked(where)
-        return self._segments[segment].read(offset, length)
+        return self._index.line(request_id)
 
     def get(self, request_id: str) -> Response | None:
         """The stored answer to a request."""
@@ -197,7 +136,7 @@ class Ledger:
         new = []
         for line in lines:
             kind, request_id, _ = check(line)
-            stored = self.line(request_id) if kind == Kind.ANSWER else self._tally.failures.get(request_id)
+            stored = self.line(request_id) if kind == Kind.ANSWER else self._index.tally.failures.get(request_id)
             if stored != line:
                 new.append(line)
         self._append(new)
@@ -219,17 +158,24 @@ class Ledger:
             with self._lock:
                 own.unsent.append(data)
         for line in lines:
-            self._take(*peek(line), line, len(self._segments) - 1, offset)
+            self._index.take_checked(*peek(line), line, self._own_number, offset)
             offset += len(line)
 
-    def _own_segment(self) -> _OwnSegment:
+    def join(self) -> None:
+        """Be seen by those who write into the folder, too, before there is anything to write."""
+        if self._own is None and self._folder.is_local:
+            with contextlib.suppress(OSError):  # The first append says what is wrong.
+                self._own_segment()
+
+    def _own_segment(self) -> Own:
         if self._own is None:
             if self._folder.is_local:
-                file: Any = self._folder.open_new(self._name + SUFFIX)
+                file: Any = self._folder.open_appending(self._name + SUFFIX)
+                self.others.enter(file)
             else:
                 file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-            self._own = _OwnSegment(file)
-            self._segments.append(self._own)
+            self._own = Own.continued(file)
+            self._own_number = self._index.put(self._own)
         return self._own
 
     def commit(self) -> None:
@@ -255,12 +201,3 @@ class Ledger:
                 with self._lock:
                     self._own.unsent[:0] = unsent
                 raise
-
-
-def _packed(segment: int, offset: int, length: int) -> int:
-    """The place of a line as one number, a quarter of a tuple's memory: 40 bits of offset, 32 of length."""
-    return segment << 72 | offset << 32 | length
-
-
-def _unpacked(place: int) -> tuple[int, int, int]:
-    return place >> 72, place >> 32 & (1 << 40) - 1, place & (1 << 32) - 1

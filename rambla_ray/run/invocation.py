@@ -26,6 +26,7 @@ from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.job import SubmittedJob, refuse_relative
+from rambla_ray.run.open_files import refuse_too_few
 from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
@@ -98,6 +99,7 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
     plan.preflight(same_machine=own_cluster)
     if own_cluster:
         _refuse_what_this_machine_lacks(plan)
+        refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
     directory = RunDirectory.create(config)
     refuse_what_cannot_be_replaced(directory)
     Folder(config.ledger, config.options.modes).make_writable("ledger")

@@ -22,6 +22,7 @@ from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import NotWritten, RunStopped, UserError
+from rambla_ray.ledger.presence import Presence
 from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
@@ -29,6 +30,7 @@ from rambla_ray.run.cluster import connected_cluster
 from rambla_ray.run.placement import Cluster, Level, Placement, calls_per_actor, waiting_reason
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.stopping import OrderlyStop
+from rambla_ray.storage import Folder
 
 DRAIN_S = 30.0  # A run that is being stopped waits so long for what is in flight.
 STALL_MARGIN_S = 900.0  # Loading and large batches may take so long beyond the slowest request without any progress.
@@ -43,6 +45,7 @@ class Run:
         directory: where the results go.
         cluster: what the cluster had when the run started.
         placements: by target, the pools of its stream.
+        presence: tells other runs on the same ledger that this one goes on.
         ledger: handle of the run's `LedgerService`.
         before: object reference of the service's counts at the start of this invocation.
         items: per (task, variant), the object reference of its items' table.
@@ -56,6 +59,7 @@ class Run:
     directory: RunDirectory
     cluster: Cluster
     placements: Mapping[str, Placement]
+    presence: Presence
     ledger: Any
     before: Any
     items: Mapping[tuple[str, str], Any]
@@ -79,7 +83,8 @@ class Run:
         """
         started, cluster = time.time(), connected_cluster()
         placements = {target: Placement.of(plan.levels(target), cluster) for target in plan.config.targets}
-        ledger = _start_ledger(plan.config, placements)
+        presence = Presence(Folder(plan.config.ledger, plan.config.options.modes))
+        ledger = _start_ledger(plan.config, placements, presence.segment)
         before = ledger.progress.remote()
         for target, placement in placements.items():
             for note in _notes(plan.config.label(target), placement, cluster):
@@ -91,7 +96,7 @@ class Run:
         }
         items = {key: table_ref for keys, table in plan.tables() for table_ref in [ray.put(table)] for key in keys}
         directory.begin(plan.config, described, words)
-        return cls(plan, directory, cluster, placements, ledger, before, items, started, drain_s)
+        return cls(plan, directory, cluster, placements, presence, ledger, before, items, started, drain_s)
 
     def __call__(self) -> dict[str, Any]:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.
@@ -248,7 +253,7 @@ def _reason(error: BaseException) -> str:
     return str(causes[-1] if causes else error)[:200]
 
 
-def _start_ledger(config: RunConfig, placements: Mapping[str, Placement]) -> Any:
+def _start_ledger(config: RunConfig, placements: Mapping[str, Placement], segment: str) -> Any:
     """The run's ledger service, on this node, where it outlives its own death."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     prices = {
@@ -260,7 +265,7 @@ def _start_ledger(config: RunConfig, placements: Mapping[str, Placement]) -> Any
     return (
         ray.remote(LedgerService)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
-        .remote(config.ledger, config.run_id, config.options.budget, prices, config.options.modes)
+        .remote(config.ledger, config.run_id, config.options.budget, prices, config.options.modes, segment)
     )
 
 

@@ -81,6 +81,7 @@ def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
     from rambla_ray.config.run import cluster_address
     from rambla_ray.errors import UserError
     from rambla_ray.run.job import SubmittedJob
+    from rambla_ray.run.open_files import refuse_too_few
 
     config = load_served(words)
     if job := SubmittedJob.current():
@@ -98,6 +99,8 @@ def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
         raise UserError(f"serving needs {error.name}: pip install 'rambla_ray[serve]' -c constraints.txt") from None
     options = config.options
     own_cluster = job is None and cluster_address(options.address) == "local"
+    if own_cluster:
+        refuse_too_few(config.models.values())
     with gateway.bind(options.host, options.port) as bound:  # A port that is taken ends it before a model is loaded.
         if key is None and not is_loopback(bound.getsockname()[0]):
             raise UserError(
