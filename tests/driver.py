@@ -22,7 +22,7 @@ REPO = Path(__file__).resolve().parent.parent
 class Driver:
     """`python jobs/bench.py` on a cluster of its own, against a server of this test."""
 
-    def __init__(self, server: OpenAIServer, runs_dir: Path, *words: str) -> None:
+    def __init__(self, server: OpenAIServer, runs_dir: Path | str, *words: str) -> None:
         self.command = [
             *(sys.executable, "jobs/bench.py", "address=local", "model=openai_chat", "model.params.api_type=openai"),
             f"model.params.base_url={server.base_url}",
