@@ -126,7 +126,8 @@ def test_as_calls_end_for_less_others_take_their_place_and_one_is_always_trusted
         (
             Budget(usd=100, tokens=1000),
             80,
-            "the budget of $100 is spent ($80.0000) but for less than a call costs: about $40.0000, of model m (target)",
+            "the budget of $100 is spent ($80.0000) but for less than a call costs: about $40.0000, "
+            "of model m (target)",
         ),
         (Budget(tokens=80), 80, "the budget of 80 tokens is spent (80)"),
         (Budget(usd=70), 80, "the budget of $70 is spent ($80.0000)"),

@@ -93,23 +93,18 @@ def paid(done: Bench) -> int:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_targets_and_a_rephraser_of_another_price_share_a_budget(
-    bench: Run, items: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_targets_and_a_rephraser_of_another_price_share_a_budget(bench: Run, items: str, tmp_path: Path) -> None:
     with Meter() as server:
         (tmp_path / "conf" / "model").mkdir(parents=True)
         for name, price in (("one", 1e6), ("two", 2e6), ("writer", 5e6)):
             config = {
                 "name": "openai_chat",
-                "params": {
-                    **{"engine": name, "api_type": "openai", "base_url": server.base_url},
-                    **{"temperature": 0, "max_tokens": LONGEST},
-                },
+                "params": {"engine": name, "base_url": server.base_url, "temperature": 0, "max_tokens": LONGEST},
                 "price": {"input_per_million": price, "output_per_million": price},
             }
             (tmp_path / "conf" / "model" / f"{name}.yaml").write_text(json.dumps(config))
         common = [f"conf_dir={tmp_path / 'conf'}", "model=one,two", "roles.rephraser=writer", items, "run_id=r"]
-        done = bench([*common, "task=mcqabaseline,llm_rephrase", "pool.max_concurrency=64", "budget.usd=20000"])
+        done = bench([*common, "task=mcqabaseline,paraphrase", "pool.max_concurrency=64", "budget.usd=20000"])
         assert done.status == 4, done.err
         cost = sum(entry["cost_usd"] for entry in json.loads(done.read("calls.json"))["models"])
         assert 20_000 - 10 * server.dearest < cost <= 20_000 + 5 * server.dearest
@@ -117,13 +112,16 @@ def test_two_targets_and_a_rephraser_of_another_price_share_a_budget(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_budget_that_is_used_up_by_the_last_call_has_not_stopped_the_run(bench: Run, items: str) -> None:
+def test_a_budget_that_is_used_up_by_the_last_call_has_not_stopped_the_run(
+    bench: Run, items: str, tmp_path: Path
+) -> None:
     with Meter() as server:
         whole = bench(words(server, items, "limit=5"))
         assert whole.status == 0, whole.err
         cost = server.tokens
-        again = bench([*words(server, items, "limit=5", f"budget.tokens={cost}", "run_id=s", "ledger=%s")[:-1]])
-        assert (again.status, server.tokens) == (0, cost), again.err
+        again = bench(words(server, items, "limit=5", f"budget.tokens={cost}", f"runs_dir={tmp_path / 'other'}"))
+        assert (again.status, server.tokens) == (0, 2 * cost), again.err
+        assert bench(words(server, items, "limit=5", "budget.tokens=1")).status == 0  # Nothing is left to be asked.
 
 
 @pytest.mark.parametrize("key", ["usd", "tokens"])
