@@ -234,6 +234,8 @@ class Asker:
         if not isinstance(granted, Record):
             if name == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if name == "held":
+                await asyncio.Event().wait()
             if name == "fatal":
                 error = CallError(ErrorKind.AUTH, "the key was rejected")
                 return str((await self._client.store_failure(rid(name), "target", error)).error)
@@ -272,6 +274,29 @@ def test_the_service_goes_on_after_its_own_death(service: Any) -> None:
     assert ray.get(one.ask.remote(["a", "b"]), timeout=60) == ["answer to a", "answer to b"]
     (spent,) = ray.get(service.progress.remote())["spent"]
     assert (spent["answered"], spent["repeated"]) == (2, 0)
+
+
+def test_a_service_that_starts_again_learns_what_is_being_asked(ray_cluster: None, tmp_path: Path) -> None:
+    service = (
+        ray.remote(LedgerService)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
+        .remote(str(tmp_path), RUN, Budget(tokens=10**6), {})
+    )
+    one, deadline = asker(service), time.monotonic() + 60
+    held = one.ask.remote(["held"])
+    try:
+        while (first := ray.get(service.progress.remote()))["in_flight"] != 1:
+            assert time.monotonic() < deadline
+        os.kill(first["pid"], signal.SIGKILL)
+        while (second := ray.get(service.progress.remote()))["in_flight"] != 1 or second["pid"] == first["pid"]:
+            assert time.monotonic() < deadline
+        claimed = service.claim.remote("other", "m", [(rid("held"), "target"), (rid("a"), "target")], [(10, 10)] * 2)
+        assert ray.get(claimed) == [Claim.PENDING] * 2  # Others may still say what they ask.
+        assert ray.get(asker(service).ask.remote(["a"]), timeout=60) == ["answer to a"]
+    finally:
+        ray.cancel(held)
+        ray.kill(one)
+        ray.kill(service)
 
 
 def test_a_failure_that_no_call_would_escape_stops_the_run(service: Any) -> None:
