@@ -179,6 +179,11 @@ def test_what_the_dead_were_charged_stays_counted_until_their_record_comes(is_la
     run.meter.drop("one", rid("a"))
     assert run.meter.used()[0] == 70
     run.meter.hold("two", rid("a"), KEY, SIZE, Reservation(200, 200.0))
+    if not is_late:  # It is not dead after all, and tries again.
+        run.meter.restore("one", "m", Holding(rid("a"), "target", SIZE, 0, 30, 40))
+        assert (run.meter.used()[0], run.meter.in_flight) == (70, 1)
+        run.end("a", 30, 10, failed=(30, 40))
+        assert (run.meter.used()[0], run.meter.in_flight) == (110, 1)
     if is_late:
         run.end("a", 30, 10, failed=(30, 40))
         assert (run.meter.used()[0], run.meter.in_flight) == (110, 1)  # Another still asks it.
@@ -322,13 +327,14 @@ def test_a_retry_of_what_was_charged_waits_for_room_and_goes_before_the_run_ends
         await service.register("one", "actor")
         assert await claim(service, "a", "b") == [Claim.GRANTED, Claim.GRANTED]
         assert not await service.charge("one", Holding(rid("a"), "target", SIZE, 0, 60, 90))
-        again = asyncio.create_task(service.reserve("one", rid("a")))
+        again = asyncio.create_task(service.reserve("one", "m", Holding(rid("a"), "target", SIZE, 0, 60, 90)))
         await asyncio.sleep(0)
         assert not again.done()  # 150 are used, and b may cost 200.
         await service.store("one", [line("b", (60, 20))])
         assert await again is Claim.GRANTED
         await service.charge("one", Holding(rid("a"), "target", SIZE, 0, 120, 140))
-        assert await service.reserve("one", rid("a")) is Claim.DRAINING
+        other = Holding(rid("a"), "target", SIZE, 0, 120, 140)
+        assert await service.reserve("one", "m", other) is Claim.DRAINING
         assert (await service.progress())["budget"] == "340 of 400 tokens"
 
     serve(body, tmp_path, Budget(tokens=400))

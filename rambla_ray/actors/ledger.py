@@ -103,11 +103,7 @@ class LedgerService:
     ) -> list[bytes | Claim]:
         """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim.
 
-        Args:
-            owner: who asks.
-            model: the name of its model config.
-            wanted: what it would ask.
-            sizes: of each, what a call may cost; none in a run without a budget.
+        In a run with a budget, `sizes` says of each what a call may cost.
         """
         self._claims.heartbeat(owner, time.monotonic())
         self._answers.unanswered.discard(owner)
@@ -263,9 +259,9 @@ class LedgerService:
         self._waiters.offer_room()
         return self._stopped is not None
 
-    async def reserve(self, owner: str, request_id: str) -> Claim:
+    async def reserve(self, owner: str, model: str, holding: Holding) -> Claim:
         """Another call of a request that an owner asks: it is granted, draining or, after a while, pending."""
-        return await self._grants.reserve(owner, request_id, WAIT_S)
+        return await self._grants.reserve(owner, model, holding, WAIT_S)
 
     async def heartbeat(self, owner: str) -> bool | None:
         """An owner that is busy with a long call is alive; returns whether the run is being stopped, None to an owner

@@ -131,19 +131,15 @@ class BudgetMeter:
         self._trusted += reservation.is_trusted
         self.in_flight += 1
 
-    def asked(self, owner: str, request_id: str) -> tuple[Key, Size] | None:
-        """Whom an owner asks a request, and its size; None where it is not known to ask it."""
-        asked = self._asked.get((owner, request_id))
-        return (asked.key, asked.size) if asked is not None else None
-
     def restore(self, owner: str, model: str, holding: Holding) -> None:
-        """An owner says what it asks to a meter that may not know it, since its service has started again."""
-        key = (model, holding.role)
-        if not self.is_set or (owner, holding.request_id) in self._asked:
+        """An owner says what it asks to a meter that may not know it: its service has started again, or held it to be
+        dead."""
+        place, key = (owner, holding.request_id), (model, holding.role)
+        if not self.is_set or place in self._asked:
             return
-        asked = self._asked[owner, holding.request_id] = _Asked(key, holding.size)
-        asked.charged = holding.prompt_tokens, holding.completion_tokens
-        self._count(key, asked.charged)
+        known = self._unrecorded.pop(place, None)
+        asked = self._asked[place] = known or _Asked(key, holding.size)
+        self._charge_to(asked, holding)
         most = self._reservation(key, self._costs.most(key, holding.size))
         for _ in range(holding.calls):
             self.hold(owner, holding.request_id, key, holding.size, most)
@@ -153,10 +149,7 @@ class BudgetMeter:
         asked = self._asked.get((owner, holding.request_id))
         if asked is None:
             return
-        before, asked.charged = asked.charged, (holding.prompt_tokens, holding.completion_tokens)
-        cost = asked.charged[0] - before[0], asked.charged[1] - before[1]
-        self._count(asked.key, cost)
-        self._costs.learn(asked.key, asked.size, cost)
+        self._costs.learn(asked.key, asked.size, self._charge_to(asked, holding))
         asked.reservations.sort(key=lambda reservation: reservation.is_trusted)
         while len(asked.reservations) > holding.calls:
             self._let_go(asked.reservations.pop())
@@ -265,6 +258,13 @@ class BudgetMeter:
             self._count(asked.key, self._costs.likely(asked.key, asked.size))
         else:
             self._silent = asked.key
+
+    def _charge_to(self, asked: _Asked, holding: Holding) -> Tokens:
+        """Count what a request was charged since this was last called; returns that."""
+        before, asked.charged = asked.charged, (holding.prompt_tokens, holding.completion_tokens)
+        cost = asked.charged[0] - before[0], asked.charged[1] - before[1]
+        self._count(asked.key, cost)
+        return cost
 
     def _count(self, key: Key, tokens: Tokens) -> None:
         prompts, answers = self._charged.get(key, (0, 0))

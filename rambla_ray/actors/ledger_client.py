@@ -182,7 +182,7 @@ class LedgerClient:
             return True
         request_id = _ASKED.get()
         try:
-            claim = await self._service.reserve.remote(self._owner, request_id)
+            claim = await self._service.reserve.remote(self._owner, self._model, self._asking[request_id])
         except RayError:  # The service is gone, and with it the run.
             claim = Claim.DRAINING
         if claim is Claim.DRAINING:

@@ -44,17 +44,16 @@ class Grants:
             self._meter.hold(owner, request_id, key, size, reservation)
         return self._and_next(claim)
 
-    async def reserve(self, owner: str, request_id: str, seconds: float) -> Claim:
+    async def reserve(self, owner: str, model: str, holding: Holding, seconds: float) -> Claim:
         """An owner would make another call of a request that it asks: granted, draining, or pending after a while."""
-        asked = self._meter.asked(owner, request_id)
-        if asked is None:  # The service has started again, and the owner will say what it asks.
-            return Claim.PENDING
-        if self.lacks_room(*asked) and self._unless_in_vain(*asked) is Claim.PENDING:
+        key, size = (model, holding.role), holding.size
+        self._meter.restore(owner, model, holding)
+        if self.lacks_room(key, size) and self._unless_in_vain(key, size) is Claim.PENDING:
             await self._waiters.room(seconds)
-        reservation = None if self._claims.draining else self._meter.offer(*asked)
+        reservation = None if self._claims.draining else self._meter.offer(key, size)
         if reservation is None:
-            return self._and_next(self._unless_in_vain(*asked))
-        self._meter.hold(owner, request_id, *asked, reservation)
+            return self._and_next(self._unless_in_vain(key, size))
+        self._meter.hold(owner, holding.request_id, key, size, reservation)
         return self._and_next(Claim.GRANTED)
 
     def lacks_room(self, key: Key, size: Size) -> bool:
