@@ -62,6 +62,11 @@ def counted(count: float, what: str) -> str:
     return f"{count:.12g} {what}{'' if count == 1 else 's'}"
 
 
+def dollars(usd: float) -> str:
+    """An amount of US dollars; of one below a cent two digits, however small it is."""
+    return f"${usd:.2g}" if 0 < usd < 0.01 else f"${usd:.4f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of a report on a run or a cluster, and whether what it states is as it should be."""

@@ -73,6 +73,30 @@ def test_an_owner_is_replaced_by_its_actors_next_life_alone() -> None:
     assert (claim(claims, "other", "a"), claim(claims, "second", "b")) == (Claim.GRANTED, Claim.GRANTED)
 
 
+@pytest.mark.parametrize(
+    ("deaths", "others"), [(SUSPECT - 1, [Claim.GRANTED, Claim.GRANTED]), (SUSPECT, [Claim.PENDING, Claim.GRANTED])]
+)
+def test_owners_that_are_not_known_any_more_say_what_they_ask(deaths: int, others: list[Claim]) -> None:
+    claims = Claims({"a": deaths})
+    assert not claims.knows("one")
+    claims.register("one", "actor", now=0.0)
+    claims.restore("one", "a", "m", "target")
+    claims.restore(
+        "other", "a", "m", "target"
+    )  # It was lent to both, by two lives of the service: the first holds it.
+    assert (claims.knows("one"), claims.owner_of("a"), claim(claims, "third", "a")) == (True, "one", Claim.PENDING)
+    assert [claim(claims, "one", "b"), claim(claims, "other", "c")] == others
+    assert claims.declare_dead("one")[0] == ("a", "m", "target")
+
+
+def test_what_the_dead_say_they_ask_stays_free() -> None:
+    claims = Claims()
+    claims.register("first", "actor", now=0.0)
+    claims.register("second", "actor", now=0.0)
+    claims.restore("first", "a", "m", "target")
+    assert claim(claims, "second", "a") is Claim.GRANTED
+
+
 @pytest.mark.parametrize(("now", "silent"), [(5.0 + OWNER_SILENT_S, False), (5.1 + OWNER_SILENT_S, True)])
 def test_an_owner_that_does_not_call_is_silent(now: float, silent: bool) -> None:
     claims = Claims()
@@ -90,7 +114,7 @@ class ClaimsOfARun(RuleBasedStateMachine):
     def start(self, deaths: dict[str, int], budget: int) -> None:
         self.deaths = Counter(deaths)
         self.budget = budget
-        self.claims = Claims(deaths, lambda in_flight: in_flight < self.budget)
+        self.claims = Claims(deaths)
         self.asked: dict[str, tuple[str, Claim]] = {}  # request → who was granted it, and how
         self.dead: set[str] = set()
         self.lives: Counter[str] = Counter()
@@ -121,7 +145,8 @@ class ClaimsOfARun(RuleBasedStateMachine):
 
     @rule(owner=owners, request=REQUESTS)
     def claim(self, owner: str, request: str) -> None:
-        claim = self.claims.claim(owner, request, "m", "target")
+        is_affordable = len(self.asked) < self.budget
+        claim = self.claims.claim(owner, request, "m", "target", is_affordable=is_affordable)
         holder = self.asked.get(request)
         if holder is not None:
             assert claim is Claim.PENDING

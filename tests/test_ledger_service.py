@@ -1,4 +1,4 @@
-"""The ledger as a service: one asks and the others wait, the dead are known, a budget ends what it must."""
+"""The ledger as a service: one asks and the others wait, the dead are known."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ import pytest
 import ray
 
 from rambla_ray.actors.ledger import LedgerService
-from rambla_ray.actors.ledger_budget import BudgetMeter
 from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.config.labels import ModelNames
-from rambla_ray.config.sections import Budget, Price
+from rambla_ray.config.sections import Budget
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
-from rambla_ray.ledger.spent import Spent
 from rambla_ray.schema import CallTrace, Response
 
 RUN = "run"
@@ -41,12 +39,11 @@ def line(name: str, text: str = "yes", tokens: int = 10) -> bytes:
     ).to_line()
 
 
-def run(body: Callable[[LedgerService], Awaitable[None]], folder: Path, budget: Budget | None = None) -> None:
+def run(body: Callable[[LedgerService], Awaitable[None]], folder: Path) -> None:
     """A scenario with a service of its own, in this process."""
 
     async def whole() -> None:
-        prices = {("m", "target"): Price(input_per_million=1e6, output_per_million=0)}  # a dollar a token
-        await body(LedgerService(str(folder), RUN, budget or Budget(), prices))
+        await body(LedgerService(str(folder), RUN, Budget(), {}))
 
     asyncio.run(whole())
 
@@ -183,41 +180,6 @@ def test_a_suspect_that_waits_for_its_turn_gets_it_when_the_others_have_ended(tm
     run(body, tmp_path)
 
 
-@pytest.mark.parametrize("budget", [Budget(tokens=60), Budget(usd=30)], ids=["tokens", "usd"])
-def test_a_budget_lets_no_call_beyond_it_be_made_and_goes_on_when_it_grows(tmp_path: Path, budget: Budget) -> None:
-    async def spend(service: LedgerService) -> None:
-        assert await claim(service, "one", "a", "b") == [Claim.GRANTED, Claim.GRANTED]
-        await service.store("one", [line("a")])  # a third of the budget
-        assert await claim(service, "one", "c", "d") == [Claim.GRANTED, Claim.PENDING]  # b and c will be the rest
-        waiting = asyncio.create_task(grant(service, "one", "d"))
-        await asyncio.sleep(0)
-        await service.store("one", [line("b", tokens=5)])  # it was cheaper
-        await service.store("one", [line("c")])
-        assert await waiting == Claim.GRANTED  # something is left, and nothing is out
-        await service.store("one", [line("d")])
-        assert await claim(service, "one", "e", "a") == [Claim.DRAINING, line("a")]
-        stopped = (await service.progress())["stopped"]
-        assert (stopped[0], "is spent" in stopped[1]) == ("budget", True)
-
-    async def same_again(service: LedgerService) -> None:
-        assert await claim(service, "one", "e") == [Claim.DRAINING]
-
-    async def larger(service: LedgerService) -> None:
-        assert await claim(service, "one", "e") == [Claim.GRANTED]
-
-    run(spend, tmp_path, budget)
-    run(same_again, tmp_path, budget)
-    run(larger, tmp_path, Budget(tokens=91, usd=46))
-
-
-def test_before_a_price_is_known_a_budget_bears_few_calls_at_once(tmp_path: Path) -> None:
-    async def body(service: LedgerService) -> None:
-        claims = await claim(service, "one", *(f"a{number}" for number in range(100)))
-        assert claims == [Claim.GRANTED] * 8 + [Claim.PENDING] * 92
-
-    run(body, tmp_path, Budget(tokens=10**9))
-
-
 def test_a_failure_is_shared_in_one_invocation_and_asked_again_in_the_next(tmp_path: Path) -> None:
     failed = Record(
         rid("a"), RUN, "m", "target", error_kind="server", error="HTTP 500", call_trace=CallTrace(attempts=5)
@@ -255,69 +217,6 @@ def test_records_of_a_newer_format_are_told_to_the_user(tmp_path: Path) -> None:
     run(body, tmp_path)
 
 
-SPENT = {
-    ("m", "target"): Spent(answered=4, prompt_tokens=30, completion_tokens=10),
-    ("m", "judge"): Spent(answered=1, prompt_tokens=5, completion_tokens=5),
-}
-PRICES = {("m", "target"): Price(input_per_million=1e6, output_per_million=0), ("m", "judge"): None}
-
-
-@pytest.mark.parametrize(
-    ("budget", "exhausted", "in_flight_at_most", "described"),
-    [
-        (Budget(), "", 10**6, ""),
-        (Budget(tokens=50), "the budget of 50 tokens is spent (50)", 0, "50 of 50 tokens"),
-        (Budget(tokens=51), "", 0, "50 of 51 tokens"),
-        (Budget(tokens=80), "", 2, "50 of 80 tokens"),  # ten a call
-        (Budget(usd=30), "the budget of $30 is spent ($30.0000)", 0, "$30.0000 of $30"),
-        (Budget(usd=48), "", 2, "$30.0000 of $48"),  # six a call
-        (Budget(usd=48, tokens=70), "", 1, "$30.0000 of $48"),
-        (Budget(usd=30, tokens=50), "the budget of $30 is spent ($30.0000)", 0, "$30.0000 of $30"),
-    ],
-)
-def test_a_budget_bears_as_many_calls_as_fit_at_the_cost_of_those_before(
-    budget: Budget, exhausted: str, in_flight_at_most: int, described: str
-) -> None:
-    meter = BudgetMeter(budget, PRICES, SPENT)
-    assert meter.used() == (50, 30.0)
-    assert (meter.exhausted(), meter.describe()) == (exhausted, described)
-    assert meter.affordable(in_flight_at_most)
-    assert meter.affordable(in_flight_at_most + 1) != budget.is_set
-
-
-@pytest.mark.parametrize(
-    ("spent", "in_flight_at_most"),
-    [
-        (Spent(), 7),
-        (Spent(failed=5), 7),  # They cost nothing.
-        (Spent(failed=5, prompt_tokens=50), 4),  # Ten each.
-        (Spent(failed=50, answered=5, prompt_tokens=50), 4),  # At most ten each.
-    ],
-)
-def test_a_budget_counts_what_was_charged_for_failures(spent: Spent, in_flight_at_most: int) -> None:
-    meter = BudgetMeter(Budget(tokens=100), {}, {("m", "target"): spent})
-    assert meter.affordable(in_flight_at_most)
-    assert not meter.affordable(in_flight_at_most + 1)
-
-
-def test_a_budget_ends_by_what_a_request_that_goes_on_was_charged_and_counts_it_once(tmp_path: Path) -> None:
-    def failed(name: str) -> bytes:
-        trace = CallTrace(attempts=2, failed_prompt_tokens=4, failed_completion_tokens=36)
-        return Record(rid(name), RUN, "m", "target", error_kind="garbage", call_trace=trace).to_line()
-
-    async def body(service: LedgerService) -> None:
-        await claim(service, "one", "a", "b", "c")
-        assert not await service.charge("m", 2, 18)
-        assert not await service.charge("m", 2, 18)
-        await service.store("one", [failed("a")])
-        assert (await service.progress())["budget"] == "40 of 60 tokens"
-        assert await service.charge("m", 2, 18)  # By b, which goes on.
-        assert (await service.progress())["stopped"] == ("budget", "the budget of 60 tokens is spent (60)")
-        assert await claim(service, "one", "d") == [Claim.DRAINING]
-
-    run(body, tmp_path, Budget(tokens=60))
-
-
 class Asker:
     """A model actor of this test: it asks what it is told to, and dies of poison."""
 
@@ -335,6 +234,8 @@ class Asker:
         if not isinstance(granted, Record):
             if name == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if name == "held":
+                await asyncio.Event().wait()
             if name == "fatal":
                 error = CallError(ErrorKind.AUTH, "the key was rejected")
                 return str((await self._client.store_failure(rid(name), "target", error)).error)
@@ -373,6 +274,29 @@ def test_the_service_goes_on_after_its_own_death(service: Any) -> None:
     assert ray.get(one.ask.remote(["a", "b"]), timeout=60) == ["answer to a", "answer to b"]
     (spent,) = ray.get(service.progress.remote())["spent"]
     assert (spent["answered"], spent["repeated"]) == (2, 0)
+
+
+def test_a_service_that_starts_again_learns_what_is_being_asked(ray_cluster: None, tmp_path: Path) -> None:
+    service = (
+        ray.remote(LedgerService)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
+        .remote(str(tmp_path), RUN, Budget(tokens=10**6), {})
+    )
+    one, deadline = asker(service), time.monotonic() + 60
+    held = one.ask.remote(["held"])
+    try:
+        while (first := ray.get(service.progress.remote()))["in_flight"] != 1:
+            assert time.monotonic() < deadline
+        os.kill(first["pid"], signal.SIGKILL)
+        while (second := ray.get(service.progress.remote()))["in_flight"] != 1 or second["pid"] == first["pid"]:
+            assert time.monotonic() < deadline
+        claimed = service.claim.remote("other", "m", [(rid("held"), "target"), (rid("a"), "target")], [(10, 10)] * 2)
+        assert ray.get(claimed) == [Claim.PENDING] * 2  # Others may still say what they ask.
+        assert ray.get(asker(service).ask.remote(["a"]), timeout=60) == ["answer to a"]
+    finally:
+        ray.cancel(held)
+        ray.kill(one)
+        ray.kill(service)
 
 
 def test_a_failure_that_no_call_would_escape_stops_the_run(service: Any) -> None:

@@ -13,9 +13,9 @@ from faults import Fault
 from openai_models import IMPATIENT, Chat, Completion, CountsPauses, answer, ask, ask_in_turn, build, error, in_turn
 from openai_server import OpenAIServer, prompt_sha
 
-from rambla_ray.actors.api.engine import HEDGE_AFTER
 from rambla_ray.actors.api.rate_budget import BURST_S
 from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.api.slow_calls import LEARN_AFTER
 from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.openai import OpenAIModel
 from rambla_ray.config.sections import Rate
@@ -124,7 +124,7 @@ def test_prompts_that_an_endpoint_refuses_as_too_many_at_once_are_all_answered()
 
 def warm_up(model: OpenAIModel) -> Coroutine[Any, Any, list[Any]]:
     """As many quick calls as it takes to know what is slow."""
-    return in_turn(model, *(f"quick {number}" for number in range(HEDGE_AFTER)))
+    return in_turn(model, *(f"quick {number}" for number in range(LEARN_AFTER)))
 
 
 def test_a_slow_call_is_asked_a_second_time_and_the_first_answer_wins() -> None:
@@ -141,7 +141,7 @@ def test_a_slow_call_is_asked_a_second_time_and_the_first_answer_wins() -> None:
         response = asyncio.run(hedged(build(server, rate=Rate(hedge=True))))
         assert (response.text, response.trace.attempts, response.trace.hedged) == ("HELLO", 2, 1)
         assert [attempt.reason.partition(":")[0] for attempt in response.trace.tries] == ["cancelled", ""]
-        assert len(server.requests) == HEDGE_AFTER + 2
+        assert len(server.requests) == LEARN_AFTER + 2
     assert complaints == []
 
 

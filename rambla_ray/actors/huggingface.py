@@ -16,7 +16,7 @@ from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
-from rambla_ray.actors.model import RunContext
+from rambla_ray.actors.model import RunContext, Size, byte_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
@@ -155,6 +155,13 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             **({"bos": "once"} if params.is_finetuned and self._template_doubles_bos else {}),
             **({"backend": self._backend} if self._backend != "transformers" else {}),
         }
+
+    def max_answer_tokens(self, request: Request) -> int:
+        return request.options.max_tokens or self._generation.max_new_tokens or self._context_length() or 0
+
+    def size(self, request: Request) -> Size:
+        prompt_bytes, answer = super().size(request)
+        return prompt_bytes + byte_count(self.params.message_formatting_template or ""), answer
 
     def prepare(self, request: Request) -> Prompt:
         tokens = self._tokens_of(request)

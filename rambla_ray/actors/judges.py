@@ -17,6 +17,7 @@ from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Job
 from rambla_ray.actors.local.params import CheckpointParams
 from rambla_ray.actors.local.sentence_modules import SentenceCard, SentenceModules
+from rambla_ray.actors.model import Size
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.schema import Request, Response
@@ -161,6 +162,10 @@ class HuggingFaceNLI(HuggingFaceJudge):
                 f"label_map contradicts it: {named}, but entailment is {numbers[0]} in its config.json; drop label_map"
             )
         return labels
+
+    def size(self, request: Request) -> Size:
+        prompt_bytes, answer = super().size(request)
+        return prompt_bytes * (1 if self.params.strategy == "unidirectional" else 2), answer
 
     def encode(self, text: str, pair: str | None) -> Iterable[Any]:
         if pair is None:

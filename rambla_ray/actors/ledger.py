@@ -12,22 +12,25 @@ import contextlib
 import gc
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
+
+import ray
 
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
-from rambla_ray.actors.ledger_budget import BudgetMeter
+from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
+from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
+from rambla_ray.actors.ledger_lost import LostRecords
 from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
-from rambla_ray.actors.model import Answered
+from rambla_ray.actors.model import NO_SIZE, Answered, Size
 from rambla_ray.config.sections import Budget, Price
-from rambla_ray.display import counted
 from rambla_ray.errors import ErrorKind, NotStored, NotWritten
 from rambla_ray.file_modes import Modes
-from rambla_ray.ledger.claims import DEATHS, Claim, Claims
+from rambla_ray.ledger.claims import DEATHS, OWNER_SILENT_S, Claim, Claims
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.commit import GroupCommit
 from rambla_ray.ledger.record import Kind, Record, peek
@@ -39,7 +42,12 @@ LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from
 PART_LATE_S = 2.0  # The same, in a bucket.
 WAIT_S = 1.0  # One call waits for so long for another's answer, before it claims again.
 
-GRANTS = (Claim.GRANTED, Claim.GRANTED_ALONE)
+
+def _has_died_before() -> bool:
+    """Whether this process is another life of the service."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class LedgerService:
@@ -69,10 +77,13 @@ class LedgerService:
         self._run_id = run_id
         self._clock = clock or WakingClock()
         self._ledger = Ledger(self._folder, run_id, self._clock, segment)
-        self._meter = BudgetMeter(budget, prices, self._ledger.spent)
-        self._claims = Claims(self._ledger.deaths, self._meter.affordable, self._ledger.others.are_asking)
+        self._meter = BudgetMeter(
+            budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if _has_died_before() else 0
+        )
+        self._claims = Claims(self._ledger.deaths, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
+        self._grants = Grants(self._claims, self._meter, self._waiters, partial(self._stop, "budget"))
         self._board = RunBoard()
         self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
         self._beating: asyncio.Task[None] | None = None
@@ -81,56 +92,66 @@ class LedgerService:
         # Lines of this invocation, in which identical requests share their failure.
         self._failures: dict[str, bytes] = {}
         self._stopped: tuple[str, str] | None = None
-        self._lost: list[Record] = []  # Answers and failures that could not be stored.
-        self._uncounted_calls = 0  # Calls that were made for them, and are not in the ledger's counts.
+        self._lost = LostRecords()
         for note in load_notes(self._ledger, location):
             self._board.notify(note)
-        self._check_budget()
         gc.freeze()  # What is loaded stays.
 
-    async def register(self, owner: str, actor_id: str) -> float:
-        """An owner has started. If it is a model actor's second life, what the first one was asking is free again.
+    async def register(self, owner: str, actor_id: str, model: str = "", asking: Sequence[Holding] = ()) -> Terms:
+        """An owner has started, or this has. If it is a model actor's second life, what the first asked is free again.
 
         Args:
             owner: its name, which no other life of an actor has.
             actor_id: Ray's id of the actor, which all its lives share.
-
-        Returns:
-            The seconds after which an answer of this owner that is not durable is late.
+            model: the name of its model config.
+            asking: what it asks, as it was granted by an earlier life of this service.
         """
         before = self._claims.register(owner, actor_id, self._clock.now())
         if before is not None:
             self._declare_dead(before)
-        return self._late_s
+        for holding in asking:
+            if self._ledger.line(holding.request_id) is None and holding.request_id not in self._failures:
+                self._grants.restore(owner, model, holding)
+        return Terms(self._late_s, self._meter.is_set)
 
-    async def claim(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
-        """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim."""
+    async def claim(
+        self, owner: str, model: str, wanted: Sequence[tuple[str, str]], sizes: Sequence[Size] = ()
+    ) -> list[bytes | Claim]:
+        """For each (request_id, role): the line of its record (an answer, or a failure of this run), or a claim.
+
+        In a run with a budget, `sizes` says of each what a call may cost.
+        """
         self._claims.heartbeat(owner, self._clock.now())
         self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
         async with self._turns.turn(request_id for request_id, _ in wanted if request_id not in self._failures):
-            return self._decide(owner, model, wanted)
+            return self._decide(owner, model, wanted, sizes or [NO_SIZE] * len(wanted))
 
-    def _decide(self, owner: str, model: str, wanted: Sequence[tuple[str, str]]) -> list[bytes | Claim]:
-        claims = [self._claim(owner, model, request_id, role) for request_id, role in wanted]
-        granted = [request for request, claim in zip(wanted, claims, strict=True) if claim in GRANTS]
+    def _decide(
+        self, owner: str, model: str, wanted: Sequence[tuple[str, str]], sizes: Sequence[Size]
+    ) -> list[bytes | Claim]:
+        claims = [
+            self._claim(owner, model, request_id, role, size)
+            for (request_id, role), size in zip(wanted, sizes, strict=True)
+        ]
+        granted = [request for request, claim in zip(wanted, claims, strict=True) if claim in GRANTED]
         if granted:
             self._answers.unanswered.discard(owner)
         try:
             with self._storing():
                 self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role in granted))
         except NotStored:
-            self._claims.release(owner, [request_id for request_id, _ in granted])
-            return [Claim.DRAINING if claim in GRANTS else claim for claim in claims]
+            self._grants.release(owner, [request_id for request_id, _ in granted])
+            return [Claim.DRAINING if claim in GRANTED else claim for claim in claims]
         return claims
 
-    def _claim(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
+    def _claim(self, owner: str, model: str, request_id: str, role: str, size: Size) -> bytes | Claim:
         line = self._ledger.line(request_id)
         if line is not None:
             self._answers.reused.add(model)
             return line
         if request_id in self._failures:
             return self._failures[request_id]
-        claim = self._claims.claim(owner, request_id, model, role)
+        claim = self._grants.claim(owner, request_id, (model, role), size)
         return self._give_up(model, request_id, role) if claim is Claim.GIVEN_UP else claim
 
     def _give_up(self, model: str, request_id: str, role: str) -> bytes:
@@ -141,16 +162,20 @@ class LedgerService:
             self._ledger.add([line])
         return line
 
-    async def wait(self, owner: str, model: str, request_id: str, role: str) -> bytes | Claim:
+    async def wait(self, owner: str, model: str, request_id: str, role: str, size: Size = NO_SIZE) -> bytes | Claim:
         """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
 
-        When nobody asks it, it waits for a suspect's turn: its own, or that of another in its process. An owner that
-        asks it and has not called for too long is declared dead. Another run that asks it is watched.
+        When nobody asks it, it waits for room in the budget, or for a suspect's turn: its own, or that of another in
+        its process. An owner that asks it and has not called for too long is declared dead. Another run that asks it
+        is watched.
         """
         self._claims.heartbeat(owner, self._clock.now())
         other = self._claims.owner_of(request_id)
         is_elsewhere = self._ledger.others.are_asking(request_id)
         is_asked = other is not None or is_elsewhere
+        if not is_asked and self._grants.lacks_room((model, role), size):
+            await self._waiters.room(WAIT_S)
+            return (await self.claim(owner, model, [(request_id, role)], [size]))[0]
         future = self._waiters.end_of(request_id) if is_asked else self._waiters.turn()
         try:
             with self._turns.watching() if is_elsewhere else contextlib.nullcontext():
@@ -161,7 +186,7 @@ class LedgerService:
         else:
             if line is not None:
                 return line
-        (claim,) = await self.claim(owner, model, [(request_id, role)])
+        (claim,) = await self.claim(owner, model, [(request_id, role)], [size])
         return claim
 
     async def answered(self, owner: str, model: str) -> Answered | None:
@@ -176,7 +201,7 @@ class LedgerService:
     async def release(self, owner: str, request_ids: list[str]) -> None:
         """What was granted was not asked after all, and is free again."""
         self._claims.heartbeat(owner, self._clock.now())
-        released = self._claims.release(owner, request_ids)
+        released = self._grants.release(owner, request_ids)
         with contextlib.suppress(NotStored), self._storing():
             self._ledger.mark(Kind.RELEASE, released)
         self._waiters.wake(released)
@@ -188,12 +213,12 @@ class LedgerService:
         try:
             with self._storing():
                 self._ledger.add(lines)
-                self._meter.recorded(lines)
+                self._meter.recorded(owner, lines)
                 is_counted = True
                 self._check_budget()
                 await self._commits.wait()
         except NotStored:
-            self._lose(lines, is_counted=is_counted)
+            self._lose(owner, lines, is_counted=is_counted)
             raise
         for line in lines:
             kind, request_id, _ = peek(line)
@@ -215,25 +240,18 @@ class LedgerService:
             self._stop("ledger", message)
             raise NotStored(message) from None
 
-    def _lose(self, lines: Sequence[bytes], *, is_counted: bool) -> None:
+    def _lose(self, owner: str, lines: Sequence[bytes], *, is_counted: bool) -> None:
         """Requests whose records could not be stored have ended, and are asked again when the run is continued."""
-        for record in map(Record.from_line, lines):
-            self._lost.append(record)
-            self._uncounted_calls += 0 if is_counted else record.trace.attempts
+        records = [Record.from_line(line) for line in lines]
+        self._lost.add(records, is_counted=is_counted)
+        for record in records:
+            self._meter.drop(owner, record.request_id)
             self._claims.end(record.request_id)
             self._waiters.end(record.request_id)
 
-    def _why_stopped(self) -> tuple[str, str] | None:
-        if self._stopped is None or not self._lost:
-            return self._stopped
-        kind, message = self._stopped
-        counts = Counter((record.model, record.role) for record in self._lost)
-        lost = ", ".join(f"{counted(count, 'request')} to {model} ({role})" for (model, role), count in counts.items())
-        return kind, f"{message}; what came of {lost} is lost, and asked again"
-
     def _declare_dead(self, owner: str) -> None:
         """Each request that an owner was asking counts one death, and is free again."""
-        lost = self._claims.declare_dead(owner)
+        lost = self._grants.declare_dead(owner)
         with contextlib.suppress(NotStored), self._storing():
             self._ledger.mark(Kind.DEATH, lost)
         for name in {model for _, model, _ in lost}:
@@ -241,13 +259,18 @@ class LedgerService:
         self._waiters.wake(lost)
 
     def _check_budget(self) -> None:
-        if self._stopped is None and (message := self._meter.exhausted()):
+        """Let nothing that waits in a model for its turn be sent once the budget is spent.
+
+        Where nothing is in flight, the next claim stops the run: there may be none, and the run be complete.
+        """
+        if self._stopped is None and self._meter.in_flight and (message := self._meter.exhausted()):
             self._stop("budget", message)
 
     def _stop(self, why: str, message: str) -> None:
         if self._stopped is None:
             self._stopped = (why, message)
             self._claims.drain()
+            self._waiters.offer_room()
 
     async def stop(self, why: str, message: str) -> None:
         """Let nothing new be asked; the first reason stays.
@@ -259,16 +282,22 @@ class LedgerService:
         """
         self._stop(why, message)
 
-    async def charge(self, model: str, prompt_tokens: int, completion_tokens: int) -> bool:
+    async def charge(self, owner: str, holding: Holding) -> bool:
         """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""
-        self._meter.charge(model, prompt_tokens, completion_tokens)
+        self._meter.charge(owner, holding)
         self._check_budget()
+        self._waiters.offer_room()
         return self._stopped is not None
 
-    async def heartbeat(self, owner: str) -> bool:
-        """An owner that is busy with a long call is alive; returns whether the run is being stopped."""
+    async def reserve(self, owner: str, model: str, holding: Holding) -> Claim:
+        """Another call of a request that an owner asks: it is granted, draining or, after a while, pending."""
+        return await self._grants.reserve(owner, model, holding, WAIT_S)
+
+    async def heartbeat(self, owner: str) -> bool | None:
+        """An owner that is busy with a long call is alive; returns whether the run is being stopped, None to an owner
+        that is to register: this service has started again."""
         self._claims.heartbeat(owner, self._clock.now())
-        return self._stopped is not None
+        return self._stopped is not None if self._claims.knows(owner) else None
 
     async def notify(self, line: str) -> None:
         """Show the user a line, once however many actors send it."""
@@ -286,7 +315,7 @@ class LedgerService:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         spent = self._ledger.spent
         return {
-            "calls": sum(entry.calls for entry in spent.values()) + self._uncounted_calls,
+            "calls": sum(entry.calls for entry in spent.values()) + self._lost.uncounted_calls,
             "in_flight": self._claims.in_flight,
             "stored": len(self._ledger),
             "spent": [{"model": model, "role": role, **asdict(spent[model, role])} for model, role in sorted(spent)],
@@ -294,9 +323,7 @@ class LedgerService:
             "work": self._board.usage(),
             "notes": self._board.notes(),
             "budget": self._meter.describe(),
-            "stopped": self._why_stopped(),
-            "lost": [
-                {"model": record.model, "role": record.role, "request_id": record.request_id} for record in self._lost
-            ],
+            "stopped": self._stopped and (self._stopped[0], self._lost.explain(self._stopped[1])),
+            "lost": self._lost.describe(),
             "pid": os.getpid(),
         }

@@ -10,12 +10,15 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from rambla_ray.actors.model import Answered, RunContext
+from rambla_ray.actors.ledger_budget import Holding
+from rambla_ray.actors.ledger_grants import Terms
+from rambla_ray.actors.model import NO_SIZE, Answered, RunContext, Size
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.sections import Chaos
 from rambla_ray.errors import FATAL, CallError, Draining, NotStored
@@ -25,6 +28,9 @@ from rambla_ray.schema import Response
 
 GROUP_S = 0.005  # Claims, and records, are gathered for so long before they are sent together.
 HEARTBEAT_S = 1.0  # A client with requests in flight calls the service at least this often.
+
+# The request_id that a task asks: a model knows a request by its text alone, and reports what its calls cost.
+_ASKED: ContextVar[str] = ContextVar("asked")
 
 
 class LedgerClient:
@@ -50,16 +56,18 @@ class LedgerClient:
         self._run_id = run_id
         self._names, self._model = names, names.name
         self._owner = uuid.uuid4().hex
-        self._claims: list[tuple[str, str, asyncio.Future[bytes | Claim]]] = []  # request_id, role, what becomes of it
+        # request_id, role, what a call may cost, what becomes of it
+        self._claims: list[tuple[str, str, Size, asyncio.Future[bytes | Claim]]] = []
         self._lines: list[tuple[bytes, asyncio.Future[None]]] = []
-        self._in_flight = 0  # requests that were granted and have not ended
+        self._asking: dict[str, Holding] = {}  # what was granted and has not ended, by request_id
         self._is_beating = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_stop, self._on_durable = on_stop, on_durable
         self._unstored: dict[asyncio.Future[None], float] = {}  # answers that are not durable → since when
-        self._late_s = math.inf  # until the service has sent its own
+        self._terms = Terms(late_s=math.inf, has_budget=False)  # until the service has sent its own
         self.draining = False  # the run is being stopped
-        self._registered = service.register.remote(self._owner, ray.get_runtime_context().get_actor_id())
+        self._actor_id = ray.get_runtime_context().get_actor_id()
+        self._registered = service.register.remote(self._owner, self._actor_id)
 
     def run_context(self, chaos: Chaos) -> RunContext:
         """What a model takes from the run by way of this client, and the faults to inject."""
@@ -69,16 +77,22 @@ class LedgerClient:
             is_held=self.is_late,
             answered=self.answered,
             charge=self.charge,
+            reserve=self.reserve,
         )
 
     def is_late(self) -> bool:
         """Whether an answer has waited for long to become durable: were this process to die, it would be lost, and
         so would those that more calls bring."""
         since = next(iter(self._unstored.values()), None)
-        return since is not None and time.monotonic() - since > self._late_s
+        return since is not None and time.monotonic() - since > self._terms.late_s
 
-    async def claim(self, request_id: str, role: str) -> Record | bool:
+    async def claim(self, request_id: str, role: str, size: Size = NO_SIZE) -> Record | bool:
         """The record of a request that was asked already, or a grant: ask it now, and store what comes.
+
+        Args:
+            request_id: the request.
+            role: who is asked.
+            size: what a call may cost.
 
         Returns:
             A record; or whether the request is alone in this process, because others died asking it.
@@ -88,23 +102,24 @@ class LedgerClient:
         """
         self._start_heartbeats()
         future: asyncio.Future[bytes | Claim] = asyncio.get_running_loop().create_future()
-        self._claims.append((request_id, role, future))
+        self._claims.append((request_id, role, size, future))
         if len(self._claims) == 1:
             self._spawn(self._send_claims())
         claim = await future
         while claim is Claim.PENDING:
-            claim = await self._service.wait.remote(self._owner, self._model, request_id, role)
+            claim = await self._service.wait.remote(self._owner, self._model, request_id, role, size)
         if isinstance(claim, bytes):
             return Record.from_line(claim)
         if claim is Claim.DRAINING:
             self._drain()
             raise Draining
-        self._in_flight += 1
+        self._asking[request_id] = Holding(request_id, role, size)
+        _ASKED.set(request_id)
         return claim is Claim.GRANTED_ALONE
 
     async def release(self, request_id: str) -> None:
         """What was granted will not be asked."""
-        self._in_flight -= 1
+        del self._asking[request_id]
         await self._service.release.remote(self._owner, [request_id])
 
     async def answered(self) -> Answered:
@@ -141,7 +156,7 @@ class LedgerClient:
             self._spawn(self._send_lines())
         self._unstored[future] = time.monotonic()
         await future
-        self._in_flight -= 1
+        del self._asking[record.request_id]
         return record
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
@@ -149,7 +164,34 @@ class LedgerClient:
 
         It is sent before this returns, so that it arrives before the record, which it is taken off for.
         """
-        self._spawn(self._drain_if(self._service.charge.remote(self._model, prompt_tokens, completion_tokens)))
+        before = self._asking[_ASKED.get()]
+        holding = self._asking[before.request_id] = before._replace(
+            calls=max(0, before.calls - 1),
+            prompt_tokens=before.prompt_tokens + prompt_tokens,
+            completion_tokens=before.completion_tokens + completion_tokens,
+        )
+        self._spawn(self._drain_if(self._service.charge.remote(self._owner, holding)))
+
+    async def reserve(self) -> bool:
+        """Whether the budget bears another call of the request that this task asks; it waits a moment for it.
+
+        Raises:
+            Draining: the run is being stopped.
+        """
+        if not self._terms.has_budget:
+            return True
+        request_id = _ASKED.get()
+        try:
+            claim = await self._service.reserve.remote(self._owner, self._model, self._asking[request_id])
+        except RayError:  # The service is gone, and with it the run.
+            claim = Claim.DRAINING
+        if claim is Claim.DRAINING:
+            self._drain()
+            raise Draining
+        if claim is Claim.GRANTED:
+            holding = self._asking[request_id]
+            self._asking[request_id] = holding._replace(calls=holding.calls + 1)
+        return claim is Claim.GRANTED
 
     async def _drain_if(self, is_stopped: Awaitable[bool]) -> None:
         with contextlib.suppress(RayError):
@@ -182,10 +224,11 @@ class LedgerClient:
     async def _send_claims(self) -> None:
         await asyncio.sleep(GROUP_S)
         group, self._claims = self._claims, []
-        wanted = [(request_id, role) for request_id, role, _ in group]
+        wanted = [(request_id, role) for request_id, role, *_ in group]
         try:
-            self._late_s = await self._registered
-            claims = await self._service.claim.remote(self._owner, self._model, wanted)
+            self._terms = await self._registered
+            sizes = [size for _, _, size, _ in group] if self._terms.has_budget else []
+            claims = await self._service.claim.remote(self._owner, self._model, wanted, sizes)
         except RayError as error:
             self._fail([future for *_, future in group], error)
             return
@@ -226,10 +269,17 @@ class LedgerClient:
     async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            if self._in_flight:
+            if self._asking:
                 with contextlib.suppress(RayError):
-                    if await self._service.heartbeat.remote(self._owner):
-                        self._drain()
+                    await self._send_heartbeat()
+
+    async def _send_heartbeat(self) -> None:
+        is_stopped = await self._service.heartbeat.remote(self._owner)
+        if is_stopped is None:  # The service has started again, and does not know what this asks.
+            asking = list(self._asking.values())
+            self._registered = self._service.register.remote(self._owner, self._actor_id, self._model, asking)
+        elif is_stopped:
+            self._drain()
 
     def _drain(self) -> None:
         """The run is being stopped."""

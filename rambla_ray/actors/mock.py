@@ -96,7 +96,8 @@ class MockModel(BaseAPIModel):
         return Response(text, reason, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
 
     def max_answer_tokens(self, request: Request) -> int:
-        return 16
+        texts = (self.params.answer, *request.choices) if request.choices else (request.text,)
+        return 16 + max(map(len, texts)) // 4
 
     def _answer(self, request: Request, draw: random.Random) -> str:
         if not request.choices and not (request.messages and self.params.behaviour == "constant"):

@@ -12,9 +12,13 @@ from typing import ClassVar
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Chaos, Pool, Rate
-from rambla_ray.schema import Request, Response
+from rambla_ray.schema import SCORE, Request, Response
 
 Emit = Callable[[str], None]
+Size = tuple[int, int]  # The bytes of a request's prompt, and the most tokens of its answer.
+NO_SIZE: Size = (0, 0)  # Of what costs nothing.
+
+ASSUMED_ANSWER_TOKENS = 4096  # The longest answer, to a budget, of a model that does not say how long it may be.
 
 
 def hide_gpus(pool: Pool) -> None:
@@ -35,6 +39,15 @@ async def _never() -> Answered:
     return Answered.NEVER
 
 
+async def _always() -> bool:
+    return True
+
+
+def byte_count(text: str) -> int:
+    """How many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """What a model takes from the run that it answers for.
@@ -44,6 +57,9 @@ class RunContext:
         chaos: faults to inject.
         is_held: whether no call that is paid for should be made now; `Model.resume` follows a change of it.
         charge: takes the tokens of a prompt and of an answer, of a call that gave none and was charged for.
+        reserve: whether the run's budget bears one more call of the request that the present task answers, beside the
+            first and those that were not charged for: after one that was charged, or while another is in flight. It
+            waits a moment for it, and raises Draining when the run is being stopped.
         answered: whether the model has answered the run, in any actor; asked by one none of whose requests has an
             answer, it waits for those of the others.
         stops: whether an error that no other call would escape ends it, so that nothing more is asked.
@@ -53,6 +69,7 @@ class RunContext:
     chaos: Chaos = field(default_factory=Chaos)
     is_held: Callable[[], bool] = lambda: False
     charge: Callable[[int, int], None] = lambda prompt_tokens, completion_tokens: None
+    reserve: Callable[[], Awaitable[bool]] = _always
     answered: Callable[[], Awaitable[Answered]] = _never
     stops: bool = True
 
@@ -92,6 +109,17 @@ class Model(ABC):
             own["verbatim"] = True
         options = request.options.overrides()
         return {**own, "options": options} if options else own
+
+    def max_answer_tokens(self, request: Request) -> int:
+        """The longest answer that may come, in tokens; 0 where that is not known."""
+        return 0
+
+    def size(self, request: Request) -> Size:
+        """What one call of a request may cost, as a run's budget reserves it. A score has no tokens."""
+        prompt_bytes = byte_count(request.text) + byte_count(request.pair or "")
+        if self.Params.produces == SCORE:
+            return prompt_bytes, 0
+        return prompt_bytes, self.max_answer_tokens(request) or ASSUMED_ANSWER_TOKENS
 
     def open(self) -> None:
         """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""

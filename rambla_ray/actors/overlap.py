@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rambla_ray.actors.model import Emit, Model
+from rambla_ray.actors.model import NO_SIZE, Emit, Model, Size
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
@@ -36,6 +36,9 @@ class OverlapModel(Model):
 
     def identity(self) -> dict[str, object]:
         return {"class": "OverlapModel", "metric": self.params.metric}
+
+    def size(self, request: Request) -> Size:
+        return NO_SIZE
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if request.pair is None:

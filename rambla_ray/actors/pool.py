@@ -258,7 +258,7 @@ class PoolActor:
             CallError: `load`, which is no end of a request: it is asked again when the model can be loaded.
             Draining: the run is being stopped.
         """
-        claim = await self._ledger.claim(request_id, role)
+        claim = await self._ledger.claim(request_id, role, model.size(request))
         if isinstance(claim, Record):
             return claim
         self._granted += 1

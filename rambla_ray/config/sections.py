@@ -93,10 +93,16 @@ class Chaos(Closed):
 
 
 class Budget(Closed):
-    """What a run may spend in all, over all its invocations; no call is made beyond it."""
+    """What a run may spend in all, over all its invocations: no call is made that may lead beyond it.
 
-    usd: float | None = Field(None, ge=0, le=10**9, description="US dollars, by the price of each model config")
-    tokens: int | None = Field(None, ge=0, le=10**15, description="prompt and answer tokens")
+    What a call may cost is reserved before it is made, so that a run goes beyond its budget by no more than what one
+    call costs above what was likely.
+    """
+
+    usd: float | None = Field(
+        None, gt=0, le=10**9, description="US dollars above 0, by the price of each model config"
+    )
+    tokens: int | None = Field(None, gt=0, le=10**15, description="prompt and answer tokens, at least 1")
 
     @property
     def is_set(self) -> bool:

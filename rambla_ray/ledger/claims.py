@@ -34,23 +34,21 @@ class Claims:
 
     Args:
         deaths: by request_id, how many processes died asking it before this invocation.
-        affordable: whether the budget bears one more request beside so many that are in flight.
         asked_elsewhere: whether another run asks a request.
     """
 
     def __init__(
         self,
         deaths: Mapping[str, int] | None = None,
-        affordable: Callable[[int], bool] = lambda in_flight: True,
         asked_elsewhere: Callable[[str], bool] = lambda request_id: False,
     ) -> None:
         self._deaths = Counter(deaths)
-        self._affordable = affordable
         self._asked_elsewhere = asked_elsewhere
         self._owner_of: dict[str, str] = {}  # request_id → the owner that asks it
         self._asking: dict[str, dict[str, Claimed]] = {}  # owner → what it asks, by request_id
         self._alone: dict[str, str] = {}  # owner → the suspect it asks, or will when nothing else is in flight there
         self._owner_in: dict[str, str] = {}  # Ray's id of a model actor → its latest owner
+        self._registered: set[str] = set()
         self._last_call: dict[str, float] = {}  # owner → when it last called
         self._replaced: set[str] = set()  # owners that are known to be dead, because their actor has started again
         self.draining = False
@@ -79,6 +77,7 @@ class Claims:
         The caller passes that one to `declare_dead`.
         """
         self.heartbeat(owner, now)
+        self._registered.add(owner)
         before = self._owner_in.get(actor_id)
         self._owner_in[actor_id] = owner
         if before is None or before == owner:
@@ -98,13 +97,34 @@ class Claims:
         """Those who ask something and are silent."""
         return [owner for owner, asking in self._asking.items() if asking and self.is_silent(owner, now)]
 
-    def claim(self, owner: str, request_id: str, model: str, role: str) -> Claim:
-        """Claim a request that has no record."""
+    def knows(self, owner: str) -> bool:
+        """Whether an owner has registered."""
+        return owner in self._registered
+
+    def restore(self, owner: str, request_id: str, model: str, role: str) -> None:
+        """An owner asks a request that it was granted before these claims were made, unless another asks it now."""
+        if request_id in self._owner_of or owner in self._replaced:
+            return
+        self._owner_of[request_id] = owner
+        self._asking.setdefault(owner, {})[request_id] = (request_id, model, role)
+        if self._deaths[request_id] >= SUSPECT:
+            self._alone[owner] = request_id
+
+    def claim(self, owner: str, request_id: str, model: str, role: str, *, is_affordable: bool = True) -> Claim:
+        """Claim a request that has no record.
+
+        Args:
+            owner: who.
+            request_id: what.
+            model: whom it will ask.
+            role: for which role.
+            is_affordable: whether the budget bears one more call.
+        """
         if request_id in self._owner_of:
             return Claim.PENDING
         if self.draining or owner in self._replaced:  # the dead may still have a call here that waits
             return Claim.DRAINING
-        if self._asked_elsewhere(request_id) or not self._affordable(self.in_flight):
+        if self._asked_elsewhere(request_id) or not is_affordable:
             return Claim.PENDING
         deaths = self._deaths[request_id]
         if deaths >= DEATHS:

@@ -40,7 +40,8 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   verbose=true         let Ray's own log lines through
   fail_if.coverage_below=0.95   exit with 3 when a cell has fewer scored samples; fail_if.failed_above=0.05 (default):
                        with 2 when more of the run's samples failed (1: never)
-  budget.usd=N         what the run may spend in all; also budget.tokens
+  budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens. What a call may
+                       cost is reserved before it is sent
   chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
                        shares of the calls; kill_actor_every: calls after which an actor kills itself)
   model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.KEY=V   override a key of the configs

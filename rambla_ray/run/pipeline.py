@@ -52,6 +52,7 @@ class Run:
         started: when this invocation started, as Unix time in seconds.
         drain_s: how long it waits for what is in flight when it is stopped, in seconds.
         calls: how many were made in this invocation; known once it has ended.
+        ended: how many samples have ended.
         answered: per (model, role), how many steps have an answer.
     """
 
@@ -66,6 +67,7 @@ class Run:
     started: float
     drain_s: float
     calls: int = 0
+    ended: int = 0
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @classmethod
@@ -161,6 +163,7 @@ class Run:
                     self.ledger.stop.remote("results", str(error))
                 for outcome, count in zip(*pc.value_counts(ended["outcome"]).flatten(), strict=True):
                     shown.add(outcome.as_py(), count.as_py())
+                self.ended += ended.num_rows
         finally:
             self.answered += writer.answered
             writer.close()
@@ -236,7 +239,9 @@ class Run:
         except RayError:
             return None, gave_up
         self.calls = counts["calls"]
-        return counts, counts["stopped"][1] if counts["stopped"] else gave_up
+        kind, why = counts["stopped"] or ("", gave_up)
+        is_complete = self.ended == self.plan.samples_per_target * len(self.placements)
+        return counts, "" if kind == "budget" and is_complete else why  # The last call may have been what was left.
 
     def _write_calls(self, counts: Mapping[str, Any] | None, *, finished: bool) -> None:
         """Write what the run took, as far as that is known. Raises NotWritten."""

@@ -181,13 +181,10 @@ class Plan:
             UserError: naming the model, its role and the way out; nothing has been printed.
         """
         levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
+        if self.config.options.budget.usd is not None:
+            _refuse_unpriced(list(levels.values()))
         for level in levels.values():
             params = level.config.params
-            if self.config.options.budget.usd is not None and params.is_charged and not level.config.price:
-                raise UserError(
-                    f"budget.usd needs to know what model {level.name} charges: give it a price "
-                    "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
-                )
             try:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
@@ -203,6 +200,17 @@ class Plan:
             return "; it is the reader, choose another with roles.reader=<model>, or leave roles.reader out"
         tasks = [name for name, task in self.config.tasks.items() if any(s.role == role for s in task.generates)]
         return f"; it is the {role} of task {', '.join(tasks)}, choose another with roles.{role}=<model>"
+
+
+def _refuse_unpriced(levels: Sequence[Level]) -> None:
+    """Refuse a budget in dollars that binds nothing, or not all that is charged. Raises UserError."""
+    unpriced = [level for level in levels if level.config.params.is_charged and not level.config.price]
+    if unpriced or not any(level.config.price and level.config.price.cost(1, 1) for level in levels):
+        models = ", ".join(dict.fromkeys(level.name for level in unpriced or levels))
+        raise UserError(
+            f"budget.usd needs to know what model {models} charges: give it a price "
+            "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
+        )
 
 
 def _describe_selection(selection: Selection) -> dict[str, Any]:

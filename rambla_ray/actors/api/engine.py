@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from rambla_ray.actors.api.governor_talk import GovernorTalk
 from rambla_ray.actors.api.outage import TROUBLE, EndpointWatch
 from rambla_ray.actors.api.request_trace import RequestTrace
 from rambla_ray.actors.api.retry import RetryPolicy
+from rambla_ray.actors.api.slow_calls import SlowCalls
 from rambla_ray.actors.model import Emit, Model, RunContext
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
@@ -25,9 +25,6 @@ from rambla_ray.schema import Request, Response, Try
 
 REASON_CHARACTERS = 160  # The reason of an attempt is cut to this length.
 LONGEST_TEXT = 1_000_000  # An answer is cut to so many characters.
-HEDGE_AFTER = 20  # After so many answers, and each time as many more have come, what counts as slow is computed anew.
-HEDGE_QUANTILE = 0.95  # A call is slow when it takes longer than this share of the recent ones.
-RECENT_CALLS = 200
 TURNS = 2  # An answer waits so many turns of the event loop, in which calls that got its slot are sent.
 DEFAULT_PAUSE_S = 1.0  # Those who share a rate pause so long after a 429 that does not say how long.
 # Tokens reserved for a call that ends in one of these are not given back: the endpoint may have charged for it, and a
@@ -55,9 +52,7 @@ class BaseAPIModel(Model):
         self._watch = EndpointWatch(self._endpoint, self._admission, self._rate.give_up_after_s)
         self._doubt = KeyDoubt()
         self._injects_faults = False
-        self._answered = 0
-        self._recent: deque[float] = deque(maxlen=RECENT_CALLS)  # The seconds that recent answers took.
-        self._slow_s: float | None = None  # A call that takes longer is asked a second time.
+        self._slow = SlowCalls()  # They are asked a second time.
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
@@ -89,10 +84,6 @@ class BaseAPIModel(Model):
     def estimate_tokens(self, request: Request) -> int:
         """Tokens this request may cost, for the rate budget: about four characters each, and the longest answer."""
         return len(request.text) // 4 + 1 + self.max_answer_tokens(request)
-
-    def max_answer_tokens(self, request: Request) -> int:
-        """The longest answer that may come, in tokens."""
-        return 0
 
     def drain(self) -> None:
         self._admission.close(Draining)
@@ -160,6 +151,8 @@ class BaseAPIModel(Model):
 
     async def _attempt(self, request: Request, trace: RequestTrace, *, again: bool) -> Response:
         """One call, or two that race each other."""
+        while trace.reserved < 1:  # What was reserved for it is spent.
+            await self._reserve(trace)
         estimate = self.estimate_tokens(request)
         permit = await self._acquire(request, estimate, again=again)
         began = time.monotonic()
@@ -167,7 +160,7 @@ class BaseAPIModel(Model):
             trace.first_call = began
         self._doubt.calling += 1
         try:
-            if self._slow_s is not None and not permit.is_probe:
+            if self._slow.after_s is not None and not permit.is_probe:
                 return await self._race(request, trace, estimate, permit)
             return await self._call(request, trace, permit)
         finally:
@@ -185,7 +178,7 @@ class BaseAPIModel(Model):
         calls = [asyncio.create_task(self._call(request, trace, permit))]
         try:
             running: set[asyncio.Task[Response]]
-            done, running = await asyncio.wait(calls, timeout=self._slow_s)
+            done, running = await asyncio.wait(calls, timeout=self._slow.after_s)
             if running and not self._admission.is_probing:
                 calls.append(asyncio.create_task(self._second_call(calls[0], request, trace, estimate)))
                 running = set(calls)
@@ -206,8 +199,10 @@ class BaseAPIModel(Model):
         self, first: asyncio.Task[Response], request: Request, trace: RequestTrace, estimate: int
     ) -> Response:
         try:
-            permit = await self._acquire(request, estimate)
-        except RamblaError:  # Admission is closed, but the first call goes on.
+            permit = await self._acquire(request, estimate) if await self._may_race(trace) else None
+        except RamblaError:  # Admission is closed or the run is being stopped, but the first call goes on.
+            permit = None
+        if permit is None:
             await asyncio.wait([first])
             return first.result()
         if first.done() or permit.is_probe:  # It may have left the very slot that this call waited for.
@@ -216,6 +211,16 @@ class BaseAPIModel(Model):
             return first.result()
         trace.hedged += 1
         return await self._call(request, trace, permit)
+
+    async def _may_race(self, trace: RequestTrace) -> bool:
+        """Whether the run's budget bears a second call beside the first."""
+        if trace.reserved < 2:
+            await self._reserve(trace)
+        return trace.reserved >= 2
+
+    async def _reserve(self, trace: RequestTrace) -> None:
+        """Ask the run's budget for one more call; it may not bear one yet. Raises Draining."""
+        trace.reserved += await self.context.reserve()
 
     async def _call(self, request: Request, trace: RequestTrace, permit: Permit) -> Response:
         """One call, at whose end its permit is released."""
@@ -253,7 +258,7 @@ class BaseAPIModel(Model):
                 trace.latency_s = took_s
                 self._watch.answered()
                 if self._rate.hedge:
-                    self._learn_what_is_slow(took_s)
+                    self._slow.learn(took_s)
             else:
                 self._watch.failed(failed, trace, permit, answers)
             if self._talk is not None:
@@ -287,9 +292,3 @@ class BaseAPIModel(Model):
         """Let every other request end in the same error, which stops the run."""
         kind, message = fatal.kind, fatal.message
         self._admission.close(lambda: CallError(kind, message))
-
-    def _learn_what_is_slow(self, took_s: float) -> None:
-        self._answered += 1
-        self._recent.append(took_s)
-        if self._answered % HEDGE_AFTER == 0:
-            self._slow_s = sorted(self._recent)[int(HEDGE_QUANTILE * len(self._recent))]
