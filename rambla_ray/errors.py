@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from rambla_ray.schema import ONE_CALL
@@ -57,6 +57,7 @@ class ErrorKind(StrEnum):
 
 
 LONGEST_LIST = 30  # A message that offers a nearest match lists no more names than this.
+LISTED_CHARACTERS = 250  # A list of names is cut after so many characters.
 
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
@@ -97,4 +98,14 @@ def choose_from(word: str, known: Iterable[str]) -> str:
     hint = f"did you mean '{near[0]}'? " if near else ""
     if hint and len(names) > LONGEST_LIST:
         return hint.rstrip()
-    return f"{hint}there {'are' if len(names) != 1 else 'is'}: {', '.join(names) or 'none'}"
+    return f"{hint}there {'are' if len(names) != 1 else 'is'}: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas; of those that would take too many characters, the first ones and how many there are more."""
+    shown, room = 0, LISTED_CHARACTERS
+    while shown < len(names) and (room := room - len(names[shown]) - 2) >= 0:
+        shown += 1
+    more = len(names) - shown
+    some = ", ".join(names[:shown]) if shown else names[0][:LISTED_CHARACTERS] + "..." if names else "none"
+    return some + (f" and {more} more" if more and shown else "")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -35,12 +37,52 @@ def decoded(data: bytes) -> str:
         raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What a JSON text holds; `options` are those of `json.loads`.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that the parser gives up.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def expanded(path: str) -> Path:
+    """A local path with the home folder in the place of `~`. Raises UserError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise UserError(f"{path}: there is no home folder {home}; give the whole path") from None
+
+
 def open_input(location: str) -> pa.NativeFile:
-    """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    """A file on a local disk or in a bucket, to be read.
+
+    Raises:
+        OSError: it cannot be.
+        ValueError: a URI of no known scheme, or a path with a NUL.
+        UserError: the home folder of nobody.
+    """
     if "://" not in location:
-        return fs.LocalFileSystem().open_input_file(str(Path(location).expanduser().absolute()))
+        return fs.LocalFileSystem().open_input_file(str(expanded(location).absolute()))
     filesystem, path = fs.FileSystem.from_uri(location)
     return filesystem.open_input_file(path)
+
+
+@contextlib.contextmanager
+def removed_when_refused(folders: Iterable[Folder]) -> Iterator[None]:
+    """While inside, a UserError means that nothing was begun: what was made of these folders, and is empty, goes."""
+    made = [path for folder in folders for path in folder.missing]
+    try:
+        yield
+    except UserError:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):  # It was not made after all, or another run has put something into it.
+                path.rmdir()
+        raise
 
 
 class Folder:
@@ -50,7 +92,7 @@ class Folder:
         location: a local path, or a URI (`s3://bucket/path`, `gs://bucket/path`).
 
     Raises:
-        UserError: the URI is not one that pyarrow can open, or the path is no text.
+        UserError: the URI is not one that pyarrow can open, or the path is none.
     """
 
     def __init__(self, location: str) -> None:
@@ -58,7 +100,9 @@ class Folder:
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
-            absolute = os.fspath(Path(location).expanduser().absolute())
+            if "\0" in location:
+                raise UserError(f"{location!a}: a path has no NUL; give another")
+            absolute = os.fspath(expanded(location).absolute())
             self.filesystem = fs.LocalFileSystem()
             self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
             if well_formed(self.root) != self.root:
@@ -93,6 +137,12 @@ class Folder:
             self.filesystem.delete_file(self.path(probe))
         except OSError as error:
             raise UserError(f"{what} '{self.location}' cannot be written: {reason_of(error)}") from None
+
+    @property
+    def missing(self) -> list[Path]:
+        """The folders on a local disk that do not exist and would have to be made for this one, the inmost first."""
+        path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
+        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self.is_local else []
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

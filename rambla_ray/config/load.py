@@ -27,7 +27,7 @@ from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.config.words import as_typed, read_value, type_at
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.registry import model_class
 from rambla_ray.schema import Role, well_formed
@@ -130,9 +130,11 @@ def _split(words: Sequence[str]) -> list[tuple[str, str]]:
     for word in map(as_typed, words):
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"'{one_line(word)}' is not key=value; see --help")
+            raise UserError(f"'{one_line(word, SHOWN_CHARACTERS)}' is not key=value; see --help")
         if well_formed(word) != word:
-            raise UserError(f"{COMMAND_LINE}: {key}={value[:60]!a}: its bytes are no text in this locale; use UTF-8")
+            raise UserError(
+                f"{COMMAND_LINE}: {key}={value[:SHOWN_CHARACTERS]!a}: its bytes are no text in this locale; use UTF-8"
+            )
         pairs.append((key, value.removesuffix("\r")))  # A script that was written on Windows ends its lines so.
     return pairs
 
@@ -146,7 +148,9 @@ def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
         return (head, rest) if head in ("model", "task") and rest else ("root", key)
     if head in ("pool", "rate"):
         return "model", key
-    raise UserError(f"no key '{key}'; {choose_from(head, [*options.model_fields, *MODEL_KEYS])}")
+    raise UserError(
+        f"no key '{one_line(key, SHOWN_CHARACTERS)}'; {choose_from(head, [*options.model_fields, *MODEL_KEYS])}"
+    )
 
 
 def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:
@@ -250,12 +254,12 @@ def _override(config: dict[str, Any], overrides: Overrides, where: str, model: t
         reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
         missing = re.search(r"Environment variable '(\w+)' not found", reason)
         if missing:
-            reason = f"needs the environment variable {missing[1]}, which is not set"
+            reason = f"needs the environment variable {missing[1][:SHOWN_CHARACTERS]}, which is not set"
         place = getattr(error, "full_key", None)
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{one_line(reason, 300)}") from None
     except RecursionError:
         raise UserError(f"{where}: an interpolation is nested too deeply") from None
-    except TypeError as error:  # OmegaConf raises one for a key, where a list takes a number.
+    except (TypeError, ValueError) as error:  # OmegaConf raises them for a key, where a list takes a number.
         raise UserError(f"{where}: {error}") from None
 
 
@@ -276,7 +280,9 @@ def _value(key: str, word: str, kind: Any) -> Any:
         return read_value(word, kind)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {key}={one_line(word, 60)}: cannot be read as a value: {reason}") from None
+        raise UserError(
+            f"{COMMAND_LINE}: {key}={one_line(word, SHOWN_CHARACTERS)}: cannot be read as a value: {reason}"
+        ) from None
 
 
 def _checked(model: type[T], value: Any, where: str) -> T:

@@ -62,6 +62,11 @@ class ModelParams(BaseModel):
         """
         return None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of these params though nothing is wrong with them, in lines."""
+        return ()
+
     def ping(self) -> str:
         """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
 

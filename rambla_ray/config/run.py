@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import DatasetConfig
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions
+from rambla_ray.config.sections import Budget, Chaos, Closed, FailIf, Name, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.schema import Role, canonical_json
 from rambla_ray.tasks.reader import ReaderStage
@@ -23,6 +23,15 @@ def _words(value: Any) -> Any:
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
+
+
+def _checked_place(place: str) -> str:
+    if not place or ("://" in place and "://" not in place.rstrip("/")):
+        raise ValueError("it names no folder; a bucket is named behind ://")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_checked_place)]
 
 
 def cluster_address(address: str | None) -> str:
@@ -42,9 +51,9 @@ class RunOptions(Closed):
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )
     reader: ReaderOptions = Field(description="what roles.reader is asked")
-    run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
-    runs_dir: str = Field("runs", description="where runs are kept")
-    ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
+    run_id: RunName | None = Field(None, description="name of the run's folder; made from the config when not given")
+    runs_dir: Place = Field("runs", description="where runs are kept")
+    ledger: Place | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
     address: str | None = Field(
         None,
         description="auto (a cluster running on this machine, else a local one) | local | host:port; when not "
@@ -142,6 +151,11 @@ class RunConfig(Closed):
         """Whether the name of a target is also that of a role's model which is another."""
         others = (role.config for role in self.roles.values() if role.config_name == target)
         return any(other.params != self.targets[target].params for other in others)
+
+    @property
+    def directory(self) -> str:
+        """Where the run's folder is."""
+        return f"{self.options.runs_dir.rstrip('/')}/{self.run_id}"
 
     @property
     def ledger(self) -> str:

@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rambla_ray.tasks.reader import ReaderTemplate
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
+Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
+RunName = Annotated[str, Field(pattern=_NAME, max_length=200)]
 
 
 class Closed(BaseModel):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from rambla_ray.config.folder import parse_yaml
+from rambla_ray.config.parsing import parse_quoted, parse_yaml, refuse_long_interpolations
 
 NO_VALUE = frozenset({"", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -47,6 +47,7 @@ def read_value(word: str, kind: Any) -> Any:
     """
     if word in NO_VALUE:
         return None
+    refuse_long_interpolations(word)
     if _is_quoted(word):
         return _unquoted(word)
     if word[0] + word[-1] in BRACKETS and not _is_plain_text(kind):
@@ -133,7 +134,7 @@ def _is_quoted(word: str) -> bool:
 def _unquoted(word: str) -> str:
     """The text inside quotes, as YAML reads it; the word itself where the two quotes do not belong together."""
     try:
-        text = yaml.safe_load(word)
+        text = parse_quoted(word)
     except yaml.YAMLError:
         return word
-    return text if isinstance(text, str) else word
+    return word if text is None else text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, open_input, reason_of
+from rambla_ray.storage import decoded, expanded, open_input, parse_json, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
 
@@ -44,8 +43,6 @@ def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
         records = list(_read(path, config))
     except OSError as error:
         raise UserError(f"{where} cannot be read: {reason_of(error)}; {OTHER_FILE}") from None
-    except RecursionError:
-        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
         raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
     items = adapt(records, config, where)
@@ -68,11 +65,11 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         yield from _read_hub(path, config)
         return
     if suffix not in endings:
-        local = Path(path).expanduser()
-        if local.is_dir():
-            yield from _read_hub(str(local), config)
+        local = str(expanded(path))
+        if os.path.isdir(local):
+            yield from _read_hub(local, config)
             return
-        hint = f"a file needs one of the endings {', '.join(endings)}" if local.exists() else "no such file"
+        hint = f"a file needs one of the endings {', '.join(endings)}" if os.path.exists(local) else "no such file"
         raise ValueError(f"{hint}; {OTHER_FILE}")
     with open_input(path) as stream:
         if suffix == ".parquet":
@@ -89,7 +86,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
     if suffix == ".jsonl":
         yield from _json_lines(text)
     elif suffix == ".json":
-        value = json.loads(text, object_pairs_hook=_unique_keys)
+        value = parse_json(text, object_pairs_hook=_unique_keys)
         yield from _json_records(value, config.id_column or ID_COLUMNS.get(config.format, "id"))
     else:
         yield from _separated(text, tabs=suffix in TAB_SEPARATED)
@@ -129,7 +126,7 @@ def _json_lines(text: str) -> Iterator[Any]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028.
         if line.strip():
             try:
-                yield json.loads(line, object_pairs_hook=_unique_keys)
+                yield parse_json(line, object_pairs_hook=_unique_keys)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
 
@@ -156,12 +153,12 @@ def _json_records(value: Any, id_column: str) -> Iterator[Any]:
 
 
 def _is_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or Path(path).exists()
+    return path.startswith(("/", "./", "../", "~")) or os.path.exists(path)
 
 
 def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
     """Records of a hub dataset, or of a local folder in the hub's layout."""
-    if not Path(path).is_dir() and not _hub_answers():
+    if not os.path.isdir(path) and not _hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # A copy in the cache still loads, and nothing waits for the network.
     import datasets
 

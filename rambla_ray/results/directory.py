@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rambla_ray.config.folder import parse_resolved
+from rambla_ray.config.parsing import parse_resolved
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
@@ -112,7 +112,7 @@ class RunDirectory:
         for name, count in files.items():
             if count > 1:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
-        run = cls(Folder(f"{config.options.runs_dir.rstrip('/')}/{config.run_id}"))
+        run = cls(Folder(config.directory))
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import shlex
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import counted, one_line
+from rambla_ray.display import as_typed_in_a_shell, bounded, counted, one_line, print_error
 from rambla_ray.errors import NotWritten, RunStopped
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.directory import RunDirectory
@@ -25,13 +24,10 @@ from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.job import SubmittedJob, refuse_relative
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
-from rambla_ray.storage import Folder
+from rambla_ray.storage import Folder, removed_when_refused
 
 if TYPE_CHECKING:
     from rambla_ray.run.pipeline import Run
-
-LONGEST_REASON = 500  # The reason why a run stopped is cut to so many characters.
-LONGEST_LINE = 1000  # The line of a check is cut to so many characters.
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ class CommandLine:
     @property
     def again(self) -> str:
         """What to type to continue the run on this machine."""
-        return shlex.join([*self.program, *self.words])
+        return as_typed_in_a_shell([*self.program, *self.words])
 
     def submit_again(self, job: SubmittedJob, dashboard: str) -> str:
         """What to type to continue the run as a job, whose script need not lie where a checkout has it."""
@@ -62,7 +58,7 @@ class CommandLine:
     def report(self, run: str) -> str:
         """What to type to see more of a run, in the directory of that name."""
         program = [*self.program[:-1], self.program[-1].replace("bench", "report")]
-        return shlex.join([*program, run])
+        return as_typed_in_a_shell([*program, run])
 
 
 def invoke(words: Sequence[str], program: Sequence[str]) -> int:
@@ -88,11 +84,14 @@ def invoke(words: Sequence[str], program: Sequence[str]) -> int:
         return ExitStatus.DONE
     if command.job is not None:
         command.job.refuse_secrets(config.key_variables)
-        command.job.warn()
     plan.preflight(same_machine=own_cluster)
-    directory = RunDirectory.create(config)
-    Folder(config.ledger).make_writable("ledger")
-    return _run(plan, directory, command, own_cluster=own_cluster)
+    if command.job is not None:
+        command.job.warn()
+    ledger = Folder(config.ledger)
+    with removed_when_refused([Folder(config.directory), ledger]):
+        directory = RunDirectory.create(config)
+        ledger.make_writable("ledger")
+        return _run(plan, directory, command, own_cluster=own_cluster)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:
@@ -111,7 +110,7 @@ def _diagnose(config: RunConfig) -> int:
     all_hold = True
     for check in doctor.diagnose(config):
         all_hold &= check.holds
-        print(one_line(str(check), LONGEST_LINE), flush=True)
+        print(bounded(str(check)), flush=True)
     return ExitStatus.DONE if all_hold else ExitStatus.REFUSED
 
 
@@ -137,19 +136,18 @@ def _run(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clust
         run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
         scores = run()
     except RunStopped as stopped:
-        reason = one_line(str(stopped), LONGEST_REASON)
         if run is None or not run.calls:
-            print(f"error: {reason}", file=sys.stderr)
+            print_error(str(stopped))
             return ExitStatus.REFUSED
         status = ExitStatus.STOPPED
-        ending = f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+        ending = f"{bounded(f'stopped: {stopped}')}\n{run.calls} calls were made; what was answered is kept."
         is_written = not isinstance(stopped, NotWritten)
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
         ending = "interrupted; what was answered is kept."
     if run is not None and is_written and (reason := _show(directory)):
         status, scores = ExitStatus.STOPPED, None
-        ending = f"stopped: {reason}\nThe summary is missing; what was answered is kept."
+        ending = f"{bounded(f'stopped: {reason}')}\nThe summary is missing; what was answered is kept."
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
@@ -183,7 +181,7 @@ def _nodes_are_ready(config: RunConfig) -> bool:
 
     faults = doctor.faulty_nodes(config)
     for fault in faults:
-        print(one_line(f"error: {fault.line}", LONGEST_LINE), file=sys.stderr)
+        print_error(fault.line)
     return not faults
 
 
@@ -194,14 +192,14 @@ def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirector
     gates = config.options.fail_if
     failures = count_failures(directory.samples, scores)
     if failures.share > gates.failed_above:
-        line = f"failed: {failures} (above fail_if.failed_above={gates.failed_above:g}); the same command asks again"
-        print(one_line(line, LONGEST_LINE), file=sys.stderr)
+        reason = f"{failures} (above fail_if.failed_above={gates.failed_above:g}); the same command asks again"
+        print_error(reason, "failed")
         return ExitStatus.CELL_FAILED
     failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
     if failed:
         first = failed[0]
         where = " ".join(filter(None, (config.label(first["model"]), first["task"], first["variant"])))
-        print(f"failed: no sample was scored in {counted(len(failed), 'cell')}, for example {where}", file=sys.stderr)
+        print_error(f"no sample was scored in {counted(len(failed), 'cell')}, for example {where}", "failed")
         return ExitStatus.CELL_FAILED
     least = gates.coverage_below
     if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):

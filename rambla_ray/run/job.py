@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from rambla_ray.config.secrets import is_secret
+from rambla_ray.display import as_typed_in_a_shell
 from rambla_ray.errors import UserError
+from rambla_ray.storage import expanded, parse_json
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
@@ -40,9 +41,7 @@ class SubmittedJob:
         if job_config is None:
             return None
         wait = os.environ.get(STOP_WAIT, "")
-        return cls(
-            json.loads(job_config).get("runtime_env") or {}, int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S
-        )
+        return cls(_runtime_env(job_config), int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S)
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -79,7 +78,7 @@ class SubmittedJob:
         env = {key: value for key, value in self.runtime_env.items() if key not in ("working_dir", "env_vars")}
         env |= {"env_vars": variables} if variables else {}
         folder = self.runtime_env.get("working_dir")
-        return shlex.join(
+        return as_typed_in_a_shell(
             [
                 *("ray", "job", "submit"),
                 *(["--address", f"http://{dashboard}"] if dashboard else ()),
@@ -88,6 +87,16 @@ class SubmittedJob:
                 *("--", *words),
             ]
         )
+
+
+def _runtime_env(job_config: str) -> Mapping[str, Any]:
+    """The runtime_env of a job, from what Ray puts into its environment. Raises UserError where that is damaged."""
+    try:
+        env = parse_json(job_config).get("runtime_env") or {}
+        dict(env.get("env_vars") or {})
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{CONFIG} in the environment is not what Ray puts there for a job; unset it") from None
+    return dict(env)
 
 
 def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None:
@@ -101,7 +110,7 @@ def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None
         UserError: a place is relative; the message names the key and a place that would do.
     """
     for key, place in places.items():
-        if "://" in place or Path(place).expanduser().is_absolute():
+        if "://" in place or expanded(place).is_absolute():
             continue
         if job is None:
             why, way_out = (

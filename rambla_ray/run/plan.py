@@ -15,6 +15,7 @@ from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.data.source import load_dataset
+from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
@@ -163,7 +164,11 @@ class Plan:
         return (*task.generates, reader)
 
     def preflight(self, *, same_machine: bool) -> None:
-        """Check every model that will be used. Raises UserError, naming the model, its role and the way out."""
+        """Check every model that will be used, and print on stderr what there is to remark.
+
+        Raises:
+            UserError: naming the model, its role and the way out; nothing has been printed.
+        """
         levels = {(level.name, level.roles): level for target in self.config.targets for level in self.levels(target)}
         for level in levels.values():
             params = level.config.params
@@ -176,6 +181,8 @@ class Plan:
                 params.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
+        for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
+            print_error(remark, "note")
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rambla_ray.display import unfailing_output
+from rambla_ray.display import print_error, unfailing_output
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rambla_ray.config.run import ServeConfig
 
 KEY_VARIABLE = "SERVE_API_KEY"
-LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
 
 SERVE_HELP = """\
 Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]] [key=value ...]
@@ -54,15 +53,14 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
     try:
-        from rambla_ray.display import one_line
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
-        print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
+        print_error(f"{sys.executable} has no module {error.name}; activate the environment")
         return ExitStatus.REFUSED
     try:
         return _serve(words)
     except UserError as error:
-        print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
+        print_error(str(error))
         return ExitStatus.REFUSED
     except KeyboardInterrupt:
         print("interrupted before it was ready", file=sys.stderr)
@@ -81,6 +79,8 @@ def _serve(words: Sequence[str]) -> int:
     key = os.environ.pop(KEY_VARIABLE, None)  # The processes that are started from here on need not know it.
     if key is not None and not key.strip():
         raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
+    if key is not None and not (key.strip().isascii() and key.strip().isprintable()):
+        raise UserError(f"{KEY_VARIABLE} has characters that no client can send in a header; put another key into it")
     try:
         from rambla_ray.serving import gateway
     except ModuleNotFoundError as error:

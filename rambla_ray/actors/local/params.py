@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +14,7 @@ from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.backends import HONOURED_OPTIONS, REFUSED_OPTIONS, Backend, unsupported_option
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import UserError, choose_from
+from rambla_ray.storage import expanded
 from rambla_ray.tasks import prompts
 
 # Loading params that can run or unpickle code of others.
@@ -55,7 +57,7 @@ class CheckpointParams(ModelParams):
     @field_validator("model_name", "tokenizer_name")
     @classmethod
     def _home_folder(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+        return str(expanded(value)) if value and value.startswith("~") else value
 
     @field_validator("loading_params")
     @classmethod
@@ -84,13 +86,13 @@ class CheckpointParams(ModelParams):
     def is_path(self) -> bool:
         """Whether model_name is a path, not a hub id."""
         name = self.model_name
-        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
+        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or os.path.exists(name)
 
     def preflight(self, *, same_machine: bool) -> None:
         if not (same_machine and self.is_path):
             return
         folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"params.model_name: there is no folder {folder}")
         if gguf and not (folder / gguf).is_file():
             raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
@@ -100,6 +102,8 @@ class CheckpointParams(ModelParams):
             raise UserError(
                 f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
             )
+        if fault := weights.config_fault(folder):
+            raise UserError(f"params.model_name: {folder} cannot be loaded: its config.json is damaged: {fault}")
         if package := weights.missing_quantiser(weights.config_of(folder), self.loading_params):
             raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
 
