@@ -30,9 +30,10 @@ from broken_keys import DATASET, FILES, MODEL, ROOT, broken_files
 FORMATS = ("table", "pubmedqa", "bioasq", "sick", "mrpc")
 
 
-def keys() -> Iterator[BrokenInput]:
+def keys(of_file: str) -> Iterator[BrokenInput]:
     for label, fault, file, text in broken_files():
-        yield with_file(f"keys of {file.partition('/')[0]}", f"{label} {fault}", f"conf/{file}", text)
+        if file == of_file:
+            yield with_file(f"keys of {file}", f"{label} {fault}", f"conf/{file}", text)
 
 
 def nesting() -> Iterator[BrokenInput]:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import broken_files as files
 import broken_words as words
 from broken_input import BrokenInput
+from broken_keys import FILES
 
-MAKERS: tuple[Callable[[], Iterator[BrokenInput]], ...] = (
-    *(files.keys, words.keys_of_the_command_line, words.no_values, words.long_words, words.escapes, words.names),
-    *(files.nesting, files.aliases, files.nul, files.homes, files.encodings, files.no_files, files.odd_yaml),
-    *(files.interpolations, words.templates, files.template_files, files.datasets, files.environments),
-    *(files.checkpoints, words.reports, words.serving),
-)
+# By kind, what makes the inputs, which takes a moment.
+MAKERS: Mapping[str, Callable[[], Iterator[BrokenInput]]] = {
+    **{f"keys of {file}": partial(files.keys, file) for file in FILES},
+    "keys of the command line": words.keys_of_the_command_line,
+    "words": words.no_values,
+    "long words": words.long_words,
+    "escapes": words.escapes,
+    "names": words.names,
+    "nesting": files.nesting,
+    "aliases": files.aliases,
+    "NUL": files.nul,
+    "~nouser": files.homes,
+    "encodings": files.encodings,
+    "no file": files.no_files,
+    "YAML": files.odd_yaml,
+    "interpolations": files.interpolations,
+    "templates": words.templates,
+    "template files": files.template_files,
+    "datasets": files.datasets,
+    "environment": files.environments,
+    "checkpoints": files.checkpoints,
+    "reports": words.reports,
+    "serving": words.serving,
+}
 
 
-def broken_inputs() -> dict[str, list[BrokenInput]]:
-    """By kind."""
-    by_kind: dict[str, list[BrokenInput]] = defaultdict(list)
-    for make in MAKERS:
-        for one in make():
-            by_kind[one.kind].append(one)
-    return dict(by_kind)
+def broken_inputs() -> Iterator[BrokenInput]:
+    for make in MAKERS.values():
+        yield from make()

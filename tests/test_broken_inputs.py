@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import psutil
 import pytest
 import yaml
 from broken_input import BrokenInput
-from broken_inputs import broken_inputs
-from broken_keys import FILES, broken_files, broken_values, sections
+from broken_inputs import MAKERS, broken_inputs
+from broken_keys import broken_files, broken_values, sections
 from fork_server import STARTED_A_PROCESS, Ended, ForkServer
 from openai_server import OpenAIServer
 
@@ -27,7 +26,6 @@ from rambla_ray.display import LONGEST_ERROR
 
 REPO = Path(__file__).resolve().parent.parent
 RECORDED = REPO / "tests/data/recorded/2026-11/mock-2tasks-580dd227"
-INPUTS = broken_inputs()
 LEAST = 450
 SECONDS = 5.0
 SERVERS = 2
@@ -90,7 +88,7 @@ def faults_of(ended: Ended) -> list[str]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_broken_inputs_of_a_kind_are_refused_in_one_line(
     kind: str,
     endpoint: Endpoint,
@@ -108,12 +106,10 @@ def test_broken_inputs_of_a_kind_are_refused_in_one_line(
             ended = server.run(broken.command, words, folder, broken.environment)
         finally:
             servers.put(server)
-        faults = faults_of(ended) + [f"it left {left}" for left in broken.left_behind(folder)]
-        shutil.rmtree(folder)
-        return f"{broken.id}: {'; '.join(faults)}" if faults else ""
+        return verdict_on(broken, folder, ended)
 
     with ThreadPoolExecutor(SERVERS) as pool:
-        verdicts = list(pool.map(verdict, enumerate(INPUTS[kind])))
+        verdicts = list(pool.map(verdict, enumerate(MAKERS[kind]())))
     failed = list(filter(None, verdicts))
     with capsys.disabled():
         print(f"\n{kind:<30} tried {len(verdicts):>4}, met {len(verdicts) - len(failed):>4} ", end="")
@@ -121,14 +117,11 @@ def test_broken_inputs_of_a_kind_are_refused_in_one_line(
     assert not endpoint.server.requests
 
 
-def can_be_typed(broken: BrokenInput) -> bool:
-    try:
-        return all(len(os.fsencode(word)) < LONGEST_WORD and "\0" not in word for word in broken.words)
-    except UnicodeEncodeError:
-        return False
-
-
-TYPED = list(filter(can_be_typed, (broken for kind in INPUTS.values() for broken in kind)))
+def verdict_on(broken: BrokenInput, folder: Path, ended: Ended) -> str:
+    """What is wrong with how a command ended, after its name; empty where nothing is."""
+    faults = faults_of(ended) + [f"it left {name}" for name in broken.left_behind(folder)]
+    shutil.rmtree(folder)
+    return f"{broken.id}: {'; '.join(faults)}" if faults else ""
 
 
 @pytest.mark.processes
@@ -139,8 +132,7 @@ def test_a_sample_of_them_is_refused_by_the_real_command(endpoint: Endpoint, tmp
         folder.mkdir()
         words = broken.prepare(folder)
         program = [str(REPO / f"jobs/{broken.command}.py")] if number % 2 else ["-m", "rambla_ray", broken.command]
-        start = time.monotonic()
-        with (folder / "stderr").open("w+b") as err, (folder / "stdout").open("wb") as out:
+        with (folder / "stderr").open("wb") as err, (folder / "stdout").open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, *program, *words],
                 cwd=folder,
@@ -150,21 +142,27 @@ def test_a_sample_of_them_is_refused_by_the_real_command(endpoint: Endpoint, tmp
                 start_new_session=True,
             )
             status = process.wait(SAMPLE_SECONDS)
-        left = [one for one in psutil.process_iter() if os_session(one.pid) == process.pid]
-        ended = Ended(status, (folder / "stderr").read_bytes(), time.monotonic() - start, bool(left))
-        faults = faults_of(ended) + [f"it left {name}" for name in broken.left_behind(folder)]
-        return f"{broken.id}: {'; '.join(faults)}" if faults else ""
+        left = any(session_of(one) == process.pid for one in psutil.pids())
+        return verdict_on(broken, folder, Ended(status, (folder / "stderr").read_bytes(), 0.0, left))
 
-    sample = TYPED[:: len(TYPED) // SAMPLE]
+    typed = list(filter(can_be_typed, broken_inputs()))
     with ThreadPoolExecutor(SERVERS) as pool:
-        failed = list(filter(None, pool.map(verdict, enumerate(sample))))
+        failed = list(filter(None, pool.map(verdict, enumerate(typed[:: len(typed) // SAMPLE]))))
     assert not failed, "\n".join(failed)
     assert not endpoint.server.requests
 
 
-def os_session(pid: int) -> int:
+def can_be_typed(broken: BrokenInput) -> bool:
+    """Whether the words can be those of a process."""
     try:
-        return os.getsid(pid)
+        return all(len(os.fsencode(word)) < LONGEST_WORD and "\0" not in word for word in broken.words)
+    except UnicodeEncodeError:
+        return False
+
+
+def session_of(process: int) -> int:
+    try:
+        return os.getsid(process)
     except ProcessLookupError:
         return 0
 
@@ -184,30 +182,22 @@ def test_what_they_are_broken_from_is_whole(
     assert (ended.status, ended.err) == (0, b"")
 
 
-@pytest.mark.parametrize("section", sections(), ids=lambda section: section.label)
-def test_every_file_that_a_key_is_broken_in_is_whole(
-    section: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_file_that_a_key_is_broken_in_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TEST_ENDPOINT", "http://127.0.0.1:9/v1")
-    broken = BrokenInput("none", "none", files={f"conf/{section.file}": yaml.safe_dump(section.document)})
-    assert load(broken.prepare(tmp_path)).targets
+    for section in sections():
+        whole = BrokenInput("none", "none", files={f"conf/{section.file}": yaml.safe_dump(section.document)})
+        assert load(whole.prepare(tmp_path)).targets, section.label
 
 
 def test_every_key_of_every_file_is_broken() -> None:
-    labels = {broken.label for broken in broken_files()}
-    fields = {
-        (section.model.__name__, name): f"{section.label}.{field.alias or name}"
-        for section in sections()
-        for name, field in section.model.model_fields.items()
-        if any(broken_values(field))
-    }
-    keys = {label.rpartition(".")[2] for label in labels}
-    assert {label.rpartition(".")[2] for label in fields.values()} <= keys
-    assert len(FILES) == len({section.file for section in sections()})
+    broken = {one.label.rpartition(".")[2] for one in broken_files()}
+    for section in sections():
+        for name, field in section.model.model_fields.items():
+            assert (field.alias or name) in broken or not any(broken_values(field)), f"{section.label}.{name}"
 
 
 def test_there_are_enough_of_them_and_each_has_a_name() -> None:
-    ids = [broken.id for kind in INPUTS.values() for broken in kind]
+    ids = [broken.id for broken in broken_inputs()]
     assert len(ids) >= LEAST
     assert len(set(ids)) == len(ids)
