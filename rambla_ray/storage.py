@@ -37,14 +37,14 @@ def decoded(data: bytes) -> str:
         raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
 
 
-def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What a JSON text holds; `options` are those of `json.loads`.
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
 
     Raises:
         ValueError: it is no JSON, or nested so deeply that the parser gives up.
     """
     try:
-        return json.loads(text, **options)
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

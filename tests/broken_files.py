@@ -30,10 +30,9 @@ from broken_keys import DATASET, FILES, MODEL, ROOT, broken_files
 FORMATS = ("table", "pubmedqa", "bioasq", "sick", "mrpc")
 
 
-def keys(of_file: str) -> Iterator[BrokenInput]:
-    for label, fault, file, text in broken_files():
-        if file == of_file:
-            yield with_file(f"keys of {file}", f"{label} {fault}", f"conf/{file}", text)
+def keys(file: str) -> Iterator[BrokenInput]:
+    for label, fault, text in broken_files(file):
+        yield with_file(f"keys of {file}", f"{label} {fault}", f"conf/{file}", text)
 
 
 def nesting() -> Iterator[BrokenInput]:

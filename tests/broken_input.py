@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -40,8 +41,7 @@ class BrokenInput:
 
     def prepare(self, folder: Path) -> list[str]:
         """Make the folder in which the command runs; returns the command's words."""
-        base = {f"conf/{name}": yaml.safe_dump(document) for name, document in FILES.items()}
-        for name, content in {**base, "items.csv": ITEMS, **self.files}.items():
+        for name, content in {**_whole_files(), **self.files}.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if callable(content):
@@ -54,6 +54,11 @@ class BrokenInput:
         """What is in the folder, and was not before the command ran."""
         known = {name.partition("/")[0] for name in ("conf", "items.csv", *LEFT_BY_TEST, *self.files)}
         return sorted(path.name for path in folder.iterdir() if path.name not in known)
+
+
+@cache
+def _whole_files() -> dict[str, Content]:
+    return {"items.csv": ITEMS, **{f"conf/{name}": yaml.safe_dump(document) for name, document in FILES.items()}}
 
 
 def with_word(kind: str, word: str, name: str = "") -> BrokenInput:

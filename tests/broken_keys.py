@@ -86,7 +86,6 @@ class Broken(NamedTuple):
 
     label: str
     fault: str
-    file: str
     text: str
 
 
@@ -114,21 +113,22 @@ def _with_inner(section: Section) -> Iterator[Section]:
                 yield from _with_inner(section._replace(place=(*section.place, key), model=option))
 
 
-def broken_files() -> Iterator[Broken]:
-    """Every file with every key in it broken in every way that fits the key's type.
+def broken_files(file: str) -> Iterator[Broken]:
+    """A file with every key in it broken in every way that fits the key's type.
 
     A key that two kinds of models have is broken in one of them.
     """
     seen = set()
     for section in sections():
-        file = section.file
-        yield Broken(f"{section.label}.nonsense", "unknown", file, _with_key(section, "nonsense", "1"))
+        if section.file != file:
+            continue
+        yield Broken(f"{section.label}.nonsense", "unknown", _with_key(section, "nonsense", "1"))
         for name, field in section.model.model_fields.items():
             key = field.alias or name
             is_new = (section.place, key, repr(field)) not in seen
             seen.add((section.place, key, repr(field)))
             for fault, value in broken_values(field) if is_new else ():
-                yield Broken(f"{section.label}.{key}", fault, file, _with_key(section, key, value))
+                yield Broken(f"{section.label}.{key}", fault, _with_key(section, key, value))
 
 
 def _with_key(section: Section, key: str, value: str) -> str:

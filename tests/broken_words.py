@@ -22,7 +22,7 @@ verbose=[true] run_id=ledger conf_dir=nowhere address=ray://a:1 model.name=nobod
 model.name=rambla_ray.errors:UserError model.=1 model.params=1 model.params.x=1 model.params.engine.x=1 pool=1
 pool.x=1 rate={x:1} task.stages=x task.stages.0.x=1 task.stages.9=generate task.stages.x=1 task.answer=1
 task.dataset=nothing task.dataset.path= task.dataset.x=1 task.dataset.keep=1 .=1 ..=1 limit=[ limit={ pool={a:[}
-limit=[1 pool={min_size:} task=../task/own runs_dir="" ledger="" runs_dir=s3:// runs_dir=s3:/// ledger=gs://
+limit=[1 pool={min_size:} task=../task/own runs_dir="" runs_dir=s3:// runs_dir=s3:/// ledger=gs://
 """)
 SPACED = ("", " ", "pool={!!python/object:os.x {}}", "limit={a: 1}", "rate={x: 1}", "pool={min_size: }", "model=own x")
 PLACES = {"config.yaml": "", "model/own.yaml": "model.", "task/own.yaml": "task.", "dataset/own.yaml": "task.dataset."}

@@ -74,7 +74,7 @@ def refuse_long_interpolations(text: str) -> None:
         if depth and brace.end() - start > LONGEST_INTERPOLATION:
             break
     if depth and len(text) - start > LONGEST_INTERPOLATION:
-        raise ValueError(f"an interpolation is longer than {LONGEST_INTERPOLATION} characters")
+        raise ValueError(f"an interpolation is nested too deeply, or longer than {LONGEST_INTERPOLATION} characters")
 
 
 def _scalars(text: str, most: int) -> Iterator[str]:

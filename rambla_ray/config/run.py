@@ -26,8 +26,8 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)
 
 
 def _checked_place(place: str) -> str:
-    if not place or ("://" in place and "://" not in place.rstrip("/")):
-        raise ValueError("it names no folder; a bucket is named behind ://")
+    if "://" in place and "://" not in place.rstrip("/"):
+        raise ValueError("a bucket is named behind ://")
     return place
 
 
@@ -52,7 +52,7 @@ class RunOptions(Closed):
     )
     reader: ReaderOptions = Field(description="what roles.reader is asked")
     run_id: RunName | None = Field(None, description="name of the run's folder; made from the config when not given")
-    runs_dir: Place = Field("runs", description="where runs are kept")
+    runs_dir: Place = Field("runs", min_length=1, description="where runs are kept")
     ledger: Place | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
     address: str | None = Field(
         None,

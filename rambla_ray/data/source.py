@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, expanded, open_input, parse_json, reason_of
+from rambla_ray.storage import decoded, expanded, open_input, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
 
@@ -43,6 +44,8 @@ def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
         records = list(_read(path, config))
     except OSError as error:
         raise UserError(f"{where} cannot be read: {reason_of(error)}; {OTHER_FILE}") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
     except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
         raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
     items = adapt(records, config, where)
@@ -86,7 +89,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
     if suffix == ".jsonl":
         yield from _json_lines(text)
     elif suffix == ".json":
-        value = parse_json(text, object_pairs_hook=_unique_keys)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
         yield from _json_records(value, config.id_column or ID_COLUMNS.get(config.format, "id"))
     else:
         yield from _separated(text, tabs=suffix in TAB_SEPARATED)
@@ -126,7 +129,7 @@ def _json_lines(text: str) -> Iterator[Any]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028.
         if line.strip():
             try:
-                yield parse_json(line, object_pairs_hook=_unique_keys)
+                yield json.loads(line, object_pairs_hook=_unique_keys)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
 

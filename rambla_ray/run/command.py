@@ -92,7 +92,8 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         return ExitStatus.DONE
     flags, places = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
     if fault := _fault_of_report(flags, places):
-        print_error(f"{fault}; see --help")
+        print(REPORT_HELP.format(program=" ".join(program)))
+        print_error(fault)
         return ExitStatus.REFUSED
     from rambla_ray.config.words import as_typed
     from rambla_ray.errors import UserError
