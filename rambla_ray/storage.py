@@ -58,16 +58,26 @@ def expanded(path: str) -> Path:
         raise UserError(f"{path}: there is no home folder {home}; give the whole path") from None
 
 
+def absolute(path: str) -> Path:
+    """A local path from the root on. Raises UserError as `expanded`, and where there is no working folder any more."""
+    try:
+        return expanded(path).absolute()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is relative, and the folder that this was started in is gone; cd to another"
+        ) from None
+
+
 def open_input(location: str) -> pa.NativeFile:
     """A file on a local disk or in a bucket, to be read.
 
     Raises:
         OSError: it cannot be.
         ValueError: a URI of no known scheme, or a path with a NUL.
-        UserError: the home folder of nobody.
+        UserError: the home folder of nobody, or a relative path where the working folder is gone.
     """
     if "://" not in location:
-        return fs.LocalFileSystem().open_input_file(str(expanded(location).absolute()))
+        return fs.LocalFileSystem().open_input_file(str(absolute(location)))
     filesystem, path = fs.FileSystem.from_uri(location)
     return filesystem.open_input_file(path)
 
@@ -102,9 +112,9 @@ class Folder:
         if self.is_local:
             if "\0" in location:
                 raise UserError(f"{location!a}: a path has no NUL; give another")
-            absolute = os.fspath(expanded(location).absolute())
+            root = os.fspath(absolute(location))
             self.filesystem = fs.LocalFileSystem()
-            self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+            self.root = root.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
             if well_formed(self.root) != self.root:
                 raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:

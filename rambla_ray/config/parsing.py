@@ -63,18 +63,25 @@ def parse_quoted(word: str) -> str | None:
 
 def refuse_long_interpolations(text: str) -> None:
     """Raise a ValueError where a `${...}` in a text is too long; `\\${` begins none."""
+    if any(end - start > LONGEST_INTERPOLATION for start, end in _interpolations(text)):
+        raise ValueError(f"an interpolation is nested too deeply, or longer than {LONGEST_INTERPOLATION} characters")
+
+
+def _interpolations(text: str) -> Iterator[tuple[int, int]]:
+    """Where each interpolation begins and ends, those inside of it being parts of it; the last may be open."""
     depth = start = 0
     for brace in _BRACE.finditer(text):
         is_escaped = len(brace[1]) % 2 == 1
         if brace[2] == "}":
-            depth = max(depth - 1, 0)
+            depth -= depth > 0
+            if not depth:
+                yield start, brace.end()
+            start = start if depth else brace.end()
         elif depth or (brace[2] == "${" and not is_escaped):
             start = start if depth else brace.start()
             depth += 1
-        if depth and brace.end() - start > LONGEST_INTERPOLATION:
-            break
-    if depth and len(text) - start > LONGEST_INTERPOLATION:
-        raise ValueError(f"an interpolation is nested too deeply, or longer than {LONGEST_INTERPOLATION} characters")
+    if depth:
+        yield start, len(text)
 
 
 def _scalars(text: str, most: int) -> Iterator[str]:

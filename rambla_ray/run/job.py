@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Self
 from rambla_ray.config.secrets import is_secret
 from rambla_ray.display import as_typed_in_a_shell
 from rambla_ray.errors import UserError
-from rambla_ray.storage import expanded, parse_json
+from rambla_ray.storage import absolute, expanded, parse_json
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
@@ -41,7 +42,7 @@ class SubmittedJob:
         if job_config is None:
             return None
         wait = os.environ.get(STOP_WAIT, "")
-        return cls(_runtime_env(job_config), int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S)
+        return cls(_runtime_env(job_config), int(wait) if re.fullmatch("[0-9]{1,9}", wait) else RAYS_STOP_WAIT_S)
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -115,7 +116,7 @@ def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None
         if job is None:
             why, way_out = (
                 "a cluster that is already running has another working directory",
-                str(Path(place).absolute()),
+                str(absolute(place)),
             )
         else:
             why, way_out = "a job's working directory is a copy that is thrown away", f"s3://BUCKET/{Path(place).name}"
