@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -287,7 +288,7 @@ def _parquet(columns: Mapping[str, object]) -> Callable[[Path], None]:
 
 def datasets() -> Iterator[BrokenInput]:
     kind = "datasets"
-    deep = pa.array([{"a": [[[[1]]]]}])
+    deep = pa.array([None], reduce(lambda inner, _: pa.list_(inner), range(300), pa.int64()))
     texts: dict[str, Content] = {
         "nothing.json": "",
         "nothing.jsonl": "",
@@ -320,7 +321,7 @@ def datasets() -> Iterator[BrokenInput]:
         "cut.parquet": b"PAR1" + bytes(100) + b"PAR1",
         "columns.parquet": _parquet({"no": ["such"]}),
         "empty.parquet": _parquet({"id": pa.array([], pa.string())}),
-        "nested.parquet": _parquet({"id": deep, "question": deep}),
+        "deep.parquet": _parquet({"id": ["1"], "question": deep}),
         "unknown.ending": ITEMS,
     }
     for name, content in texts.items():
@@ -390,6 +391,8 @@ def checkpoints() -> Iterator[BrokenInput]:
         for file, others in files.items():
             model = {"conf/model/own.yaml": tuned} if file.startswith("tok") else {}
             yield BrokenInput(kind, f"{name} in {file}", files={**others, **model, f"checkpoint/{file}": content})
+    for name in ("", "a b", "a\x1b[2J", "a:b", "x" * 300, "a/é", "https://huggingface.co/a/b"):
+        yield with_params(kind, f"model_name {name[:20]}", "huggingface_llm", model_name=name)
     yield BrokenInput(kind, "no folder", files={"conf/model/own.yaml": local})
     yield BrokenInput(kind, "an empty folder", files={"conf/model/own.yaml": local, "checkpoint": Path.mkdir})
     yield BrokenInput(kind, "a file", files={"conf/model/own.yaml": local, "checkpoint": "text"})

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.backends import HONOURED_OPTIONS, REFUSED_OPTIONS, Backend, unsupported_option
 from rambla_ray.config.model import ModelParams
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.storage import expanded
 from rambla_ray.tasks import prompts
@@ -22,6 +23,7 @@ CODE_RUNNING_PARAMS = ("weights_only", "allow_all_kernels", "use_kernels", "kern
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 ANY_MESSAGE = "any message " * 1000  # It is long, so that a placeholder that cuts its text is found.
 VLLM_LOADING_PARAMS = ("dtype", "quantization")  # The loading params that vLLM's engine takes.
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
 NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
     r"|(?<!LMHead)(?<!DoubleHeads)Model$"
@@ -89,7 +91,12 @@ class CheckpointParams(ModelParams):
         return name.startswith(("/", "./", "../")) or name.count("/") > 1 or os.path.exists(name)
 
     def preflight(self, *, same_machine: bool) -> None:
-        if not (same_machine and self.is_path):
+        if not same_machine:
+            return
+        if not self.is_path:
+            if not HUB_ID.fullmatch(self.model_name):
+                name = one_line(self.model_name, SHOWN_CHARACTERS)
+                raise UserError(f"params.model_name: '{name}' is neither a folder here nor a hub id (owner/name)")
             return
         folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
         if not os.path.isdir(folder):
