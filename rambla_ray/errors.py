@@ -103,9 +103,10 @@ def choose_from(word: str, known: Iterable[str]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Names with commas; of those that would take too many characters, the first ones and how many there are more."""
-    shown, room = 0, LISTED_CHARACTERS
+    if not names:
+        return "none"
+    shown, room = 1, LISTED_CHARACTERS - len(names[0])
     while shown < len(names) and (room := room - len(names[shown]) - 2) >= 0:
         shown += 1
-    more = len(names) - shown
-    some = ", ".join(names[:shown]) if shown else names[0][:LISTED_CHARACTERS] + "..." if names else "none"
-    return some + (f" and {more} more" if more and shown else "")
+    some, more = ", ".join(names[:shown])[:LISTED_CHARACTERS], len(names) - shown
+    return f"{some} and {more} more" if more else some
