@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import rambla_ray
-from rambla_ray.display import unfailing_output
+from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
 from rambla_ray.errors import choose_from
 from rambla_ray.run.command import bench, report
 from rambla_ray.run.status import ExitStatus
@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = ("rambla-r
         print(f"rambla_ray {rambla_ray.__version__}")
         return ExitStatus.DONE
     if command not in COMMANDS:
-        print(f"error: no command {command!r}; {choose_from(command, COMMANDS)}", file=sys.stderr)
+        print_error(f"no command '{one_line(command, SHOWN_CHARACTERS)}'; {choose_from(command, COMMANDS)}")
         return ExitStatus.REFUSED
     return COMMANDS[command](rest, (*program, command))
 

@@ -7,14 +7,19 @@ import io
 import os
 import re
 import select
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, TextIO, cast
 
 from rambla_ray.redaction import redacted
+
+SHOWN_CHARACTERS = 60  # A message shows so many characters of a word that somebody has typed.
+LONGEST_ERROR = 500  # The line by which a command says what is wrong has at most so many characters.
+_HEAD_SHARE = 0.6  # What is wrong stands at the beginning of a line, and what to do at its end.
 
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -49,6 +54,38 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def bounded(message: str, encoding: str = "utf-8") -> str:
+    """A message as one line of characters that an encoding has and that show as what they are.
+
+    Of one that is too long, its beginning and its end are shown.
+    """
+    line = escaped(message).encode(encoding, "backslashreplace").decode(encoding)
+    if len(line) <= LONGEST_ERROR:
+        return line
+    gap = " ... "
+    head = round(_HEAD_SHARE * (LONGEST_ERROR - len(gap)))
+    return line[:head] + gap + line[head + len(gap) - LONGEST_ERROR :]
+
+
+def print_error(message: str, beginning: str = "error") -> None:
+    """Print on stderr, in one bounded line, what is wrong; with another beginning, what else a user should know."""
+    print(bounded(f"{beginning}: {message}", sys.stderr.encoding or "utf-8"), file=sys.stderr)
+
+
+def as_typed_in_a_shell(words: Iterable[str]) -> str:
+    r"""A command line to copy, on one line: `$'\x1b'` and its like for what does not print."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _in_ansi_c(word) for word in words)
+
+
+def _in_ansi_c(word: str) -> str:
+    r"""A word in the quotes of a shell inside which `\x1b` is a byte."""
+    shown = "".join(
+        (f"\\{c}" if c in "\\'" else c) if c.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+        for c in word
+    )
+    return f"$'{shown}'"
 
 
 def in_markdown(line: str) -> str:

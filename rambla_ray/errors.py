@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from rambla_ray.redaction import redacted
@@ -61,6 +61,7 @@ class ErrorKind(StrEnum):
 
 
 LONGEST_LIST = 30  # A message that offers a nearest match lists no more names than this.
+LISTED_CHARACTERS = 250  # A list of names is cut after so many characters.
 
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
@@ -101,4 +102,15 @@ def choose_from(word: str, known: Iterable[str]) -> str:
     hint = f"did you mean '{near[0]}'? " if near else ""
     if hint and len(names) > LONGEST_LIST:
         return hint.rstrip()
-    return f"{hint}there {'are' if len(names) != 1 else 'is'}: {', '.join(names) or 'none'}"
+    return f"{hint}there {'are' if len(names) != 1 else 'is'}: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas; of those that would take too many characters, the first ones and how many there are more."""
+    if not names:
+        return "none"
+    shown, room = 1, LISTED_CHARACTERS - len(names[0])
+    while shown < len(names) and (room := room - len(names[shown]) - 2) >= 0:
+        shown += 1
+    some, more = ", ".join(names[:shown])[:LISTED_CHARACTERS], len(names) - shown
+    return f"{some} and {more} more" if more else some

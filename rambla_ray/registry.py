@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 
 MODEL_MAP: Mapping[str, str] = {
@@ -43,10 +43,10 @@ def model_class(name: str) -> type[Any]:
     if name in plugins:
         return _load(plugins[name].value, f"name {name!r} ({_distribution(plugins[name])})")
     if ":" in name:
-        return _load(name, f"name {name!r}")
+        return _load(name, f"name '{one_line(name, SHOWN_CHARACTERS)}'")
     raise UserError(
-        f"name {name!r} is not a kind of model; {choose_from(name, [*MODEL_MAP, *plugins])}, "
-        "or a class as package.module:Class"
+        f"name '{one_line(name, SHOWN_CHARACTERS)}' is not a kind of model; "
+        f"{choose_from(name, [*MODEL_MAP, *plugins])}, or a class as package.module:Class"
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
@@ -50,11 +51,49 @@ def joined(location: str, name: str) -> str:
     return f"{location[:end].rstrip('/')}/{name}{location[end:]}"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that the parser gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def expanded(path: str) -> Path:
+    """A local path with the home folder in the place of `~`. Raises UserError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = Path(path).parts[0]
+        raise UserError(f"{path}: there is no home folder {home}; give the whole path") from None
+
+
+def absolute(path: str) -> Path:
+    """A local path from the root on. Raises UserError as `expanded`, and where there is no working folder any more."""
+    try:
+        return expanded(path).absolute()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is relative, and the folder that this was started in is gone; cd to another"
+        ) from None
+
+
 def open_input(location: str) -> pa.NativeFile:
-    """A file on a local disk or in a bucket, to be read. Raises OSError; ValueError for a URI of no known scheme."""
+    """A file on a local disk or in a bucket, to be read.
+
+    Raises:
+        OSError: it cannot be.
+        ValueError: a URI of no known scheme, or a path with a NUL.
+        UserError: a URI with a key in it, the home folder of nobody, or a relative path where the working folder is
+            gone.
+    """
     _refuse_credentials(location)
     if "://" not in location:
-        return pa.PythonFile(open_regular(Path(location).expanduser().absolute()), mode="r")
+        return pa.PythonFile(open_regular(absolute(location)), mode="r")
     filesystem, path = fs.FileSystem.from_uri(location)
     if isinstance(filesystem, fs.LocalFileSystem):
         return pa.PythonFile(open_regular(path), mode="r")
@@ -114,6 +153,19 @@ def _refuse_other_kind(mode: int) -> None:
         raise OSError(f"it is {kind}, not a file")
 
 
+@contextlib.contextmanager
+def removed_when_refused(folders: Iterable[Folder]) -> Iterator[None]:
+    """While inside, a UserError means that nothing was begun: what was made of these folders, and is empty, goes."""
+    made = [path for folder in folders for path in folder.missing]
+    try:
+        yield
+    except UserError:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):  # It was not made after all, or another run has put something into it.
+                path.rmdir()
+        raise
+
+
 class Folder:
     """A folder on any pyarrow filesystem.
 
@@ -122,7 +174,7 @@ class Folder:
         modes: the rights to all that is created in it on a local disk, and to the folder itself if it is created.
 
     Raises:
-        UserError: the URI is not one that pyarrow can open, or holds a password, or the path is no text.
+        UserError: the URI is not one that pyarrow can open, or the path is none.
     """
 
     def __init__(self, location: str, modes: Modes = Modes()) -> None:  # noqa: B008 - it is a constant
@@ -131,9 +183,11 @@ class Folder:
         self.is_local = "://" not in location
         self.filesystem: fs.FileSystem
         if self.is_local:
-            absolute = os.fspath(Path(location).expanduser().absolute())
+            if "\0" in location:
+                raise UserError(f"{location!a}: a path has no NUL; give another")
+            root = os.fspath(absolute(location))
             self.filesystem = fs.LocalFileSystem()
-            self.root = absolute.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+            self.root = root.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
             if well_formed(self.root) != self.root:
                 raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:
@@ -184,6 +238,12 @@ class Folder:
             self.filesystem.create_dir(self.root, recursive=True)
             return
         self.modes.create_folder(Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape"))))
+
+    @property
+    def missing(self) -> list[Path]:
+        """The folders on a local disk that do not exist and would have to be made for this one, the inmost first."""
+        path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
+        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self.is_local else []
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

@@ -8,6 +8,8 @@ import config_files
 import pytest
 from config_files import HUGGINGFACE, OPENAI, TASK, refusal
 
+from rambla_ray.errors import LISTED_CHARACTERS, listed
+
 conf = config_files.conf
 no_endpoint = config_files.no_endpoint  # It runs by itself before each test of this file.
 
@@ -151,3 +153,19 @@ def test_a_broken_file_is_named_in_one_line(group: str, text: str, fragment: str
     message = refusal(f"conf_dir={conf}", f"{group}=broken")
     assert fragment in message
     assert "broken" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], "none"),
+        (["a"], "a"),
+        (["a", "b"], "a, b"),
+        (["x" * 100] * 5, f"{'x' * 100}, {'x' * 100} and 3 more"),
+        (["y" * 1_000, "z"], f"{'y' * LISTED_CHARACTERS} and 1 more"),
+        ([f"{n:03}" for n in range(900)], ", ".join(f"{n:03}" for n in range(50)) + " and 850 more"),
+    ],
+    ids=["none", "one", "two", "long", "too long", "many"],
+)
+def test_a_list_of_names_is_cut_where_it_takes_a_line(names: list[str], line: str) -> None:
+    assert listed(names) == line

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from shown_page import Shown
 
-from rambla_ray.display import folded, in_markdown, one_line
+from rambla_ray.display import LONGEST_ERROR, as_typed_in_a_shell, bounded, folded, in_markdown, one_line, print_error
 
 
 @settings(max_examples=300, deadline=None)
@@ -48,6 +48,37 @@ def test_one_line_says_what_it_cannot_show(text: str, shown: str) -> None:
 )
 def test_what_is_folded_stands_on_one_line(text: str, longest: int | None, shown: str) -> None:
     assert folded(text, longest) == shown
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=()), max_size=1_000), st.sampled_from(["utf-8", "ascii", "latin-1"]))
+def test_a_message_is_bounded_in_the_characters_of_any_stream(text: str, encoding: str) -> None:
+    line = bounded(text, encoding)
+    assert line.isprintable()
+    assert len(line) <= LONGEST_ERROR
+    line.encode(encoding)
+    if len(text) <= LONGEST_ERROR and text.isprintable() and encoding == "utf-8":
+        assert line == text
+
+
+def test_of_a_long_error_the_beginning_and_the_end_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(f"no model '{'x' * 10_000}'; choose another\nwith model=NAME")
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: no model 'xxxx")
+    assert printed.endswith(r"xxx'; choose another\nwith model=NAME" + "\n")
+    assert len(printed) == LONGEST_ERROR + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["python", "a b", "it's"], """python 'a b' 'it'"'"'s'"""),
+        (["a=\x1b[2J\n"], r"$'a=\x1b[2J\x0a'"),
+        (["'\\é\u202e\udcff"], r"$'\'\\é\xe2\x80\xae\xff'"),
+    ],
+)
+def test_a_command_to_copy_stands_on_one_line(words: list[str], line: str) -> None:
+    assert as_typed_in_a_shell(words) == line
 
 
 @settings(max_examples=300, deadline=None)

@@ -44,6 +44,15 @@ def test_outside_of_a_job_there_is_none(monkeypatch):
     assert SubmittedJob.current() is None
 
 
+@pytest.mark.parametrize(
+    "value", ["", "{", "[]", "1", '{"runtime_env": 1}', '{"runtime_env": {"env_vars": 1}}', "[" * 100_000]
+)
+def test_what_is_no_description_of_a_job_is_refused(monkeypatch, value):
+    monkeypatch.setenv(jobs.CONFIG, value)
+    with pytest.raises(UserError, match=f"{jobs.CONFIG} in the environment is not what Ray puts there"):
+        SubmittedJob.current()
+
+
 @pytest.mark.parametrize(("given", "wait_s"), [({}, 3), ({STOP_WAIT: "90"}, 90), ({STOP_WAIT: "soon"}, 3)])
 def test_a_job_knows_how_long_it_has_to_stop(monkeypatch, capsys, given, wait_s):
     job = submitted(monkeypatch, {"env_vars": given})

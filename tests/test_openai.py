@@ -118,9 +118,11 @@ def test_a_missing_key_is_refused_on_the_driver_naming_its_variable(
     assert caught.value.kind == ErrorKind.AUTH
 
 
-def test_async_calls_false_is_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    params(async_calls=False).preflight(same_machine=True)
-    assert "async_calls has no effect" in capsys.readouterr().err
+def test_async_calls_false_is_accepted_with_a_note() -> None:
+    given = params(async_calls=False)
+    given.preflight(same_machine=True)
+    assert given.remarks == ("engine gpt-4: async_calls has no effect, calls are concurrent",)
+    assert not params().remarks
 
 
 # Identity and settings

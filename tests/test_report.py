@@ -218,7 +218,10 @@ def test_a_command_line_that_is_not_understood_prints_the_help(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job.main(words) == 1
-    assert "--audit" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "--audit" in printed.out
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

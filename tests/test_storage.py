@@ -9,7 +9,7 @@ import pytest
 from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.storage import Folder, joined, open_input
+from rambla_ray.storage import Folder, joined, open_input, parse_json, removed_when_refused
 
 
 def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
@@ -86,3 +86,55 @@ def test_a_run_is_found_again_where_a_uri_names_it(tmp_path: Path) -> None:
     run.begin(config, {}, [])
     assert (tmp_path / "my runs" / "one" / "config.yaml").is_file()
     assert RunDirectory.create(config).read_config()
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("~nouser/runs", "there is no home folder ~nouser"), ("a\0b", r"'a\\x00b': a path has no NUL")],
+)
+def test_a_path_that_is_none_is_one_line(place: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Folder(place)
+
+
+def test_where_the_working_folder_is_gone_a_relative_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for open_place in (Folder, open_input):
+        with pytest.raises(UserError, match=r"x\.csv is relative, and the folder that this was started in is gone"):
+            open_place("x.csv")
+    Folder(str(tmp_path / "x")).make_writable("ledger")
+
+
+@pytest.mark.parametrize(
+    ("ending", "stay"),
+    [
+        (UserError, ["full", "full/of", "there"]),
+        (KeyboardInterrupt, ["full", "full/d", "full/of", "new", "new/b", "there"]),
+    ],
+)
+def test_what_was_made_for_a_run_that_is_refused_goes_if_it_is_empty(
+    ending: type[BaseException], stay: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    folders = [Folder(str(tmp_path / place)) for place in ("new/b", "full/d", "there")]
+
+    def begin() -> None:
+        for folder in folders:
+            folder.make_writable("runs_dir")
+        (tmp_path / "full/of").mkdir()
+        raise ending("no")
+
+    with pytest.raises(ending), removed_when_refused(folders):
+        begin()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == stay
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, b"[" * 100_000])
+def test_json_that_is_nested_too_deeply_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(text)
+    assert parse_json('{"a": [1]}') == {"a": [1]}

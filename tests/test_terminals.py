@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rambla_ray.display import unfailing_output
+from rambla_ray.display import as_typed_in_a_shell, unfailing_output
 
 REPO = Path(__file__).resolve().parent.parent
 RECORDED = REPO / "tests/data/recorded/2026-11/mock-2tasks-580dd227"
@@ -146,3 +146,12 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[Any]:
         encoding="utf-8",
         check=False,
     )
+
+
+@pytest.mark.processes
+def test_a_command_that_is_copied_into_a_shell_has_the_same_words() -> None:
+    words = ["plain", "it's", "a\x1b[2J\nb", "\\n", "'\\\x07", "é\u202e答", "a\udcff1", "$HOME `x` ${y}\t!"]
+    printed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {as_typed_in_a_shell(words)}"], capture_output=True, check=True
+    ).stdout
+    assert [os.fsdecode(word) for word in printed.split(b"\0")[:-1]] == words

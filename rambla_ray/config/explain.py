@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import choose_from
 
 
@@ -23,7 +24,9 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     location = [str(part) for part in fault["loc"]]
     key = ".".join([inside, *location] if inside else location)
     if fault["type"] == "extra_forbidden":
-        return f"no key '{key}'; {choose_from(location[-1], _keys_at(model, location[:-1]))}"
+        return (
+            f"no key '{one_line(key, SHOWN_CHARACTERS)}'; {choose_from(location[-1], _keys_at(model, location[:-1]))}"
+        )
     if fault["type"] == "missing":
         return f"key '{key}' is missing"
     reason = fault["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]

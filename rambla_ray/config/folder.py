@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rambla_ray.display import folded
+from rambla_ray.config.parsing import parse_yaml
+from rambla_ray.display import SHOWN_CHARACTERS, folded, one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.storage import decoded, read_whole, reason_of
+from rambla_ray.storage import expanded, read_whole, reason_of
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.
 SHIPPED_CONF = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else _PACKAGE.parent / "conf"
 
-LARGEST = 10_000_000  # Bytes that a config, or a template in a file of its own, may have.
-DEEPEST = 50  # So many mappings and lists of a config may stand inside each other.
-_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Where PyYAML was built without libyaml, it has no fast one.
+LARGEST = 2**20  # A config file has at most so many bytes: it would take more seconds to read than anybody waits.
 
 
 class ConfigFolder:
     """`conf/`: the user's folder first, if there is one, then the shipped one."""
 
     def __init__(self, conf_dir: str | None) -> None:
-        own = [Path(conf_dir).expanduser()] if conf_dir else []
-        if not all(folder.is_dir() for folder in own):
+        own = [expanded(conf_dir)] if conf_dir else []
+        if not all(map(os.path.isdir, own)):  # It is False, too, where a name is too long or holds a NUL.
             raise UserError(f"conf_dir={conf_dir}: there is no such folder")
         self._folders = [*own, SHIPPED_CONF]
 
@@ -44,7 +41,7 @@ class ConfigFolder:
             path = folder / group / f"{name}.yaml"
             if os.path.lexists(path) and path.parent == folder / group:
                 return _read_yaml(path), path
-        raise UserError(f"no {group} {name!r}; {choose_from(name, self.names(group))}")
+        raise UserError(f"no {group} '{one_line(name, SHOWN_CHARACTERS)}'; {choose_from(name, self.names(group))}")
 
     def root(self) -> dict[str, Any]:
         """`config.yaml`: the defaults, the user's over the shipped."""
@@ -65,41 +62,6 @@ def package_dir(package: str) -> str:
         distribution = package.replace("_", "-")
         raise ValueError(f"package {package} is not installed: pip install --no-deps {distribution}")
     return str(spec.submodule_search_locations[0])
-
-
-def parse_yaml(text: bytes | str) -> Any:
-    """YAML as plain values, its interpolations as they are written.
-
-    Raises:
-        ValueError: bytes that are not UTF-8, a value that stands alone, or one that nests deeper than any config
-            does, at which YAML's own parser would crash the process.
-        yaml.YAMLError, OmegaConfBaseException: it is not valid YAML, or the grammar of an interpolation is not.
-    """
-    text = text if isinstance(text, str) else decoded(text)
-    _refuse_deep(text)
-    try:
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except OSError:  # OmegaConf's own, for a value that stands alone.
-        raise ValueError("expected keys and values") from None
-
-
-def parse_resolved(data: bytes) -> Any:
-    """YAML that was written by a program, and holds no interpolations but texts that may look so.
-
-    Raises:
-        ValueError, yaml.YAMLError: as `parse_yaml`.
-    """
-    text = decoded(data)
-    _refuse_deep(text)
-    return yaml.load(text, Loader=_PARSER)  # noqa: S506 - it is a safe one
-
-
-def _refuse_deep(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_PARSER):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

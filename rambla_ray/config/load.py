@@ -24,7 +24,7 @@ from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.config.templates import read_templates
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role, well_formed
 from rambla_ray.storage import Folder, joined
@@ -139,9 +139,11 @@ def _split(words: Sequence[str]) -> list[tuple[str, str]]:
     for word in map(as_typed, words):
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise UserError(f"'{one_line(word)}' is not key=value; see --help")
+            raise UserError(f"'{one_line(word, SHOWN_CHARACTERS)}' is not key=value; see --help")
         if well_formed(word) != word:
-            raise UserError(f"{COMMAND_LINE}: {key}={value[:60]!a}: its bytes are no text in this locale; use UTF-8")
+            raise UserError(
+                f"{COMMAND_LINE}: {key}={value[:SHOWN_CHARACTERS]!a}: its bytes are no text in this locale; use UTF-8"
+            )
         pairs.append((key, value.removesuffix("\r")))  # A script that was written on Windows ends its lines so.
     return pairs
 
@@ -155,7 +157,9 @@ def _section(key: str, options: type[BaseModel]) -> tuple[str, str]:
         return (head, rest) if head in ("model", "task") and rest else ("root", key)
     if head in ("pool", "rate"):
         return "model", key
-    raise UserError(f"no key '{key}'; {choose_from(head, [*options.model_fields, *MODEL_KEYS])}")
+    raise UserError(
+        f"no key '{one_line(key, SHOWN_CHARACTERS)}'; {choose_from(head, [*options.model_fields, *MODEL_KEYS])}"
+    )
 
 
 def _load_model(folder: ConfigFolder, name: str, overrides: Overrides) -> ModelConfig:

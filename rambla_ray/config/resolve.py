@@ -17,7 +17,7 @@ from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import package_dir
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.words import read_value, takes_text, type_at
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError
 from rambla_ray.registry import model_class
 
@@ -59,12 +59,12 @@ def override(config: Mapping[str, Any], overrides: Overrides, where: str, model:
         reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
         missing = re.search(r"Environment variable '(\w+)' not found", reason)
         if missing:
-            reason = f"needs the environment variable {missing[1]}, which is not set"
+            reason = f"needs the environment variable {missing[1][:SHOWN_CHARACTERS]}, which is not set"
         place = getattr(error, "full_key", None)
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{one_line(reason, 300)}") from None
     except RecursionError:
         raise UserError(f"{where}: an interpolation is nested too deeply") from None
-    except TypeError as error:  # OmegaConf raises one for a key, where a list takes a number.
+    except (TypeError, ValueError) as error:  # OmegaConf raises them for a key, where a list takes a number.
         raise UserError(f"{where}: {error}") from None
 
 
@@ -84,7 +84,9 @@ def _value(key: str, word: str, kind: Any) -> Any:
         return read_value(word, kind)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {key}={one_line(word, 60)}: cannot be read as a value: {reason}") from None
+        raise UserError(
+            f"{COMMAND_LINE}: {key}={one_line(word, SHOWN_CHARACTERS)}: cannot be read as a value: {reason}"
+        ) from None
 
 
 def checked(model: type[T], config: Resolved, where: str) -> T:

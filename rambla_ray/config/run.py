@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator
 
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions
+from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
@@ -38,6 +38,15 @@ def _mode(value: Any) -> Any:
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
 
 
+def _checked_place(place: str) -> str:
+    if "://" in place and "://" not in place.rstrip("/"):
+        raise ValueError("a bucket is named behind ://")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_checked_place)]
+
+
 def cluster_address(address: str | None) -> str:
     """The cluster to use: that of the `address` option, else the one that RAY_ADDRESS names, else a local one."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
@@ -55,9 +64,9 @@ class RunOptions(Closed):
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )
     reader: ReaderOptions = Field(description="what roles.reader is asked")
-    run_id: Name | None = Field(None, description="name of the run's folder; made from the config when not given")
-    runs_dir: str = Field("runs", description="where runs are kept")
-    ledger: str | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
+    run_id: RunName | None = Field(None, description="name of the run's folder; made from the config when not given")
+    runs_dir: Place = Field("runs", min_length=1, description="where runs are kept")
+    ledger: Place | None = Field(None, description="the store of answers; <runs_dir>/ledger when not given")
     files_mode: Annotated[str, BeforeValidator(_mode)] = Field(
         "private",
         description="who may read what is created in runs_dir and ledger: private (the owner alone), group, umask (as "
@@ -188,6 +197,11 @@ class RunConfig(Closed):
         """Whether the name of a target is also that of a role's model which is another."""
         others = (role.config for role in self.roles.values() if role.config_name == target)
         return any(other.params != self.targets[target].params for other in others)
+
+    @property
+    def directory(self) -> str:
+        """Where the run's folder is."""
+        return f"{self.options.runs_dir.rstrip('/')}/{self.run_id}"
 
     @property
     def ledger(self) -> str:

@@ -13,7 +13,10 @@ MOST_ACTORS = 10**6  # Whether a cluster holds as many as are asked for is found
 MOST_OF_A_NODE = 10**6  # The same for the CPUs and GPUs of one actor.
 SHORTEST_S = 1e-9  # A time limit is no shorter than this, in seconds.
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
+Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
+RunName = Annotated[str, Field(pattern=_NAME, max_length=200)]
 
 
 class Pool(Closed):

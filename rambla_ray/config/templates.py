@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rambla_ray.config.folder import LARGEST
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError
 from rambla_ray.storage import decoded, read_whole, reason_of
+
+LARGEST = 10_000_000  # Bytes that a template in a file of its own may have.
 
 
 def read_templates(stages: Any, task_file: Path, where: str) -> None:
@@ -32,7 +33,9 @@ def read_templates(stages: Any, task_file: Path, where: str) -> None:
         if body.get("template") is not None:
             raise UserError(f"{where}: template and template_file exclude each other; drop one of them, or null it")
         if not isinstance(name, str):
-            raise UserError(f"{where}: template_file: Input should be a valid string (got {one_line(repr(name), 60)})")
+            raise UserError(
+                f"{where}: template_file: Input should be a valid string (got {one_line(repr(name), SHOWN_CHARACTERS)})"
+            )
         body["template"] = _text_of(name, task_file, where)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from rambla_ray.config.folder import parse_yaml
+from rambla_ray.config.parsing import parse_quoted, parse_yaml, refuse_long_interpolations
 from rambla_ray.tasks.closed import options_of
 
 NO_VALUE = frozenset({"", "null", "Null", "NULL"})
@@ -48,6 +48,7 @@ def read_value(word: str, kind: Any) -> Any:
     """
     if word in NO_VALUE:
         return None
+    refuse_long_interpolations(word)
     if _is_quoted(word):
         return _unquoted(word)
     if word[0] + word[-1] in BRACKETS and not _is_plain_text(kind):
@@ -123,7 +124,7 @@ def _is_quoted(word: str) -> bool:
 def _unquoted(word: str) -> str:
     """The text inside quotes, as YAML reads it; the word itself where the two quotes do not belong together."""
     try:
-        text = yaml.safe_load(word)
+        text = parse_quoted(word)
     except yaml.YAMLError:
         return word
-    return text if isinstance(text, str) else word
+    return word if text is None else text

@@ -21,7 +21,7 @@ from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, first_special, open_input, reason_of
+from rambla_ray.storage import decoded, expanded, first_special, open_input, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
 
@@ -68,13 +68,13 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         yield from _read_hub(path, config)
         return
     if suffix not in endings:
-        local = Path(path).expanduser()
-        if local.is_dir():
+        local = expanded(path)
+        if os.path.isdir(local):
             if reason := first_special(local.rglob("*")):
                 raise ValueError(f"{reason}; {OTHER_FILE}")
             yield from _read_hub(str(local), config)
             return
-        hint = f"a file needs one of the endings {', '.join(endings)}" if local.exists() else "no such file"
+        hint = f"a file needs one of the endings {', '.join(endings)}" if os.path.exists(local) else "no such file"
         raise ValueError(f"{hint}; {OTHER_FILE}")
     with open_input(path) as stream:
         _refuse_larger_than_memory(stream.size())
@@ -170,12 +170,12 @@ def _json_records(value: Any, id_column: str) -> Iterator[Any]:
 
 
 def _is_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or Path(path).exists()
+    return path.startswith(("/", "./", "../", "~")) or os.path.exists(path)
 
 
 def _read_hub(path: str, config: DatasetConfig) -> Iterator[dict[str, Any]]:
     """Records of a hub dataset, or of a local folder in the hub's layout."""
-    if not Path(path).is_dir() and not _hub_answers():
+    if not os.path.isdir(path) and not _hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # A copy in the cache still loads, and nothing waits for the network.
     import datasets
 

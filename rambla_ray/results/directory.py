@@ -21,7 +21,7 @@ from rambla_ray.results.sample_writer import DRAFT, SampleWriter
 from rambla_ray.results.samples import file_name, refuse_newer
 from rambla_ray.results.shapes import StoredConfig
 from rambla_ray.results.versions import versions
-from rambla_ray.storage import Folder, joined
+from rambla_ray.storage import Folder
 
 # The number of this layout, which stands in config.yaml. A change to any file of a run directory that an older reader
 # would misread raises it; new keys, columns and files do not.
@@ -105,7 +105,7 @@ class RunDirectory:
         for name, count in files.items():
             if count > 1:
                 raise UserError(f"two targets and tasks would share the file {name}: rename a model or task config")
-        run = cls(Folder(joined(config.options.runs_dir, config.run_id), config.options.modes))
+        run = cls(Folder(config.directory, config.options.modes))
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from rambla_ray.config.explain import explain
-from rambla_ray.config.folder import parse_resolved
+from rambla_ray.config.parsing import parse_resolved
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.results.shapes import Calls, Environment, Metrics, PlanNotes, Shape, StoredConfig

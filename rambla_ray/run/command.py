@@ -9,14 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rambla_ray.display import one_line, unfailing_output
+from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
     from rambla_ray.results.directory import RunDirectory
 
-LONGEST_ERROR = 4000  # A message is cut to so many characters.
+HELP_WORDS = ("-h", "--help", "help")
+REPORT_FLAGS = ("--recompute", "--audit")
 DIFFERS = 2  # The exit status of a report whose numbers differ or do not add up.
 
 BENCH_HELP = """\
@@ -67,7 +68,7 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
         words: what stands behind the program's name: `key=value`, or a request for help.
         program: the words that start this command, for the help and for the commands that the user is shown.
     """
-    if any(word in ("-h", "--help", "help") for word in words):
+    if any(word in HELP_WORDS for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
     with Interruption("interrupted before anything was asked") as interruption:
@@ -79,14 +80,14 @@ def _bench(words: Sequence[str], program: Sequence[str], interruption: Interrupt
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
         where = "activate the environment that has it (for a job: where ray starts)"
-        print(f"error: {sys.executable} has no module {error.name}; {where}", file=sys.stderr)
+        print_error(f"{sys.executable} has no module {error.name}; {where}")
         return ExitStatus.REFUSED
     try:
         from rambla_ray.run import invocation
 
         return invocation.invoke(words, program, interruption)
     except UserError as error:
-        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
+        print_error(str(error))
         return ExitStatus.REFUSED
     except KeyboardInterrupt:  # The run was over, and not all of it was shown.
         print(interruption.line, file=sys.stderr)
@@ -103,10 +104,14 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         words: what stands behind the program's name: a run directory and flags.
         program: the words that start this command, for the help.
     """
-    flags, places = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
-    if len(places) != 1 or any(flag not in ("-h", "--help", "--recompute", "--audit") for flag in flags):
+    if any(word in HELP_WORDS for word in words):
         print(REPORT_HELP.format(program=" ".join(program)))
-        return ExitStatus.DONE if {"-h", "--help"} & set(flags) else ExitStatus.REFUSED
+        return ExitStatus.DONE
+    flags, places = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
+    if fault := _fault_of_report(flags, places):
+        print(REPORT_HELP.format(program=" ".join(program)))
+        print_error(fault)
+        return ExitStatus.REFUSED
     with Interruption("interrupted"):
         return _report(places[0], flags)
 
@@ -120,7 +125,7 @@ def _report(place: str, flags: Sequence[str]) -> int:
     try:
         return _show(RunDirectory(Folder(as_typed(place))), flags)
     except UserError as error:
-        print(f"error: {one_line(str(error), LONGEST_ERROR)}", file=sys.stderr)
+        print_error(str(error))
         return ExitStatus.REFUSED
 
 
@@ -141,8 +146,18 @@ def _show(directory: RunDirectory, flags: Sequence[str]) -> int:
         print(*checks, sep="\n")
         holds = holds and all(check.holds for check in checks)
     if lacking := missing(directory):
-        print(f"note: {directory.folder.location} has no {', '.join(lacking)}", file=sys.stderr)
+        print_error(f"{directory.folder.location} has no {', '.join(lacking)}", "note")
     damaged = list(faults(directory))
     for line in damaged:
-        print(f"error: {one_line(line, LONGEST_ERROR)}", file=sys.stderr)
+        print_error(line)
     return DIFFERS if not holds else ExitStatus.REFUSED if damaged else ExitStatus.DONE
+
+
+def _fault_of_report(flags: Sequence[str], places: Sequence[str]) -> str:
+    """What is wrong with the words of a report; empty where nothing is."""
+    unknown = next((flag for flag in flags if flag not in REPORT_FLAGS), None)
+    if unknown is not None:
+        from rambla_ray.errors import choose_from
+
+        return f"no flag '{one_line(unknown, SHOWN_CHARACTERS)}'; {choose_from(unknown, REPORT_FLAGS)}"
+    return "" if len(places) == 1 else f"a report is of one run directory, and not of {len(places)}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import shlex
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig, cluster_address
 from rambla_ray.config.words import as_typed
-from rambla_ray.display import counted, escaped, one_line
+from rambla_ray.display import as_typed_in_a_shell, bounded, counted, escaped, one_line, print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.store import has_records_of
 from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
@@ -30,13 +29,12 @@ from rambla_ray.run.open_files import refuse_too_few
 from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
-from rambla_ray.storage import Folder
+from rambla_ray.storage import Folder, removed_when_refused
 
 if TYPE_CHECKING:
     from rambla_ray.run.pipeline import Run
 
-LONGEST_REASON = 500  # The reason why a run stopped is cut to so many characters.
-LONGEST_LINE = 1000  # The line of a check is cut to so many characters.
+
 INTERRUPTED = "interrupted; what was answered is kept."
 
 
@@ -57,7 +55,7 @@ class CommandLine:
     @property
     def again(self) -> str:
         """What to type to continue the run on this machine."""
-        return shlex.join([*self.program, *self.words])
+        return as_typed_in_a_shell([*self.program, *self.words])
 
     def submit_again(self, job: SubmittedJob, dashboard: str) -> str:
         """What to type to continue the run as a job, whose script need not lie where a checkout has it."""
@@ -68,7 +66,7 @@ class CommandLine:
     def report(self, run: str) -> str:
         """What to type to see more of a run, in the directory of that name."""
         program = [*self.program[:-1], self.program[-1].replace("bench", "report")]
-        return shlex.join([*program, run])
+        return as_typed_in_a_shell([*program, run])
 
 
 def invoke(words: Sequence[str], program: Sequence[str], interruption: Interruption) -> int:
@@ -95,18 +93,21 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
         return ExitStatus.DONE
     if command.job is not None:
         command.job.refuse_secrets(config.key_variables)
-        command.job.warn()
     plan.preflight(same_machine=own_cluster)
     if own_cluster:
         _refuse_what_this_machine_lacks(plan)
         refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
-    directory = RunDirectory.create(config)
-    refuse_what_cannot_be_replaced(directory)
-    Folder(config.ledger, config.options.modes).make_writable("ledger")
-    with Lease.take(directory.folder, config.run_id) as lease:
-        for line in rewritten(directory):
-            print(f"note: {line}; it is written anew", file=sys.stderr)
-        return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
+    if command.job is not None:
+        command.job.warn()
+    ledger = Folder(config.ledger, config.options.modes)
+    with removed_when_refused([Folder(config.directory), ledger]):
+        directory = RunDirectory.create(config)
+        refuse_what_cannot_be_replaced(directory)
+        ledger.make_writable("ledger")
+        with Lease.take(directory.folder, config.run_id) as lease:
+            for line in rewritten(directory):
+                print_error(f"{line}; it is written anew", "note")
+            return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
 
 
 def _refuse_what_this_machine_lacks(plan: Plan) -> None:
@@ -134,7 +135,7 @@ def _diagnose(config: RunConfig) -> int:
     all_hold = True
     for check in doctor.diagnose(config):
         all_hold &= check.holds
-        print(one_line(str(check), LONGEST_LINE), flush=True)
+        print(bounded(str(check)), flush=True)
     return ExitStatus.DONE if all_hold else ExitStatus.REFUSED
 
 
@@ -165,19 +166,18 @@ def _run(
         interruption.hand_over()
         scores = run()
     except RunStopped as stopped:
-        reason = one_line(str(stopped), LONGEST_REASON)
         if run is None or not run.calls:
-            print(f"error: {reason}", file=sys.stderr)
+            print_error(str(stopped))
             return ExitStatus.REFUSED
         status = ExitStatus.STOPPED
-        ending = f"stopped: {reason}\n{run.calls} calls were made; what was answered is kept."
+        ending = f"{bounded(f'stopped: {stopped}')}\n{run.calls} calls were made; what was answered is kept."
         is_written = not isinstance(stopped, NotWritten)
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
         ending = INTERRUPTED
     if run is not None and is_written and (reason := _show(directory)):
         status, scores = ExitStatus.STOPPED, None
-        ending = f"stopped: {reason}\nThe summary is missing; what was answered is kept."
+        ending = f"{bounded(f'stopped: {reason}')}\nThe summary is missing; what was answered is kept."
     if scores is None:
         print(f"{ending} Continue with: {again}", file=sys.stderr)
         return status
@@ -185,7 +185,7 @@ def _run(
     try:
         return _status(plan.config, scores, directory)
     except UserError as error:  # The samples are gone, or damaged, since they were scored.
-        print(f"stopped: {one_line(str(error), LONGEST_REASON)} Continue with: {again}", file=sys.stderr)
+        print(f"{bounded(f'stopped: {error}')} Continue with: {again}", file=sys.stderr)
         return ExitStatus.STOPPED
 
 
@@ -219,7 +219,7 @@ def _nodes_are_ready(config: RunConfig) -> bool:
 
     faults = doctor.faulty_nodes(config)
     for fault in faults:
-        print(one_line(f"error: {fault.line}", LONGEST_LINE), file=sys.stderr)
+        print_error(fault.line)
     return not faults
 
 
@@ -230,14 +230,14 @@ def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirector
     gates = config.options.fail_if
     failures = count_failures(directory.samples, scores)
     if failures.share > gates.failed_above:
-        line = f"failed: {failures} (above fail_if.failed_above={gates.failed_above:g}); the same command asks again"
-        print(one_line(line, LONGEST_LINE), file=sys.stderr)
+        reason = f"{failures} (above fail_if.failed_above={gates.failed_above:g}); the same command asks again"
+        print_error(reason, "failed")
         return ExitStatus.CELL_FAILED
     failed = [cell for cell in scores["cells"] if cell["outcomes"]["scored"] == 0]
     if failed:
         first = failed[0]
         where = " ".join(filter(None, (config.label(first["model"]), first["task"], first["variant"])))
-        print(f"failed: no sample was scored in {counted(len(failed), 'cell')}, for example {where}", file=sys.stderr)
+        print_error(f"no sample was scored in {counted(len(failed), 'cell')}, for example {where}", "failed")
         return ExitStatus.CELL_FAILED
     least = gates.coverage_below
     if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):

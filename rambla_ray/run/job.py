@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rambla_ray.display import as_typed_in_a_shell
 from rambla_ray.errors import UserError
 from rambla_ray.redaction import is_secret
+from rambla_ray.storage import absolute, expanded, parse_json
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
@@ -40,9 +42,7 @@ class SubmittedJob:
         if job_config is None:
             return None
         wait = os.environ.get(STOP_WAIT, "")
-        return cls(
-            json.loads(job_config).get("runtime_env") or {}, int(wait) if wait.isdecimal() else RAYS_STOP_WAIT_S
-        )
+        return cls(_runtime_env(job_config), int(wait) if re.fullmatch("[0-9]{1,9}", wait) else RAYS_STOP_WAIT_S)
 
     @property
     def _variables(self) -> dict[str, str]:
@@ -79,7 +79,7 @@ class SubmittedJob:
         env = {key: value for key, value in self.runtime_env.items() if key not in ("working_dir", "env_vars")}
         env |= {"env_vars": variables} if variables else {}
         folder = self.runtime_env.get("working_dir")
-        return shlex.join(
+        return as_typed_in_a_shell(
             [
                 *("ray", "job", "submit"),
                 *(["--address", f"http://{dashboard}"] if dashboard else ()),
@@ -88,6 +88,16 @@ class SubmittedJob:
                 *("--", *words),
             ]
         )
+
+
+def _runtime_env(job_config: str) -> Mapping[str, Any]:
+    """The runtime_env of a job, from what Ray puts into its environment. Raises UserError where that is damaged."""
+    try:
+        env = parse_json(job_config).get("runtime_env") or {}
+        dict(env.get("env_vars") or {})
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{CONFIG} in the environment is not what Ray puts there for a job; unset it") from None
+    return dict(env)
 
 
 def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None:
@@ -101,12 +111,12 @@ def refuse_relative(places: Mapping[str, str], job: SubmittedJob | None) -> None
         UserError: a place is relative; the message names the key and a place that would do.
     """
     for key, place in places.items():
-        if "://" in place or Path(place).expanduser().is_absolute():
+        if "://" in place or expanded(place).is_absolute():
             continue
         if job is None:
             why, way_out = (
                 "a cluster that is already running has another working directory",
-                str(Path(place).absolute()),
+                str(absolute(place)),
             )
         else:
             why, way_out = "a job's working directory is a copy that is thrown away", f"s3://BUCKET/{Path(place).name}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.data.source import load_dataset
+from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
@@ -190,7 +190,7 @@ class Plan:
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
         for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
-            print(f"note: {remark}", file=sys.stderr)
+            print_error(remark, "note")
 
     def _way_out(self, level: Level) -> str:
         if Role.TARGET in level.roles:

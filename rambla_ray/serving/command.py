@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rambla_ray.display import unfailing_output
+from rambla_ray.display import print_error, unfailing_output
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
@@ -61,15 +61,14 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
 
 def _serve(words: Sequence[str], interruption: Interruption) -> int:
     try:
-        from rambla_ray.display import one_line
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
-        print(f"error: {sys.executable} has no module {error.name}; activate the environment", file=sys.stderr)
+        print_error(f"{sys.executable} has no module {error.name}; activate the environment")
         return ExitStatus.REFUSED
     try:
         return _bind_and_run(words, interruption)
     except UserError as error:
-        print(f"error: {one_line(str(error), LONGEST_REASON)}", file=sys.stderr)
+        print_error(str(error))
         return ExitStatus.REFUSED
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -90,8 +89,8 @@ def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
     key = key and key.strip()
     if key == "":
         raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
-    if key and not key.isprintable():
-        raise UserError(f"{KEY_VARIABLE} has a character in it that no header can hold, a line break maybe")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE} has characters that no client can send in a header; put another key into it")
     try:
         from rambla_ray.serving import gateway
         from rambla_ray.serving.access import is_loopback

@@ -20,6 +20,7 @@ from ray.serve.schema import DeploymentStatus
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
+from rambla_ray.display import print_error
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import configure_logging, connected_cluster
 from rambla_ray.run.placement import Cluster, PooledModel, describe_resources, waiting_reason
@@ -140,6 +141,9 @@ def preflight(config: ServeConfig, *, same_machine: bool) -> None:
             model.params.preflight(same_machine=same_machine)
         except UserError as error:
             raise UserError(f"model {name}: {error}") from None
+    for model in config.models.values():
+        for remark in model.params.remarks:
+            print_error(remark, "note")
 
 
 @contextlib.contextmanager

@@ -164,6 +164,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except (socket.gaierror, ValueError):  # The second for what can be no name, such as a..b.
+        raise UserError(f"host={host}: no host of this name is known here; give an address of this machine") from None
     except OSError as error:
         bound.close()
         other = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field
@@ -81,8 +80,11 @@ class EndpointParams(KeyedParams):
         super().preflight(same_machine=same_machine)
         if same_machine:
             proxy_of(URL(self.endpoint))
-        if self.async_calls is False:
-            print(f"note: engine {self.engine}: async_calls has no effect, calls are concurrent", file=sys.stderr)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
+        return (note,) if self.async_calls is False else ()
 
     def ping(self) -> str:
         """Ask for its list of models; many that are like the API have none, and answer all the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,8 +19,9 @@ from rambla_ray.actors.local.backends import (
     unsupported_option,
 )
 from rambla_ray.config.model import ModelParams
-from rambla_ray.display import one_line
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
+from rambla_ray.storage import expanded
 from rambla_ray.tasks import prompts
 
 # Loading params that can run or unpickle code of others.
@@ -27,6 +29,7 @@ CODE_RUNNING_PARAMS = ("weights_only", "allow_all_kernels", "use_kernels", "kern
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 ANY_MESSAGE = "any message " * 1000  # It is long, so that a placeholder that cuts its text is found.
 VLLM_LOADING_PARAMS = ("dtype", "quantization")  # The loading params that vLLM's engine takes.
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
 NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
     r"|(?<!LMHead)(?<!DoubleHeads)Model$"
@@ -62,7 +65,7 @@ class CheckpointParams(ModelParams):
     @field_validator("model_name", "tokenizer_name")
     @classmethod
     def _home_folder(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+        return str(expanded(value)) if value and value.startswith("~") else value
 
     @field_validator("loading_params")
     @classmethod
@@ -91,7 +94,7 @@ class CheckpointParams(ModelParams):
     def is_path(self) -> bool:
         """Whether model_name is a path, not a hub id."""
         name = self.model_name
-        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or Path(name).exists()
+        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or os.path.exists(name)
 
     @property
     def special_file(self) -> str:
@@ -100,10 +103,15 @@ class CheckpointParams(ModelParams):
         return next(filter(None, (weights.special_file(folder) for folder in folders if folder.is_dir())), "")
 
     def preflight(self, *, same_machine: bool) -> None:
-        if not (same_machine and self.is_path):
+        if not same_machine:
+            return
+        if not self.is_path:
+            if not HUB_ID.fullmatch(self.model_name):
+                name = one_line(self.model_name, SHOWN_CHARACTERS)
+                raise UserError(f"params.model_name: '{name}' is neither a folder here nor a hub id (owner/name)")
             return
         folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"params.model_name: there is no folder {folder}")
         if reason := self.special_file:
             raise UserError(f"params.model_name: {folder} cannot be loaded: {reason}")
@@ -115,6 +123,8 @@ class CheckpointParams(ModelParams):
             raise UserError(
                 f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
             )
+        if fault := weights.config_fault(folder):
+            raise UserError(f"params.model_name: {folder} cannot be loaded: its config.json is damaged: {fault}")
         if package := weights.missing_quantiser(weights.config_of(folder), self.loading_params):
             raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rambla_ray.storage import decoded, first_special, read_whole
+from rambla_ray.storage import decoded, first_special, parse_json, read_whole
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -149,13 +148,23 @@ def _tensors(folder: Path) -> Iterator[Mapping[str, Any]]:
     for path in _loaded_safetensors(folder):
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(size, path.stat().st_size)))
+            header = parse_json(stream.read(min(size, path.stat().st_size)))
         yield from (tensor for name, tensor in header.items() if name != "__metadata__")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json; empty without one, or if it is broken, which is an error of loading it."""
     return _json(folder / "config.json")
+
+
+def config_fault(folder: Path) -> str:
+    """What is wrong with a checkpoint's config.json, where it has one that nobody can read; else empty."""
+    path = folder / "config.json"
+    try:
+        value = parse_json(decoded(read_whole(path, LARGEST_JSON))) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        return str(error)
+    return "" if isinstance(value, dict) else "it is not an object with keys and values"
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
@@ -187,7 +196,7 @@ def missing_quantiser(config: Mapping[str, Any], loading_params: Mapping[str, An
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(decoded(read_whole(path, LARGEST_JSON)))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(decoded(read_whole(path, LARGEST_JSON)))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
