@@ -33,9 +33,8 @@ def read_templates(stages: Any, task_file: Path, where: str) -> None:
         if body.get("template") is not None:
             raise UserError(f"{where}: template and template_file exclude each other; drop one of them, or null it")
         if not isinstance(name, str):
-            raise UserError(
-                f"{where}: template_file: Input should be a valid string (got {one_line(repr(name), SHOWN_CHARACTERS)})"
-            )
+            shown = one_line(repr(name), SHOWN_CHARACTERS)
+            raise UserError(f"{where}: template_file: Input should be a valid string (got {shown})")
         body["template"] = _text_of(name, task_file, where)
 
 
