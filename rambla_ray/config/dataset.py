@@ -63,8 +63,6 @@ class DatasetConfig(Closed):
         for column, values in self.keep.items():
             if not values:
                 raise ValueError(f"`keep: {{{column}: []}}` keeps nothing; name the values, or leave it out")
-            if twice := _first_twice([normalised(value) for value in values]):
-                raise ValueError(f"`keep` names the value '{twice}' of {column} twice; case and blanks do not count")
         if self.limit is not None and self.limit < len(self._balanced_values):
             raise ValueError(
                 f"limit {self.limit} is too small for `balance`: {len(self._balanced_values)} values of "

@@ -116,8 +116,8 @@ class Budget(Closed):
 class Price(Closed):
     """What an endpoint charges, in US dollars per million tokens."""
 
-    input_per_million: float = Field(ge=0, le=10**6, description="for prompt tokens")
-    output_per_million: float = Field(ge=0, le=10**6, description="for answer tokens")
+    input_per_million: float = Field(ge=0, le=10**9, description="for prompt tokens")
+    output_per_million: float = Field(ge=0, le=10**9, description="for answer tokens")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars for so many tokens."""
