@@ -71,6 +71,7 @@ def test_a_signal_ends_what_has_asked_nothing(tmp_path, words, place, moment, nu
     (line,) = err.splitlines()
     assert line.startswith("interrupted")
     assert out == ""
+    assert list(tmp_path.rglob("lease.json")) == []
     _, alive = psutil.wait_procs(children, END_S)
     assert alive == []
 

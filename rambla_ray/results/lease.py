@@ -163,6 +163,10 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Renew it no more, and delete it: the run is free."""
         self._over.set()
         self._thread.join(LONGEST_END_S)
         if self._thread.is_alive():

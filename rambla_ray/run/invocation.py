@@ -105,6 +105,7 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
         refuse_what_cannot_be_replaced(directory)
         ledger.make_writable("ledger")
         with Lease.take(directory.folder, config.run_id) as lease:
+            interruption.last_act = lease.give_up
             for line in rewritten(directory):
                 print_error(f"{line}; it is written anew", "note")
             return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
