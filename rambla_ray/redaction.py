@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
+from rambla_ray.shipped import SHIPPED_CONF
+
 MASK = "***"
 SHORTEST = 8  # Only secrets of so many characters are looked for inside texts: a shorter one may occur by chance.
 SHORTEST_LINE = 16  # The same, for a line of a secret that has several.
@@ -43,7 +45,10 @@ _WORKING_DIRECTORY = "PWD"
 _PUBLIC_USERS = frozenset(
     {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs", "hdfs", "ssh", "git+ssh"}
 )
-_USERINFO = re.compile(r"(?:\b([a-z][a-z0-9+.-]{0,30}):|(?<![\w/.~:-]))//([^\s/?#]*)@", re.IGNORECASE)
+# Behind a scheme of more than one letter (no drive) one slash will do, or backslashes: it was meant as a URL.
+_USERINFO = re.compile(
+    r"(?:\b([a-z][a-z0-9+.-]{0,30}):(?://|(?<=[a-z0-9]{2}:)[/\\]+)|(?<![\w/.~:-])//)([^\s/?#]*)@", re.IGNORECASE
+)
 # A password with a character that should have been encoded: behind the colon stands no port.
 _BROKEN_USERINFO = re.compile(r"(//)[^\s/?#:@\[]{0,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]]|$))\S{0,200}@")
 _NO_SCHEME = re.compile(
@@ -56,7 +61,10 @@ _CUT_USERINFO = re.compile(
 )
 _PARAMETER = re.compile(r"([?&#;])([\w.%-]{1,60})=([^\s&#;'\"<>]+)")
 _CREDENTIAL_PARAMETERS = frozenset(
-    {"key", "auth", "authorization", "sig", "code", "pass", "pwd", "sas", "jwt", "bearer"}
+    {
+        *("key", "auth", "authorization", "sig", "code", "pass", "pwd", "pw", "pat", "sas", "jwt", "bearer", "otp"),
+        *("session", "sessionid", "cookie", "cred", "creds", "passcode"),
+    }
 )
 _CREDENTIAL_ENDING = re.compile(
     r"(key|key-?id|token|secret|password|passwd|passphrase|signature|credentials?)$", re.IGNORECASE
@@ -122,9 +130,15 @@ def _secrets(environment: tuple[tuple[str, str], ...], variables: frozenset[str]
             texts = [whole, *_lines(whole)]
         else:
             texts = _passwords(whole)
-        if texts := [text for text in texts if len(text) >= SHORTEST]:
+        if texts := [text for text in texts if len(text) >= SHORTEST and text not in _public_text()]:
             found[name] = tuple(texts)
     return found
+
+
+@lru_cache(1)
+def _public_text() -> str:
+    """The package's own configs: a word of theirs, such as `question`, is in every run, and tells no password."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(SHIPPED_CONF.rglob("*.yaml")))
 
 
 def _lines(secret: str) -> list[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rambla_ray.config.folder import SHIPPED_CONF
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
 from rambla_ray.results.calls import invocation, throughput
 from rambla_ray.results.directory import RunDirectory, scoring_spec
+from rambla_ray.shipped import SHIPPED_CONF
 
 
 @pytest.fixture

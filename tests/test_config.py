@@ -10,8 +10,8 @@ import pytest
 from config_files import TASK, loaded, refusal
 
 from rambla_ray.config.dataset import DatasetConfig
-from rambla_ray.config.folder import SHIPPED_CONF
 from rambla_ray.config.run import RunConfig
+from rambla_ray.shipped import SHIPPED_CONF
 
 conf = config_files.conf
 no_endpoint = config_files.no_endpoint  # It runs by itself before each test of this file.

@@ -117,7 +117,7 @@ def test_a_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_an_editable_install_reads_the_configs_of_its_checkout(source: Path, tmp_path: Path) -> None:
     programs = made_environment(tmp_path / "venv", "--editable", source)
-    where = "from rambla_ray.config.folder import SHIPPED_CONF; print(SHIPPED_CONF)"
+    where = "from rambla_ray.shipped import SHIPPED_CONF; print(SHIPPED_CONF)"
     assert run([programs / "python", "-c", where], tmp_path) == f"{source / 'conf'}\n"
 
 

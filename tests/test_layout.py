@@ -18,6 +18,7 @@ PACKAGE = REPO / "rambla_ray"
 # Each room may import from itself and from rooms on lines above its own. A room is a folder of the package, or a file
 # directly in it.
 ORDER = [
+    ["shipped"],
     ["file_modes", "redaction", "schema"],
     ["display", "errors"],
     ["registry", "storage", "tasks"],

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from rambla_ray.config.load import load
 from rambla_ray.display import unfailing_output
 from rambla_ray.errors import CallError, ErrorKind, NotStored, RunStopped, UserError
 from rambla_ray.redaction import Masks, holds_credentials, is_secret, looks_like_key, redacted
@@ -57,7 +58,10 @@ URLS = {
     "s3://b/x?region=eu&access_key=1&secret_key=pa55": "s3://b/x?region=eu&access_key=***&secret_key=***",
     "https://h/?api-key=pa55&a=1": "https://h/?api-key=***&a=1",
     "https://h/?api%2Dkey=pa55": "https://h/?api%2Dkey=***",
+    "http:/me:pa55@h/v1": "http://***@h/v1",
+    r"http:\\me:pa55@h\v1": r"http://***@h\v1",
     "https://h/?API_KEY=pa55": "https://h/?API_KEY=***",
+    "https://h/?pw=pa55&session=tok3n": "https://h/?pw=***&session=***",
     "https://h/f?code=pa55": "https://h/f?code=***",
     "https://h/#access_token=pa55": "https://h/#access_token=***",
     "https://h/c?sv=2024&se=2030&sig=pa55%3D": "https://h/c?sv=2024&se=2030&sig=***",
@@ -188,6 +192,13 @@ def test_the_passwords_of_urls_in_the_environment_are_not_shown(monkeypatch: pyt
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2hunter2@proxy:3128")
     monkeypatch.setenv("ALL_PROXY", "me:swordfish99@proxy:3128")
     assert redacted("hunter2hunter2 or swordfish99") == "*** or ***"
+
+
+def test_a_word_of_the_shipped_configs_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASS", "question")
+    monkeypatch.setenv("MY_TOKEN", "pubmedqa_yesno")
+    assert redacted("question, pubmedqa_yesno") == "question, pubmedqa_yesno"
+    assert load(["model=mock"]).tasks
 
 
 def test_each_line_of_a_secret_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

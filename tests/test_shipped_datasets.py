@@ -11,9 +11,9 @@ import pytest
 from dataset_records import items_of
 
 from rambla_ray.config.dataset import FIELDS, DatasetConfig, fields_of
-from rambla_ray.config.folder import SHIPPED_CONF
 from rambla_ray.config.load import load
 from rambla_ray.data.source import DEMO_DIR, load_dataset
+from rambla_ray.shipped import SHIPPED_CONF
 
 SHIPPED = {
     "bioasq": (30, {"1": 30}, "label"),
