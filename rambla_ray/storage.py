@@ -196,6 +196,8 @@ class Folder:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
             except (ValueError, OSError, ImportError) as error:
                 raise UserError(f"{location}: cannot be opened: {str(error)[:200]}") from None
+            if not self.root:
+                raise UserError(f"{location}: it names no bucket; give one behind ://")
         self._is_on_disk = isinstance(self.filesystem, fs.LocalFileSystem)  # also behind `file://`
 
     @property

@@ -58,6 +58,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
                 "RAY_AUTH_MODE": "disabled",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "HF_HUB_OFFLINE": "1",
+                "RES_OPTIONS": "timeout:1 attempts:1",  # A name server that loses a packet is asked again after 5 s.
             },
         )
 
