@@ -59,7 +59,7 @@ _WHOLE_NO_SCHEME = re.compile(r"[^\s/:@]+:[^\s/@]+@(?:[\w.-]+|\[[\da-f:]+\])(?::
 _CUT_USERINFO = re.compile(
     r"(//)(?:[^\s/?#:@\[]{1,200}:(?!\d{0,5}(?:[/?#\s'\"),;\]…]|$))[^\s/?#'\"…]*|[^\s/?#:@.'\"…]{20,})(?=[…'\"]|$)"
 )
-_PARAMETER = re.compile(r"([?&#;])([\w.%-]{1,60})=([^\s&#;'\"<>]+)")
+_PARAMETER = re.compile(r"([?&#;])([\w.%[\]-]{1,60})=([^\s&#;'\"<>]+)")
 _CREDENTIAL_PARAMETERS = frozenset(
     {
         *("key", "auth", "authorization", "sig", "code", "pass", "pwd", "pw", "pat", "sas", "jwt", "bearer", "otp"),
@@ -258,7 +258,7 @@ def _masked_parameter(match: re.Match[str]) -> str:
 
 
 def _gives_access(parameter: str) -> bool:
-    name = unquote(parameter)
+    name = unquote(parameter).rstrip("[]")
     last = re.split(r"[-_.]", name.lower())[-1]
     return last in _CREDENTIAL_PARAMETERS or _CREDENTIAL_ENDING.search(name) is not None
 

@@ -61,6 +61,7 @@ URLS = {
     "http:/me:pa55@h/v1": "http://***@h/v1",
     r"http:\\me:pa55@h\v1": r"http://***@h\v1",
     "https://h/?API_KEY=pa55": "https://h/?API_KEY=***",
+    "https://h/?token[]=pa55&key%5B%5D=tok3n": "https://h/?token[]=***&key%5B%5D=***",
     "https://h/?pw=pa55&session=tok3n": "https://h/?pw=***&session=***",
     "https://h/f?code=pa55": "https://h/f?code=***",
     "https://h/#access_token=pa55": "https://h/#access_token=***",
