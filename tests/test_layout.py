@@ -20,7 +20,8 @@ PACKAGE = REPO / "rambla_ray"
 ORDER = [
     ["file_modes", "redaction", "schema"],
     ["display", "errors"],
-    ["registry", "storage", "tasks"],
+    ["inputs", "registry", "tasks"],
+    ["storage"],
     ["config", "ledger"],
     ["data", "scoring"],
     ["actors", "results"],

@@ -20,8 +20,9 @@ from enum import Enum, auto
 from typing import NamedTuple, Self
 
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.inputs import reason_of
 from rambla_ray.results.holder import LEASE_FORMAT, Holder, Process
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 LEASE = "lease.json"
 BEAT_S = 2.0  # A bucket may take a file of one name no more often than once a second.

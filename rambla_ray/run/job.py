@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from rambla_ray.display import as_typed_in_a_shell
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import absolute, expanded, parse_json
 from rambla_ray.redaction import is_secret
-from rambla_ray.storage import absolute, expanded, parse_json
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
