@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +96,25 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
     plan.preflight(same_machine=own_cluster)
     if own_cluster:
         _refuse_what_this_machine_lacks(plan)
-        refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
     if command.job is not None:
         command.job.warn()
+    with _leased_directory(config, interruption) as directory:
+        return _run(plan, directory, command, interruption, own_cluster=own_cluster)
+
+
+def _refuse_what_this_machine_lacks(plan: Plan) -> None:
+    """Refuse, before Ray starts, a pool that its cluster would not hold, and too few open files. Raises UserError."""
+    from rambla_ray.run.cluster import own_cluster
+
+    machine = own_cluster()
+    for target in plan.config.targets:
+        Placement.of(plan.levels(target), machine)
+    refuse_too_few(level.config for target in plan.config.targets for level in plan.levels(target))
+
+
+@contextlib.contextmanager
+def _leased_directory(config: RunConfig, interruption: Interruption) -> Iterator[RunDirectory]:
+    """The run's directory, which this process alone writes while inside. Raises UserError."""
     ledger = Folder(config.ledger, config.options.modes)
     with removed_when_refused([Folder(config.directory), ledger]):
         directory = RunDirectory.create(config)
@@ -108,16 +124,7 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
             interruption.last_act = lease.give_up
             for line in rewritten(directory):
                 print_error(f"{line}; it is written anew", "note")
-            return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
-
-
-def _refuse_what_this_machine_lacks(plan: Plan) -> None:
-    """Refuse, before Ray starts, a pool that its cluster would not hold. Raises UserError."""
-    from rambla_ray.run.cluster import own_cluster
-
-    machine = own_cluster()
-    for target in plan.config.targets:
-        Placement.of(plan.levels(target), machine)
+            yield directory.held(lease)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:
