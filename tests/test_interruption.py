@@ -8,16 +8,22 @@ import signal
 import time
 
 import pytest
-from driver import AT_ONCE, Driver, calls_of, metrics_of, repeats, wait_for_distinct, wait_for_requests
+from driver import (
+    AT_ONCE,
+    DEMO_YES_NO,
+    REPEATED,
+    Driver,
+    calls_of,
+    metrics_of,
+    repeats,
+    wait_for_distinct,
+    wait_for_requests,
+)
 from faults import Fault
 from openai_server import OpenAIServer
 
 from rambla_ray.ledger.claims import OWNER_SILENT_S
 
-DEMO_YES_NO = 57
-# After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
-# endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
-REPEATED = 2 * AT_ONCE
 pytestmark = pytest.mark.processes
 
 

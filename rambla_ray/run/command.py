@@ -25,7 +25,8 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   limit=N              the first N items of each dataset
   seed=N               for shuffles and draws that set no seed of their own
   roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
-  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does)
+  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does); what it is
+                       asked is reader.template
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
@@ -37,8 +38,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   verbose=true         let Ray's own log lines through
   fail_if.coverage_below=0.95   exit with 3 when a cell has fewer scored samples; fail_if.failed_above=0.05 (default):
                        with 2 when more of the run's samples failed (1: never)
-  budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens. What a call may
-                       cost is reserved before it is sent
+  budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens
   chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
                        shares of the calls; kill_actor_every: calls after which an actor kills itself)
   model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.KEY=V   override a key of the configs

@@ -31,7 +31,8 @@ Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]]
   port=N               (default: 8000; 0 for any that is free)
   address=auto|local|HOST:PORT   the Ray cluster (default: the one that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, searched before conf/
-  request_timeout_s=N  how long the body of a request may take to come (default: 60)
+  request_timeout_s=N  how long the body of a request may take to come, and a client may take nothing of its reply
+                       (default: 60)
   verbose=true         let Ray's own log lines through
   model.params.KEY=V  pool.KEY=V  rate.KEY=V   override a key of the configs
 
