@@ -151,26 +151,15 @@ def _run(
     plan: Plan, directory: RunDirectory, command: CommandLine, interruption: Interruption, *, own_cluster: bool
 ) -> int:
     """Run a plan on the cluster that its config names, and print what came of it."""
-    from rambla_ray.run.cluster import configure_logging, connect, dashboard
-
     interruption.line = escaped(f"{INTERRUPTED} Continue with: {command.again}")
-    threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
-    verbose, again = plan.config.options.verbose, command.again
+    again = command.again
     run: Run | None = None
     scores: dict[str, Any] | None = None
     is_written = True
     try:
-        warnings = connect(plan.config.options.address, verbose=verbose)
-        if command.job is not None:
-            again = command.submit_again(command.job, dashboard())
-        from rambla_ray.run import pipeline
-
-        configure_logging(verbose=verbose)
-        if not own_cluster and not _nodes_are_ready(plan.config):
+        run, again = _start(plan, directory, command, own_cluster=own_cluster)
+        if run is None:
             return ExitStatus.REFUSED
-        drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
-        run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
-        _warn(warnings)
         interruption.hand_over()
         scores = run()
     except RunStopped as stopped:
@@ -195,6 +184,28 @@ def _run(
     except UserError as error:  # The samples are gone, or damaged, since they were scored.
         print(f"{bounded(f'stopped: {error}')} Continue with: {again}", file=sys.stderr)
         return ExitStatus.STOPPED
+
+
+def _start(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_cluster: bool) -> tuple[Run | None, str]:
+    """Connect, and start a run's actors; returns it, and what to type to continue it.
+
+    There is no run where the nodes lack what it needs, which has been printed. Raises RunStopped.
+    """
+    from rambla_ray.run.cluster import configure_logging, connect, dashboard
+
+    threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
+    job, verbose = command.job, plan.config.options.verbose
+    warnings = connect(plan.config.options.address, verbose=verbose)
+    again = command.again if job is None else command.submit_again(job, dashboard())
+    from rambla_ray.run import pipeline
+
+    configure_logging(verbose=verbose)
+    if not own_cluster and not _nodes_are_ready(plan.config):
+        return None, again
+    drain_s = pipeline.DRAIN_S if job is None else min(pipeline.DRAIN_S, job.stop_wait_s / 2)
+    run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
+    _warn(warnings)
+    return run, again
 
 
 def _warn(warnings: Sequence[str]) -> None:
