@@ -209,7 +209,8 @@ def _start(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_clu
 
 
 def _warn(warnings: Sequence[str]) -> None:
-    print(*(f"warning: {warning}\n" for warning in warnings), sep="", end="", file=sys.stderr)
+    for warning in warnings:
+        print_error(warning, "warning")
 
 
 def _show(directory: RunDirectory) -> str:
@@ -260,6 +261,6 @@ def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirector
         return ExitStatus.CELL_FAILED
     least = gates.coverage_below
     if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):
-        print(f"gate failed: a cell's coverage is below {least:g}", file=sys.stderr)
+        print_error(f"a cell's coverage is below {least:g}", "gate failed")
         return ExitStatus.GATE_FAILED
     return ExitStatus.DONE
