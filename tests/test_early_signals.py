@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_head import wait_until, words_of
+from ray_head import words_of
+from waiting import wait_until
 
 REPO = Path(__file__).resolve().parent.parent
 END_S = 3.0  # What ends at a signal has so long for it.

@@ -36,6 +36,7 @@ RUNNING = lease_of()
 GONE = lease_of(pid=NO_SUCH_PID)
 ANOTHER_OF_THIS_PID = lease_of(since="1")
 ELSEWHERE = lease_of(machine="another boot")
+HOSTILE = lease_of(machine="another boot", host="a\x1b[2J\nb")
 CLONE = lease_of(host="clone")
 NO_MACHINE = lease_of(machine="")
 BEAT = ELSEWHERE.replace(b'"heartbeat":0.0', b'"heartbeat":1.0')
@@ -172,7 +173,7 @@ def test_a_dead_holder_of_this_machine_is_not_waited_for(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("dead", [ELSEWHERE, *DAMAGED.values()], ids=["elsewhere", *DAMAGED])
+@pytest.mark.parametrize("dead", [ELSEWHERE, HOSTILE, *DAMAGED.values()], ids=["elsewhere", "hostile", *DAMAGED])
 def test_who_gives_no_sign_of_life_is_taken_over_after_a_note(
     folder: Folder, settled_s: float, dead: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +184,7 @@ def test_who_gives_no_sign_of_life_is_taken_over_after_a_note(
     assert DEAD_AFTER_S <= wait.slept - settled_s <= DEAD_AFTER_S + LOOK_S
     (note,) = capsys.readouterr().err.splitlines()
     assert note.startswith("note: run run ")
+    assert note.isprintable()
     assert note.endswith("it is waited 10 s for a sign of life from there")
 
 

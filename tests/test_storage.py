@@ -8,8 +8,9 @@ import pytest
 
 from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import open_input, parse_json
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.storage import Folder, joined, open_input, parse_json, removed_when_refused
+from rambla_ray.storage import Folder, joined, removed_when_refused
 
 
 def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rambla_ray.config.parsing import parse_yaml
 from rambla_ray.display import SHOWN_CHARACTERS, folded, one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.storage import expanded, read_whole, reason_of
+from rambla_ray.inputs import expanded, read_whole, reason_of
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED_CONF = _PACKAGE / "conf"  # A wheel holds conf/ inside the package; in a checkout it lies beside it.

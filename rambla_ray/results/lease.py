@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Self
 
+from rambla_ray.display import print_error
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.inputs import reason_of
 from rambla_ray.results.holder import LEASE_FORMAT, Holder, Process
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 LEASE = "lease.json"
 BEAT_S = 2.0  # A bucket may take a file of one name no more often than once a second.
@@ -108,7 +109,7 @@ class Lease:
         while (unclear := lease._try(observer, clock)) is not None:
             looks += 1
             if looks == 2:  # At the first look it may have been half written.
-                print(_waiting_note(run_id, unclear), file=sys.stderr, flush=True)
+                print_error(_waiting_note(run_id, unclear), "note")
             clock.sleep(LOOK_S)
         return lease
 
@@ -253,7 +254,7 @@ def _read(folder: Folder) -> bytes | None:
 def _waiting_note(run_id: str, seen: bytes) -> str:
     holder = Holder.parse(seen)
     who = f"was begun by {holder}" if holder else f"has a {LEASE} that nobody can read"
-    return f"note: run {run_id} {who}; it is waited {DEAD_AFTER_S:.0f} s for a sign of life from there"
+    return f"run {run_id} {who}; it is waited {DEAD_AFTER_S:.0f} s for a sign of life from there"
 
 
 def _lost(folder: Folder, seen: bytes) -> str:
