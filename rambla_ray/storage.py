@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,16 +30,23 @@ def joined(location: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def removed_when_refused(folders: Iterable[Folder]) -> Iterator[None]:
-    """While inside, a UserError means that nothing was begun: what was made of these folders, and is empty, goes."""
-    made = [path for folder in folders for path in folder.missing]
-    try:
-        yield
-    except UserError:
-        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with contextlib.suppress(OSError):  # It was not made after all, or another run has put something into it.
+def removed_if_empty(folders: Iterable[Folder]) -> Iterator[Callable[[], None]]:
+    """On leaving, what was made of these folders inside, and is empty, goes: nothing was begun.
+
+    It gives what does so, for whoever ends the process inside.
+    """
+    missing = {path for folder in folders for path in folder.missing}
+    made = sorted(missing, key=lambda path: len(path.parts), reverse=True)
+
+    def remove() -> None:
+        for path in made:
+            with contextlib.suppress(OSError):  # It was not made after all, or something has been put into it.
                 path.rmdir()
-        raise
+
+    try:
+        yield remove
+    finally:
+        remove()
 
 
 class Folder:
@@ -119,7 +126,7 @@ class Folder:
     def missing(self) -> list[Path]:
         """The folders on a local disk that do not exist and would have to be made for this one, the inmost first."""
         path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
-        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self.is_local else []
+        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self._is_on_disk else []
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

@@ -318,7 +318,11 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
         (["model=mock", "host=::"], {}, "set SERVE_API_KEY, or leave host out"),
         (["model=mock", "host=0"], {}, "set SERVE_API_KEY, or leave host out"),
         (["model=mock", "host=no.such.host.invalid"], {}, "choose another host"),
-        (["model=mock"], {"SERVE_API_KEY": "a\nb"}, "SERVE_API_KEY has characters that no client can send in a header"),
+        (
+            ["model=mock"],
+            {"SERVE_API_KEY": "a\nb"},
+            "SERVE_API_KEY has characters that no client can send in a header",
+        ),
         (["model=mock"], {"SERVE_API_KEY": " "}, "SERVE_API_KEY is set and empty"),
         (["model=bleu"], {}, "model bleu compares two texts"),
     ],

@@ -29,7 +29,7 @@ from rambla_ray.run.open_files import refuse_too_few
 from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
-from rambla_ray.storage import Folder, removed_when_refused
+from rambla_ray.storage import Folder, removed_if_empty
 
 if TYPE_CHECKING:
     from rambla_ray.run.pipeline import Run
@@ -116,12 +116,14 @@ def _refuse_what_this_machine_lacks(plan: Plan) -> None:
 def _leased_directory(config: RunConfig, interruption: Interruption) -> Iterator[RunDirectory]:
     """The run's directory, which this process alone writes while inside. Raises UserError."""
     ledger = Folder(config.ledger, config.options.modes)
-    with removed_when_refused([Folder(config.directory), ledger]):
+    with removed_if_empty([Folder(config.directory), ledger]) as remove:
+        interruption.last_acts.callback(remove)
         directory = RunDirectory.create(config)
         refuse_what_cannot_be_replaced(directory)
         ledger.make_writable("ledger")
-        with Lease.take(directory.folder, config.run_id) as lease:
-            interruption.last_act = lease.give_up
+        lease = Lease.of(directory.folder, config.run_id)
+        interruption.last_acts.callback(lease.give_up)
+        with lease.take():
             for line in rewritten(directory):
                 print_error(f"{line}; it is written anew", "note")
             yield directory.held(lease)
