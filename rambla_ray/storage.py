@@ -1,47 +1,25 @@
-"""Where files are: a local path or a bucket, behind one pyarrow filesystem."""
+"""Where a run and its answers are kept: a folder on a local disk or in a bucket, behind one pyarrow filesystem."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
 from rambla_ray.errors import NotWritten, UserError
 from rambla_ray.file_modes import Modes
-from rambla_ray.redaction import holds_credentials
+from rambla_ray.inputs import absolute, open_regular, reason_of, refuse_credentials
 from rambla_ray.schema import well_formed
 
 FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # What a full disk, or quota, says; a bucket has no numbers.
-OTHER_PLACE = "keep that in the environment or a credentials file"
-KERNELS = ("/proc/", "/sys/")  # What lies here is made by the kernel when it is read, and may hold secrets.
 PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a full disk still takes an empty file.
-
-
-def reason_of(error: OSError) -> str:
-    """Why a file could not be read or written, in a few words."""
-    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0][:200]
-
-
-def decoded(data: bytes) -> str:
-    """The text of a file in UTF-8, whatever the locale, without its byte-order mark if it has one.
-
-    Raises:
-        ValueError: it is not UTF-8; the message names the first byte that is not, and its line.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"byte 0x{byte:02x} in line {line} is not UTF-8; save the file as UTF-8") from None
 
 
 def joined(location: str, name: str) -> str:
@@ -51,119 +29,24 @@ def joined(location: str, name: str) -> str:
     return f"{location[:end].rstrip('/')}/{name}{location[end:]}"
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
-
-    Raises:
-        ValueError: it is no JSON, or nested so deeply that the parser gives up.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def expanded(path: str) -> Path:
-    """A local path with the home folder in the place of `~`. Raises UserError where there is none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        home = Path(path).parts[0]
-        raise UserError(f"{path}: there is no home folder {home}; give the whole path") from None
-
-
-def absolute(path: str) -> Path:
-    """A local path from the root on. Raises UserError as `expanded`, and where there is no working folder any more."""
-    try:
-        return expanded(path).absolute()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is relative, and the folder that this was started in is gone; cd to another"
-        ) from None
-
-
-def open_input(location: str) -> pa.NativeFile:
-    """A file on a local disk or in a bucket, to be read.
-
-    Raises:
-        OSError: it cannot be.
-        ValueError: a URI of no known scheme, or a path with a NUL.
-        UserError: a URI with a key in it, the home folder of nobody, or a relative path where the working folder is
-            gone.
-    """
-    _refuse_credentials(location)
-    if "://" not in location:
-        return pa.PythonFile(open_regular(absolute(location)), mode="r")
-    filesystem, path = fs.FileSystem.from_uri(location)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return pa.PythonFile(open_regular(path), mode="r")
-    return filesystem.open_input_file(path)
-
-
-def _refuse_credentials(location: str) -> None:
-    """Raise a UserError for a URI with a password or a key in it, which would be stored and shown."""
-    if holds_credentials(location):
-        raise UserError(f"{location} is a URL with a password in it, or with another key; {OTHER_PLACE}")
-
-
-def open_regular(path: str | bytes | os.PathLike[str]) -> BinaryIO:
-    """A local file, to be read. What is no regular file is not opened: a pipe would block, and a device never ends.
-
-    Raises:
-        OSError: there is no such file, it is of another kind, or it cannot be read.
-    """
-    _refuse_other_kind(os.stat(path).st_mode)  # Opening a device may do something to it.
-    if os.fsdecode(os.path.realpath(path)).startswith(KERNELS):
-        raise OSError("it is a view into the running system, not a file")
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # It may be another one by now.
-    try:
-        _refuse_other_kind(os.fstat(descriptor).st_mode)
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def read_whole(path: Path, most: int) -> bytes:
-    """A local file of at most so many bytes. Raises OSError as `open_regular`; ValueError: it is larger."""
-    with open_regular(path) as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it is larger than {most:,} bytes")
-    return data
-
-
-def first_special(paths: Iterable[Path]) -> str:
-    """The first of some paths that is no file, and what it is; a library would wait for a pipe. Empty without any."""
-    kinds = ((path, _other_kind(path.stat().st_mode)) for path in paths if path.exists())
-    return next((f"{path} is {kind}, not a file" for path, kind in kinds if kind), "")
-
-
-def _other_kind(mode: int) -> str:
-    """What a file of this mode is that is no regular file and no folder; empty for those."""
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return ""
-    return {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
-
-
-def _refuse_other_kind(mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError("it is a directory, not a file")
-    if kind := _other_kind(mode):
-        raise OSError(f"it is {kind}, not a file")
-
-
 @contextlib.contextmanager
-def removed_when_refused(folders: Iterable[Folder]) -> Iterator[None]:
-    """While inside, a UserError means that nothing was begun: what was made of these folders, and is empty, goes."""
-    made = [path for folder in folders for path in folder.missing]
-    try:
-        yield
-    except UserError:
-        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with contextlib.suppress(OSError):  # It was not made after all, or another run has put something into it.
+def removed_if_empty(folders: Iterable[Folder]) -> Iterator[Callable[[], None]]:
+    """On leaving, what was made of these folders inside, and is empty, goes: nothing was begun.
+
+    It gives what does so, for whoever ends the process inside.
+    """
+    missing = {path for folder in folders for path in folder.missing}
+    made = sorted(missing, key=lambda path: len(path.parts), reverse=True)
+
+    def remove() -> None:
+        for path in made:
+            with contextlib.suppress(OSError):  # It was not made after all, or something has been put into it.
                 path.rmdir()
-        raise
+
+    try:
+        yield remove
+    finally:
+        remove()
 
 
 class Folder:
@@ -191,7 +74,7 @@ class Folder:
             if well_formed(self.root) != self.root:
                 raise UserError(f"{self.root!a}: the bytes of this name are not UTF-8; rename it, or take another")
         else:
-            _refuse_credentials(location)
+            refuse_credentials(location)
             try:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
             except (ValueError, OSError, ImportError) as error:
@@ -245,7 +128,7 @@ class Folder:
     def missing(self) -> list[Path]:
         """The folders on a local disk that do not exist and would have to be made for this one, the inmost first."""
         path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
-        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self.is_local else []
+        return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self._is_on_disk else []
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

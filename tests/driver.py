@@ -7,22 +7,35 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 from openai_server import OpenAIServer
+from waiting import DEADLINE_S, wait_until
 
 AT_ONCE = 4  # So many calls are in flight.
-DEADLINE_S = 180.0  # What it limits takes 15 s on a machine with nothing else to do.
+DEMO_YES_NO = 57  # items of the demo set, each of which is a request
+# After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
+# endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
+REPEATED = 2 * AT_ONCE
 REPO = Path(__file__).resolve().parent.parent
 
 
 class Driver:
-    """`python jobs/bench.py` on a cluster of its own, against a server of this test."""
+    """`python jobs/bench.py` on a cluster of its own, against a server of this test.
 
-    def __init__(self, server: OpenAIServer, runs_dir: Path | str, *words: str) -> None:
+    Args:
+        server: the endpoint.
+        runs_dir: where runs are kept.
+        words: more of the command line.
+        environment: of the process; that of this one when not given.
+    """
+
+    def __init__(
+        self, server: OpenAIServer, runs_dir: Path | str, *words: str, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self.command = [
             *(sys.executable, "jobs/bench.py", "address=local", "model=openai_chat", "model.params.api_type=openai"),
             f"model.params.base_url={server.base_url}",
@@ -32,7 +45,7 @@ class Driver:
         self.process = subprocess.Popen(
             self.command,
             cwd=REPO,
-            env={**os.environ, "OPENAI_API_KEY": server.key},
+            env={**environment, "OPENAI_API_KEY": server.key},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -40,13 +53,15 @@ class Driver:
 
     def process_of(self, name: str) -> psutil.Process:
         """The process of this run that Ray calls so, once it is there."""
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
+
+        def found() -> psutil.Process | None:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):  # It ended just now.
                     if any(name in word for word in process.cmdline()):
                         return process
-        raise AssertionError(f"there is no {name} process")
+            return None
+
+        return wait_until(found, f"a process {name}")
 
     def kill(self, name: str) -> None:
         """SIGKILL to the process of this run that Ray calls so."""
@@ -58,10 +73,7 @@ class Driver:
 
 
 def wait_for_requests(server: OpenAIServer, count: int) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while len(server.requests) < count:
-        assert time.monotonic() < deadline, f"only {len(server.requests)} requests came"
-        time.sleep(0.01)
+    wait_until(lambda: len(server.requests) >= count, f"{count} requests")
 
 
 def repeats(server: OpenAIServer) -> int:
@@ -72,10 +84,7 @@ def repeats(server: OpenAIServer) -> int:
 
 def wait_for_distinct(server: OpenAIServer, count: int) -> None:
     """Wait until so many different requests have come."""
-    deadline = time.monotonic() + DEADLINE_S
-    while len(server.snapshot()["per_prompt"]) < count:
-        assert time.monotonic() < deadline, f"only {len(server.snapshot()['per_prompt'])} distinct requests came"
-        time.sleep(0.01)
+    wait_until(lambda: len(server.snapshot()["per_prompt"]) >= count, f"{count} distinct requests")
 
 
 def metrics_of(runs_dir: Path) -> bytes:

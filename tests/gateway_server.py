@@ -7,8 +7,7 @@ import contextlib
 import json
 import socket
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from rambla_ray.serving import gateway
 from rambla_ray.serving.limits import Limits
 
 KEY = "sk-gate"
+BEARER = f"Authorization: Bearer {KEY}"
 PATIENCE_S = 30.0
 HELLO = {"model": "echo", "prompt": "hello"}
 
@@ -139,11 +139,3 @@ def opened(key: str | None = KEY, limits: Limits = gateway.LIMITS) -> Iterator[D
             server.should_exit = True
             thread.join(PATIENCE_S)
     assert not thread.is_alive(), "the server did not end"
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that the server is about to do."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)

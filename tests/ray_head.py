@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 from ray.job_submission import JobStatus, JobSubmissionClient
+from waiting import wait_until
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -33,15 +33,6 @@ def free_ports(count: int) -> list[int]:
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         return [free.getsockname()[1] for free in sockets]
-
-
-def wait_until(true: Callable[[], Any], what: str, deadline_s: float = JOB_S) -> Any:
-    """What `true` returns, once that is true."""
-    deadline = time.monotonic() + deadline_s
-    while not (result := true()):
-        assert time.monotonic() < deadline, f"not in {deadline_s:.0f} s: {what}"
-        time.sleep(0.05)
-    return result
 
 
 class Node:

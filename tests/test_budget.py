@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_lines import rid
 
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding, Reservation
@@ -28,10 +28,6 @@ RUN, KEY = "run", ("m", "target")
 DOLLAR_A_TOKEN = Price(input_per_million=1e6, output_per_million=1e6)
 PRICES = {KEY: DOLLAR_A_TOKEN, ("m", "judge"): Price(input_per_million=5e6, output_per_million=0), ("free", "x"): None}
 SIZE: Size = (36, 100)  # At most 36 + FRAME_TOKENS + 100 = 200 tokens; before anything is known, 36 / 4 + 1 + 1.
-
-
-def rid(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def line(

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from conftest import Bench
 from faults import Fault
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 Run = Callable[[Sequence[str]], Bench]
@@ -44,20 +45,9 @@ class Meter(OpenAIServer):
 
 @pytest.fixture
 def items(tmp_path: Path) -> str:
-    rows = {
-        str(number): {
-            "QUESTION": f"Is it so, number {number}?",
-            "CONTEXTS": ["A finding, and what it means. " * 5],
-            "LABELS": ["RESULTS"],
-            "MESHES": [],
-            "final_decision": "yes",
-            "LONG_ANSWER": "So it is.",
-        }
-        for number in range(120)
-    }
-    path = tmp_path / "items.json"
-    path.write_text(json.dumps(rows))
-    return f"task.dataset.path={path}"
+    context = "A finding, and what it means. " * 5
+    rows = {str(number): item(f"Is it so, number {number}?", context=context) for number in range(120)}
+    return write_items(tmp_path, rows)
 
 
 def words(server: OpenAIServer, items: str, *more: str) -> list[str]:

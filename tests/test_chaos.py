@@ -8,6 +8,7 @@ import re
 import pyarrow.parquet as pq
 import pytest
 import report
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -103,25 +104,15 @@ def test_hostile_texts_are_stored_counted_and_harmless(bench, tmp_path, capsys):
         "bidi": "\u202eseY",
         "long": "no way " * 400_000,
     }
-    items = {
-        name: {
-            "QUESTION": f"Is it {name}?" + (" why" * 300_000 if name == "nul" else ""),
-            "CONTEXTS": ["A finding."],
-            "LABELS": ["RESULTS"],
-            "MESHES": [],
-            "final_decision": "yes",
-            "LONG_ANSWER": "So it is.",
-        }
-        for name in hostile
-    }
-    (tmp_path / "items.json").write_text(json.dumps(items))
+    items = {name: item(f"Is it {name}?" + (" why" * 300_000 if name == "nul" else "")) for name in hostile}
+    data = write_items(tmp_path, items)
 
     def answer(prompt: str) -> str:
         return next(text for name, text in hostile.items() if f"Is it {name}?" in prompt)
 
     with OpenAIServer(answer=answer) as server:
         words = [*openai_words(server), "model.params.max_tokens=10000000"]
-        done = bench([*words, f"task.dataset.path={tmp_path / 'items.json'}"])
+        done = bench([*words, data])
     assert done.status == 0, done.err
     (cell,) = json.loads(done.read("metrics.json"))["cells"]
     assert cell["n"] == len(hostile) == sum(cell["outcomes"].values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import resource
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ledger_lines import answered, rid
 from made_samples import sample, spec, task_spec
 from openai_server import OpenAIServer
 
@@ -19,10 +19,9 @@ from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.config.sections import Budget
 from rambla_ray.errors import NotStored, NotWritten, UserError
 from rambla_ray.ledger.claims import Claim
-from rambla_ray.ledger.record import Record
 from rambla_ray.ledger.store import Ledger
 from rambla_ray.results.sample_writer import SampleWriter
-from rambla_ray.schema import CallTrace, Response, to_table
+from rambla_ray.schema import to_table
 from rambla_ray.storage import Folder
 
 RUN = "run"
@@ -41,26 +40,18 @@ def no_file_larger_than(size: int, pid: int = 0) -> Iterator[None]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-def rid(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
-def line(name: str, text: str = "yes") -> bytes:
-    return Record(rid(name), RUN, "m", "target", Response(text, trace=CallTrace(attempts=1))).to_line()
-
-
 def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def test_a_line_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> None:
     ledger = Ledger(Folder(str(tmp_path)), RUN)
-    ledger.add([line("a")])
+    ledger.add([answered("a", RUN)])
     kept = size_of(tmp_path)
     with no_file_larger_than(kept + 40), pytest.raises(OSError, match="File too large"):
-        ledger.add([line("b"), line("c")])
+        ledger.add([answered("b", RUN), answered("c", RUN)])
     assert (size_of(tmp_path), len(ledger)) == (kept, 1)
-    ledger.add([line("d", "no")])
+    ledger.add([answered("d", RUN, "no")])
     again = Ledger(Folder(str(tmp_path)), RUN)
     assert (len(again), again.damaged, again.get(rid("d"))) == (2, 0, ledger.get(rid("d")))
 
@@ -76,16 +67,16 @@ def test_a_service_that_cannot_write_grants_nothing_more_and_names_what_it_lost(
         service = LedgerService(str(tmp_path), RUN, Budget(), {})
         wanted = [(rid(name), "target") for name in "abc"]
         assert await service.claim("one", "m", wanted) == [Claim.GRANTED] * 3
-        assert await service.store("one", [line("a")]) is False
+        assert await service.store("one", [answered("a", RUN)]) is False
         with no_file_larger_than(size_of(tmp_path)):
             with pytest.raises(NotStored):
-                await service.store("one", [line("b")])
+                await service.store("one", [answered("b", RUN)])
             assert await service.claim("two", "m", [(rid("a"), "target"), (rid("d"), "target")]) == [
-                line("a"),
+                answered("a", RUN),
                 Claim.DRAINING,
             ]
             with pytest.raises(NotStored):
-                await service.store("one", [line("c")])
+                await service.store("one", [answered("c", RUN)])
             await service.release("one", [rid("c")])
         progress = await service.progress()
         assert progress["stopped"] == (
@@ -96,7 +87,7 @@ def test_a_service_that_cannot_write_grants_nothing_more_and_names_what_it_lost(
         assert [entry["request_id"] for entry in progress["lost"]] == [rid("b"), rid("c")]
         assert (progress["calls"], progress["in_flight"], progress["spent"][0]["repeated"]) == (3, 0, 2)
         later = await LedgerService(str(tmp_path), RUN, Budget(), {}).claim("one", "m", wanted)
-        assert later == [line("a"), Claim.GRANTED, Claim.GRANTED]
+        assert later == [answered("a", RUN), Claim.GRANTED, Claim.GRANTED]
 
     asyncio.run(body())
 

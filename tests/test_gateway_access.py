@@ -7,13 +7,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from gateway_server import HELLO, KEY, Door, opened, post, request
+from gateway_server import BEARER, HELLO, KEY, Door, opened, post, request
 
 from rambla_ray.errors import UserError
 from rambla_ray.serving import gateway
 from rambla_ray.serving.access import is_loopback
-
-BEARER = f"Authorization: Bearer {KEY}"
 
 
 @pytest.fixture(scope="module")

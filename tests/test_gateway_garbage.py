@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from gateway_server import HELLO, KEY, Door, opened, post, request
+from gateway_server import BEARER, HELLO, Door, opened, post, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-BEARER = f"Authorization: Bearer {KEY}"
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\ndate: ")
 CHUNKED = b"24\r\n" + b'{"model": "echo", "prompt": "hello"}' + b"\r\n0\r\nx: y\r\n\r\n"
 HONEST = (

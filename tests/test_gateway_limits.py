@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from gateway_server import HELLO, KEY, PATIENCE_S, Door, Reply, opened, post, read, request, until
+from gateway_server import BEARER, HELLO, KEY, PATIENCE_S, Door, Reply, opened, post, read, request
+from waiting import wait_until
 
 from rambla_ray.serving.limits import MIB, Limits
 
 HOST = "Host: here"
-BEARER = f"Authorization: Bearer {KEY}"
 POST = "POST /v1/completions HTTP/1.1"
 BODY = b'{"model": "echo", "prompt": "hello"}'
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -250,14 +250,14 @@ def test_an_answer_may_take_longer_than_a_request(hasty: Door) -> None:
         client.settimeout(3 * SOON_S)
         with pytest.raises(TimeoutError):
             client.recv(10)
-    until(lambda: hasty.model.at_work == 0)
+    wait_until(lambda: hasty.model.at_work == 0)
 
 
 def test_a_client_that_takes_nothing_of_its_reply_is_let_go(hasty: Door) -> None:
     with hasty.connect() as client:
         client.sendall(post({"model": "echo", "prompt": "flood", "stream": True}, BEARER))
-        until(lambda: hasty.model.at_work == 1)
-        until(lambda: hasty.model.at_work == 0)
+        wait_until(lambda: hasty.model.at_work == 1)
+        wait_until(lambda: hasty.model.at_work == 0)
 
 
 def unfinished(door: Door, size: int) -> socket.socket:
@@ -277,7 +277,7 @@ def test_unfinished_bodies_hold_so_much_in_all() -> None:
         assert door.ask() == 200
         for client in clients:
             client.close()
-        until(lambda: door.reply(post({"model": "echo", "prompt": "x" * 90_000}, BEARER)).status == 200)
+        wait_until(lambda: door.reply(post({"model": "echo", "prompt": "x" * 90_000}, BEARER)).status == 200)
 
 
 def is_answered(client: socket.socket) -> bool:
@@ -300,7 +300,7 @@ def test_idle_connections_make_room(begun: bytes) -> None:
             if begun.startswith(b"POST"):
                 assert read(clients[-1]).status == 200
         assert door.ask() == 200
-        until(lambda: len(door.server.server_state.connections) <= 5)
+        wait_until(lambda: len(door.server.server_state.connections) <= 5)
         assert is_closed(clients[:7])
 
 
@@ -317,12 +317,12 @@ def test_where_all_connections_are_at_work_one_more_is_turned_away() -> None:
         clients = [stack.enter_context(door.connect()) for _ in range(3)]
         for client in clients:
             client.sendall(post({"model": "echo", "prompt": "hold"}, BEARER))
-        until(lambda: door.model.at_work == 3)
+        wait_until(lambda: door.model.at_work == 3)
         with door.connect() as one_more:
             refusal = read(one_more)
         assert (refusal.status, refusal.closed, refusal.headers["retry-after"]) == (503, True, "1")
         clients[0].close()
-        until(lambda: door.ask() == 200)
+        wait_until(lambda: door.ask() == 200)
 
 
 def test_refused_clients_that_stay_take_no_places() -> None:
@@ -347,7 +347,7 @@ def test_the_server_ends_soon_whoever_is_connected() -> None:
             clients = [stack.enter_context(door.connect()) for _ in begun]
             for client, data in zip(clients, begun, strict=True):
                 client.sendall(data)
-            until(lambda: door.model.at_work == 1)
+            wait_until(lambda: door.model.at_work == 1)
             assert door.ask() == 200
             door.server.should_exit = True
             assert [read(client).status for client in clients] == list(begun.values())

@@ -8,16 +8,23 @@ import signal
 import time
 
 import pytest
-from driver import AT_ONCE, Driver, calls_of, metrics_of, repeats, wait_for_distinct, wait_for_requests
+from driver import (
+    AT_ONCE,
+    DEMO_YES_NO,
+    REPEATED,
+    Driver,
+    calls_of,
+    metrics_of,
+    repeats,
+    wait_for_distinct,
+    wait_for_requests,
+)
 from faults import Fault
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 from rambla_ray.ledger.claims import OWNER_SILENT_S
 
-DEMO_YES_NO = 57
-# After a SIGKILL, those in flight may be asked again, and those before them whose answers were not durable yet: the
-# endpoint takes longer than an answer may before it keeps its actor from asking more, so that these are no more.
-REPEATED = 2 * AT_ONCE
 pytestmark = pytest.mark.processes
 
 
@@ -92,21 +99,9 @@ def test_a_run_survives_ten_deaths_of_its_processes(tmp_path, uninterrupted):
 
 def test_a_ledger_that_is_stopped_for_a_while_holds_nobody_to_be_dead(tmp_path):
     """Each question stands twice among the items, so that one waits for the other's answer meanwhile."""
-    items = {
-        f"{number}{twin}": {
-            "QUESTION": f"Is it number {number}?",
-            "CONTEXTS": ["A finding."],
-            "LABELS": ["RESULTS"],
-            "MESHES": [],
-            "final_decision": "yes",
-            "LONG_ANSWER": "So it is.",
-        }
-        for number in range(20)
-        for twin in "ab"
-    }
-    (tmp_path / "items.json").write_text(json.dumps(items))
+    items = {f"{number}{twin}": item(f"Is it number {number}?") for number in range(20) for twin in "ab"}
     with OpenAIServer(latency=1.0) as server:
-        driver = Driver(server, tmp_path, "task=mcqabaseline", f"task.dataset.path={tmp_path / 'items.json'}")
+        driver = Driver(server, tmp_path, "task=mcqabaseline", write_items(tmp_path, items))
         wait_for_distinct(server, 2 * AT_ONCE)
         ledger = driver.process_of("LedgerService")
         ledger.suspend()

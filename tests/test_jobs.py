@@ -15,7 +15,8 @@ import pytest
 from faults import Fault
 from openai_server import OpenAIServer
 from ray.job_submission import JobStatus
-from ray_head import Head, wait_until
+from ray_head import Head
+from waiting import wait_until
 
 from rambla_ray.errors import UserError
 from rambla_ray.run import job as jobs

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from rambla_ray.config.run import RunOptions, ServeOptions
+from rambla_ray.run.command import BENCH_HELP
+from rambla_ray.serving.command import SERVE_HELP
+
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "rambla_ray"
 
@@ -21,7 +25,8 @@ ORDER = [
     ["shipped"],
     ["file_modes", "redaction", "schema"],
     ["display", "errors"],
-    ["registry", "storage", "tasks"],
+    ["inputs", "registry", "tasks"],
+    ["storage"],
     ["config", "ledger"],
     ["data", "scoring"],
     ["actors", "results"],
@@ -208,6 +213,11 @@ def test_help_without_a_checkout_is_as_light_and_names_the_installed_command(roo
     printed = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert f"rambla-ray {name} " in printed.stdout.splitlines()[0]
     assert "jobs/" not in printed.stdout
+
+
+@pytest.mark.parametrize(("text", "options"), [(BENCH_HELP, RunOptions), (SERVE_HELP, ServeOptions)])
+def test_the_help_names_every_key(text, options):
+    assert {key for key in [*options.model_fields, "pool", "rate"] if not re.search(rf"\b{key}[=.]", text)} == set()
 
 
 @pytest.mark.processes

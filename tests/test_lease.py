@@ -36,6 +36,7 @@ RUNNING = lease_of()
 GONE = lease_of(pid=NO_SUCH_PID)
 ANOTHER_OF_THIS_PID = lease_of(since="1")
 ELSEWHERE = lease_of(machine="another boot")
+HOSTILE = lease_of(machine="another boot", host="a\x1b[2J\nb")
 CLONE = lease_of(host="clone")
 NO_MACHINE = lease_of(machine="")
 BEAT = ELSEWHERE.replace(b'"heartbeat":0.0', b'"heartbeat":1.0')
@@ -138,10 +139,10 @@ def settled_s(folder: Folder) -> float:
 
 def test_a_lease_is_there_while_it_is_held(folder: Folder, settled_s: float) -> None:
     wait = Wait()
-    with Lease.take(folder, RUN, wait.clock) as lease:
+    with Lease.of(folder, RUN).take(wait.clock) as lease:
         held = json.loads(folder.read(LEASE))
         with pytest.raises(UserError, match="goes on already"):
-            Lease.take(folder, RUN)
+            Lease.of(folder, RUN).take()
     assert wait.slept == settled_s
     assert (held["format"], held["token"], held["process"]["pid"]) == (1, lease.holder.token, os.getpid())
     assert os.listdir(folder.root) == []
@@ -150,7 +151,7 @@ def test_a_lease_is_there_while_it_is_held(folder: Folder, settled_s: float) -> 
 def test_who_is_refused_learns_by_whom(folder: Folder) -> None:
     folder.write(LEASE, RUNNING)
     with pytest.raises(UserError) as refused:
-        Lease.take(folder, RUN)
+        Lease.of(folder, RUN).take()
     assert str(refused.value) == (
         f"run run ({folder.location}) goes on already: pid {HERE.pid} on {HERE.host}, since 1970-01-01 00:00:00 UTC, "
         f"last seen alive 1970-01-01 00:00:00 UTC by its clock; wait for its end, or stop it there (kill -INT "
@@ -166,23 +167,24 @@ def test_a_dead_holder_of_this_machine_is_not_waited_for(
     folder.write(LEASE, dead)
     Path(folder.root, f"{LEASE}.1234.tmp").write_bytes(b"{")  # It died in the middle of a heartbeat.
     wait = Wait()
-    with Lease.take(folder, RUN, wait.clock):
+    with Lease.of(folder, RUN).take(wait.clock):
         assert os.listdir(folder.root) == [LEASE]
     assert wait.slept == settled_s
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("dead", [ELSEWHERE, *DAMAGED.values()], ids=["elsewhere", *DAMAGED])
+@pytest.mark.parametrize("dead", [ELSEWHERE, HOSTILE, *DAMAGED.values()], ids=["elsewhere", "hostile", *DAMAGED])
 def test_who_gives_no_sign_of_life_is_taken_over_after_a_note(
     folder: Folder, settled_s: float, dead: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder.write(LEASE, dead)
     wait = Wait()
-    with Lease.take(folder, RUN, wait.clock) as lease:
+    with Lease.of(folder, RUN).take(wait.clock) as lease:
         assert json.loads(folder.read(LEASE))["token"] == lease.holder.token
     assert DEAD_AFTER_S <= wait.slept - settled_s <= DEAD_AFTER_S + LOOK_S
     (note,) = capsys.readouterr().err.splitlines()
     assert note.startswith("note: run run ")
+    assert note.isprintable()
     assert note.endswith("it is waited 10 s for a sign of life from there")
 
 
@@ -191,7 +193,7 @@ def test_who_shows_life_while_it_is_waited_goes_on(folder: Folder, before: bytes
     folder.write(LEASE, before)
     wait = Wait({2.0: lambda: folder.write(LEASE, BEAT)})
     with pytest.raises(UserError, match=f"pid {HERE.pid} on {HERE.host}"):
-        Lease.take(folder, RUN, wait.clock)
+        Lease.of(folder, RUN).take(wait.clock)
     assert wait.slept == 2.0
 
 
@@ -200,14 +202,14 @@ def test_who_is_writing_it_just_then_is_not_waited_for_with_a_note(
 ) -> None:
     folder.write(LEASE, b"")
     with pytest.raises(UserError, match="goes on already: pid"):
-        Lease.take(folder, RUN, Wait({LOOK_S: lambda: folder.write(LEASE, RUNNING)}).clock)
+        Lease.of(folder, RUN).take(Wait({LOOK_S: lambda: folder.write(LEASE, RUNNING)}).clock)
     assert capsys.readouterr().err == ""
 
 
 def test_who_ends_while_it_is_waited_is_followed_at_once(folder: Folder, settled_s: float) -> None:
     folder.write(LEASE, ELSEWHERE)
     wait = Wait({3.0: lambda: os.unlink(f"{folder.root}/{LEASE}")})
-    with Lease.take(folder, RUN, wait.clock):
+    with Lease.of(folder, RUN).take(wait.clock):
         assert wait.slept == 3.0 + settled_s
 
 
@@ -217,12 +219,12 @@ def test_what_is_no_file_is_refused_in_one_line(folder: Folder, make: Callable[[
     with pytest.raises(
         UserError, match=r"lease.json cannot be read: .*; it says who runs this run now: if nobody does"
     ):
-        Lease.take(folder, RUN)
+        Lease.of(folder, RUN).take()
 
 
 def test_a_disk_without_room_for_it_is_refused_in_one_line(folder: Folder) -> None:
     with no_file_larger_than(0), pytest.raises(UserError, match=r"lease.json cannot be written: File too large"):
-        Lease.take(folder, RUN)
+        Lease.of(folder, RUN).take()
 
 
 def test_of_ten_at_the_same_moment_one_has_it(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_of_ten_at_the_same_moment_one_has_it(tmp_path: Path) -> None:
     def take() -> None:
         start.wait()
         try:
-            taken.append(Lease.take(folder, RUN))
+            taken.append(Lease.of(folder, RUN).take())
         except UserError as error:
             refused.append(str(error))
 
@@ -250,7 +252,7 @@ def test_of_two_at_the_same_moment_in_a_bucket_the_later_one_has_it(tmp_path: Pa
     folder = Folder(f"file://{tmp_path}")
     wait = Wait({SETTLE_S / 2: lambda: folder.write(LEASE, TAKEN_ELSEWHERE)})
     with pytest.raises(UserError, match="goes on already: pid"):
-        Lease.take(folder, RUN, wait.clock)
+        Lease.of(folder, RUN).take(wait.clock)
     assert folder.read(LEASE) == TAKEN_ELSEWHERE
 
 
@@ -258,14 +260,14 @@ def test_who_is_in_the_middle_of_writing_it_in_a_bucket_is_waited_for(tmp_path: 
     folder = Folder(f"file://{tmp_path}")
     wait = Wait({SETTLE_S: lambda: folder.write(LEASE, b""), 1.5: lambda: folder.write(LEASE, TAKEN_ELSEWHERE)})
     with pytest.raises(UserError, match="goes on already: pid"):
-        Lease.take(folder, RUN, wait.clock)
+        Lease.of(folder, RUN).take(wait.clock)
 
 
 # --- holding it ------------------------------------------------------------------------------------------------------
 
 
 def test_a_heartbeat_changes_the_lease_and_nothing_else_in_it(folder: Folder) -> None:
-    lease = Lease.take(folder, RUN, Wait().clock)
+    lease = Lease.of(folder, RUN).take(Wait().clock)
     before = json.loads(folder.read(LEASE))
     lease.renew()
     after = json.loads(folder.read(LEASE))
@@ -274,7 +276,7 @@ def test_a_heartbeat_changes_the_lease_and_nothing_else_in_it(folder: Folder) ->
 
 
 def test_who_finds_another_in_its_place_writes_nothing_more(folder: Folder) -> None:
-    with Lease.take(folder, RUN, Wait().clock) as lease:
+    with Lease.of(folder, RUN).take(Wait().clock) as lease:
         held = HeldFolder(folder, lease)
         with held.writing():
             held.write("a", b"1")
@@ -288,21 +290,21 @@ def test_who_finds_another_in_its_place_writes_nothing_more(folder: Folder) -> N
 
 @pytest.mark.parametrize("left", [b"", b"\xff", b"{"])
 def test_what_is_left_of_the_own_lease_is_renewed(folder: Folder, left: bytes) -> None:
-    lease = Lease.take(folder, RUN, Wait().clock)
+    lease = Lease.of(folder, RUN).take(Wait().clock)
     folder.write(LEASE, left)
     lease.renew()
     assert (lease.lost, json.loads(folder.read(LEASE))["token"]) == ("", lease.holder.token)
 
 
 def test_a_lease_that_was_deleted_is_written_again(folder: Folder) -> None:
-    lease = Lease.take(folder, RUN, Wait().clock)
+    lease = Lease.of(folder, RUN).take(Wait().clock)
     os.unlink(f"{folder.root}/{LEASE}")
     lease.renew()
     assert (lease.lost, json.loads(folder.read(LEASE))["token"]) == ("", lease.holder.token)
 
 
 def test_a_heartbeat_for_which_there_is_no_room_ends_nothing(folder: Folder) -> None:
-    with Lease.take(folder, RUN, Wait().clock) as lease:
+    with Lease.of(folder, RUN).take(Wait().clock) as lease:
         with no_file_larger_than(0):
             lease.renew()
         assert lease.lost == ""
@@ -313,7 +315,7 @@ def test_a_heartbeat_for_which_there_is_no_room_ends_nothing(folder: Folder) -> 
 def test_a_folder_that_was_removed_ends_nothing(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "run"))
     folder.make_writable("runs_dir")
-    with Lease.take(folder, RUN) as lease:
+    with Lease.of(folder, RUN).take() as lease:
         (tmp_path / "run" / LEASE).unlink()
         (tmp_path / "run").rmdir()
         lease.renew()
@@ -321,7 +323,7 @@ def test_a_folder_that_was_removed_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_where_no_file_can_be_opened_the_run_goes_on(folder: Folder) -> None:
-    with Lease.take(folder, RUN, Wait().clock) as lease:
+    with Lease.of(folder, RUN).take(Wait().clock) as lease:
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
         try:
@@ -352,3 +354,17 @@ def test_a_run_that_was_taken_over_stops_with_4_and_writes_nothing_more(bench, t
     assert {path.name for path in stopped.run.iterdir()} == {"config.yaml", "plan.json", "env.json", "samples", LEASE}
     assert list((stopped.run / "samples").iterdir()) == []
     assert (stopped.run / LEASE).read_bytes() == TAKEN_ELSEWHERE
+
+
+def test_a_lease_that_was_not_taken_is_given_up_without_touching_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / LEASE).write_bytes(b"{")  # Somebody is writing it.
+    Lease.of(Folder(str(tmp_path)), RUN).give_up()
+    assert (tmp_path / LEASE).read_bytes() == b"{"
+
+
+def test_a_lease_that_is_being_taken_can_be_given_up(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path}")
+    lease = Lease.of(folder, RUN)
+    with pytest.raises(UserError):
+        lease.take(Wait({SETTLE_S: lease.give_up}).clock)
+    assert folder.names("") == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 from drawn import COUNT, SECONDS, TEXT, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_lines import rid
 
 from rambla_ray.ledger.record import FORMAT, Kind, NewerFormat, Record, check, peek, run_tag
 from rambla_ray.ledger.store import SUFFIX, Ledger
@@ -36,11 +36,6 @@ ABOUT = {
 RECORDS = st.builds(Record, **ABOUT, response=RESPONSES) | st.builds(
     Record, **ABOUT, error_kind=TEXT, error=TEXT, call_trace=traces(TEXT, hedged=st.just(0))
 )
-
-
-def rid(name: str) -> str:
-    """A request_id, as short in a test as it is long in truth."""
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def answer(request_id: str, text: str = "yes", run_id: str = "run", attempts: int = 1, role: str = "target") -> Record:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from driver import Driver, wait_for_requests
 from openai_server import OpenAIServer
-from ray_head import wait_until
 
 REPO = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.processes
@@ -38,19 +38,14 @@ def test_a_local_run_listens_on_loopback_alone_behind_a_token_of_its_user(tmp_pa
     home, runs_dir = tmp_path / "home", tmp_path / "runs"
     home.mkdir()
     with OpenAIServer(latency=60.0) as server:
-        command = [sys.executable, "jobs/bench.py", "address=local", "model=openai_chat", "limit=2"]
-        command += ["model.params.api_type=openai", f"model.params.base_url={server.base_url}", f"runs_dir={runs_dir}"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        environment |= {"HOME": str(home), "OPENAI_API_KEY": server.key}
-        started = subprocess.Popen(
-            command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        wait_until(lambda: server.requests, "a first request")
-        found = listening(psutil.Process(started.pid))
-        started.send_signal(signal.SIGINT)
-        started.send_signal(signal.SIGTERM)  # a second one does not wait for the answers
-        out, err = started.communicate(timeout=120)
-    assert started.returncode == 130, err
+        driver = Driver(server, runs_dir, "limit=2", environment={**environment, "HOME": str(home)})
+        wait_for_requests(server, 1)
+        found = listening(psutil.Process(driver.process.pid))
+        driver.process.send_signal(signal.SIGINT)
+        driver.process.send_signal(signal.SIGTERM)  # a second one does not wait for the answers
+        status, out, err = driver.finish()
+    assert status == 130, err
     assert {"gcs_server", "raylet"} < found.keys()
     assert any(name.startswith("ray::") for name in found)
     assert {name: addresses for name, addresses in found.items() if not all(map(is_of_this_machine, addresses))} == {}

@@ -10,7 +10,8 @@ import report
 import tiny_llama
 from openai_server import OpenAIServer
 from ray.job_submission import JobStatus
-from ray_head import Head, Worker, wait_until
+from ray_head import Head, Worker
+from waiting import wait_until
 
 AT_ONCE = 4  # calls an actor has in flight
 TASKS = "task=mcqabaseline,spelling_robustness"

@@ -4,57 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import resource
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from ledger_lines import answered, claim, failed, opened, rid, text_of
 
 from rambla_ray.ledger.clock import LONGEST_GAP_S, WakingClock
 from rambla_ray.ledger.others import MANY_DEAD, REGISTER, SILENT_S
 from rambla_ray.ledger.presence import Presence
-from rambla_ray.ledger.record import Kind, Record, mark_line
+from rambla_ray.ledger.record import Kind
 from rambla_ray.ledger.segments import SUFFIX
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.schema import CallTrace, Response
 from rambla_ray.storage import Folder
-
-
-def rid(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
-def line(name: str, run_id: str, text: str = "yes") -> bytes:
-    return Record(rid(name), run_id, "m", "target", Response(text, trace=CallTrace(attempts=1))).to_line()
-
-
-def failed(name: str, run_id: str) -> bytes:
-    return Record(rid(name), run_id, "m", "target", None, "server", "HTTP 500", CallTrace(attempts=3)).to_line()
-
-
-def opened(folder: Path, run_id: str, clock: WakingClock | None = None) -> Ledger:
-    return Ledger(Folder(str(folder)), run_id, clock)
-
-
-def claim(ledger: Ledger, *names: str) -> str:
-    """Claim what is free, as a service does; returns the names that were granted."""
-    assert ledger.others.lock()
-    ledger.others.look()
-    granted = [name for name in names if rid(name) not in ledger and not ledger.others.are_asking(rid(name))]
-    ledger.mark(Kind.CLAIM, ((rid(name), "m", "target") for name in granted))
-    ledger.others.unlock()
-    return "".join(granted)
-
-
-def text_of(ledger: Ledger, name: str) -> str | None:
-    response = ledger.get(rid(name))
-    return response.text if response else None
 
 
 class Stranger:
@@ -78,8 +42,8 @@ class Stranger:
 def test_what_one_asks_the_other_does_not_and_both_have_the_answer(tmp_path: Path) -> None:
     one, other = opened(tmp_path, "one"), opened(tmp_path, "other")
     assert (claim(one, "a", "b"), claim(other, "a", "b", "c"), claim(one, "c")) == ("ab", "c", "")
-    one.add([line("a", "one", "of one")])
-    other.add([line("c", "other", "of other")])
+    one.add([answered("a", "one", "of one")])
+    other.add([answered("c", "other", "of other")])
     assert (one.others.look(), other.others.look()) == ({rid("c")}, {rid("a")})
     assert [text_of(ledger, name) for ledger in (one, other) for name in "abc"] == ["of one", None, "of other"] * 2
     assert (claim(other, "a", "b", "c"), claim(one, "a", "c")) == ("", "")
@@ -91,7 +55,7 @@ def test_what_the_other_asks_is_free_once_it_no_longer_does(how: str, tmp_path: 
     assert (claim(one, "a"), claim(other, "a")) == ("a", "")
     match how:
         case "answer":
-            one.add([line("a", "one")])
+            one.add([answered("a", "one")])
         case "failure":
             one.add([failed("a", "one")])
         case "release" | "death":
@@ -105,7 +69,7 @@ def test_what_the_other_asks_is_free_once_it_no_longer_does(how: str, tmp_path: 
 
 def test_whoever_wrote_before_it_had_the_lock_is_met_when_it_claims(tmp_path: Path) -> None:
     one, other = opened(tmp_path, "one"), opened(tmp_path, "other")
-    one.add([line("z", "one")])
+    one.add([answered("z", "one")])
     assert (claim(one, "a"), claim(other, "a", "z"), text_of(other, "z")) == ("a", "", "yes")
 
 
@@ -115,14 +79,14 @@ def test_whoever_comes_later_knows_what_is_asked(is_known: bool, tmp_path: Path)
     claim(one, "z")
     early = opened(tmp_path, "other") if is_known else None
     assert claim(one, "a", "b") == "ab"
-    one.add([line("a", "one")])
+    one.add([answered("a", "one")])
     other = early or opened(tmp_path, "other")
     assert (claim(other, "a", "b", "z", "c"), text_of(other, "a"), other.damaged) == ("c", "yes", 0)
 
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
-    stranger, whole = Stranger(tmp_path), line("b", "stranger", "read")
-    stranger.write(line("a", "stranger") + whole[:40])
+    stranger, whole = Stranger(tmp_path), answered("b", "stranger", "read")
+    stranger.write(answered("a", "stranger") + whole[:40])
     ledger = opened(tmp_path, "one")
     for cut in (40, 41, len(whole) - 1):
         assert (text_of(ledger, "a"), text_of(ledger, "b"), ledger.damaged) == ("yes", None, 0)
@@ -134,7 +98,7 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -
 @pytest.mark.parametrize("dies", ["before it is met", "later"])
 def test_the_torn_line_of_a_dead_writer_is_damaged(dies: str, tmp_path: Path) -> None:
     stranger = Stranger(tmp_path)
-    stranger.write(line("a", "stranger") + line("b", "stranger")[:40])
+    stranger.write(answered("a", "stranger") + answered("b", "stranger")[:40])
     if dies == "before it is met":
         stranger.die()
     ledger = opened(tmp_path, "one")
@@ -147,19 +111,19 @@ def test_the_torn_line_of_a_dead_writer_is_damaged(dies: str, tmp_path: Path) ->
 def test_damage_and_newer_formats_in_a_segment_that_grows_are_counted(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path)
     ledger = opened(tmp_path, "one")
-    stranger.write(b"rubbish\n" + line("a", "stranger").replace(b"yes", b"yep") + line("b", "stranger"))
+    stranger.write(b"rubbish\n" + answered("a", "stranger").replace(b"yes", b"yep") + answered("b", "stranger"))
     ledger.others.look()
     assert (text_of(ledger, "a"), text_of(ledger, "b"), ledger.damaged) == (None, "yes", 2)
 
 
 def test_what_a_writer_takes_back_is_no_answer_and_what_follows_is_read(tmp_path: Path) -> None:
-    stranger, first = Stranger(tmp_path), line("a", "stranger")
-    stranger.write(first + line("b", "stranger", "taken back"))
+    stranger, first = Stranger(tmp_path), answered("a", "stranger")
+    stranger.write(first + answered("b", "stranger", "taken back"))
     ledger = opened(tmp_path, "one")
     assert text_of(ledger, "b") == "taken back"
     stranger.file.truncate(len(first))  # as when the disk is full in the middle of an append
     ledger.others.look()
-    stranger.write(line("c", "stranger", "taken back"))
+    stranger.write(answered("c", "stranger", "taken back"))
     ledger.others.look()
     assert [text_of(ledger, name) for name in "abc"] == ["yes", None, "taken back"]
     assert claim(ledger, "a", "b", "c") == "b"
@@ -169,11 +133,11 @@ def test_each_run_counts_its_own_lines_alone_whoever_wrote_them(tmp_path: Path) 
     earlier, other = opened(tmp_path, "run"), opened(tmp_path, "other")
     claim(earlier, "a", "b")
     later = opened(tmp_path, "run")  # of the same run, while its earlier invocation still ends
-    earlier.add([line("a", "run")])
+    earlier.add([answered("a", "run")])
     assert (claim(other, "c"), claim(later, "a", "b", "d")) == ("c", "d")
-    earlier.add([line("b", "run")])
-    other.add([line("c", "other")])
-    later.add([line("d", "run")])
+    earlier.add([answered("b", "run")])
+    other.add([answered("c", "other")])
+    later.add([answered("d", "run")])
     for ledger in (other, later, opened(tmp_path, "run"), opened(tmp_path, "other")):
         ledger.others.look()
     for ledger in (later, opened(tmp_path, "run")):
@@ -230,15 +194,15 @@ def test_a_run_whose_service_starts_again_keeps_what_it_asks(tmp_path: Path) -> 
     presence, other = Presence(folder), opened(tmp_path, "other")
     first = Ledger(folder, "run", segment=presence.segment)
     assert (claim(first, "a", "b", "c"), claim(other, "a")) == ("abc", "")
-    first.add([line("a", "run")])
+    first.add([answered("a", "run")])
     del first  # It dies, and its run does not.
     torn = (tmp_path / (presence.segment + SUFFIX)).open("ab")
-    torn.write(line("b", "run")[:50])
+    torn.write(answered("b", "run")[:50])
     torn.close()
     assert claim(other, "a", "b", "c") == ""
     second = Ledger(folder, "run", segment=presence.segment)
     assert (claim(second, "d"), claim(other, "b", "d")) == ("d", "")
-    second.add([line("c", "run"), line("d", "run")])
+    second.add([answered("c", "run"), answered("d", "run")])
     del second
     again = opened(tmp_path, "run")
     for ledger in (again, other):
@@ -279,7 +243,7 @@ def test_a_disk_that_cannot_lock_leaves_each_alone_and_says_so(tmp_path: Path) -
         f"the ledger '{tmp_path}' cannot be locked (Is a directory): runs that use it at the same time may each ask "
         "what they have in common"
     )
-    one.add([line("a", "one")])
+    one.add([answered("a", "one")])
     assert text_of(opened(tmp_path, "third"), "a") == "yes"
 
 
@@ -329,91 +293,12 @@ def few_files_open(more: int) -> Iterator[None]:
 @pytest.mark.parametrize("where", ["{}", "file://{}"], ids=["disk", "bucket"])
 def test_a_ledger_of_many_segments_keeps_few_files_open(where: str, tmp_path: Path) -> None:
     for number in range(500):
-        (tmp_path / f"{number:03}{SUFFIX}").write_bytes(line(f"of {number}", "run", f"text of {number}"))
+        (tmp_path / f"{number:03}{SUFFIX}").write_bytes(answered(f"of {number}", "run", f"text of {number}"))
     (tmp_path / f"empty{SUFFIX}").touch()
     with few_files_open(100):
         ledger = Ledger(Folder(where.format(tmp_path)), "run")
         assert [text_of(ledger, f"of {number}") for number in range(500)] == [
             f"text of {number}" for number in range(500)
         ]
-        ledger.add([line("new", "run")])
+        ledger.add([answered("new", "run")])
     assert (len(ledger), ledger.damaged, ledger.spent["m", "target"].answered) == (501, 0, 501)
-
-
-RUNS, NAMES = ("one", "other", "third"), "abcd"
-
-
-class RunsOnOneLedger(RuleBasedStateMachine):
-    """Runs start, claim, answer, fail, release and die in any order, beside a plain account of who asks what."""
-
-    @initialize()
-    def start(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name)
-        self.ledgers: dict[str, Ledger] = {}
-        self.asked: dict[str, str] = {}  # name → the run that asks it
-        self.answered: dict[str, str] = {}  # name → the text of its answer
-        self.paid: dict[str, int] = dict.fromkeys(RUNS, 0)
-        self.texts = 0
-
-    @rule(run=st.sampled_from(RUNS))
-    def a_run_starts_again(self, run: str) -> None:
-        self.a_run_dies(run)
-        self.ledgers[run] = opened(self.path, run)
-
-    @rule(run=st.sampled_from(RUNS))
-    def a_run_dies(self, run: str) -> None:
-        self.ledgers.pop(run, None)
-        self.asked = {name: who for name, who in self.asked.items() if who != run}
-
-    @precondition(lambda self: self.ledgers)
-    @rule(data=st.data(), names=st.lists(st.sampled_from(NAMES), unique=True))
-    def a_run_claims(self, data: st.DataObject, names: list[str]) -> None:
-        run = data.draw(st.sampled_from(sorted(self.ledgers)))
-        free = [name for name in names if name not in self.answered and name not in self.asked]
-        granted = claim(self.ledgers[run], *(name for name in names if self.asked.get(name) != run))
-        assert granted == "".join(free)
-        self.asked |= dict.fromkeys(granted, run)
-
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def an_answer_comes(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.asked)))
-        run = self.asked.pop(name)
-        self.texts += 1
-        self.answered[name] = f"text {self.texts}"
-        self.paid[run] += 1
-        self.ledgers[run].add([line(name, run, self.answered[name])])
-
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data(), kind=st.sampled_from([Kind.FAILURE, Kind.RELEASE, Kind.DEATH]))
-    def a_request_ends_without_one(self, data: st.DataObject, kind: Kind) -> None:
-        name = data.draw(st.sampled_from(sorted(self.asked)))
-        run = self.asked.pop(name)
-        if kind is Kind.FAILURE:
-            self.ledgers[run].add([failed(name, run)])
-        else:
-            self.ledgers[run].mark(kind, [(rid(name), "m", "target")])
-
-    @rule()
-    def what_another_version_wrote_without_locks_is_there_for_who_comes_later(self) -> None:
-        (self.path / f"older{SUFFIX}").write_bytes(mark_line(Kind.CLAIM, rid("a"), "older", "m", "target"))
-
-    @invariant()
-    def every_run_sees_the_same_and_counts_its_own(self) -> None:
-        for run, ledger in getattr(self, "ledgers", {}).items():
-            assert claim(ledger) == ""
-            assert {name: text_of(ledger, name) for name in NAMES if rid(name) in ledger} == self.answered
-            assert sum(spent.answered for spent in ledger.spent.values()) == self.paid[run]
-            elsewhere = {name for name, who in self.asked.items() if who != run}
-            assert {name for name in NAMES if ledger.others.are_asking(rid(name))} == elsewhere
-            assert ledger.damaged == 0
-
-    def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            self.ledgers.clear()
-            self.folder.cleanup()
-
-
-RunsOnOneLedger.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
-TestRunsOnOneLedger = RunsOnOneLedger.TestCase

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_llama
 from faults import Fault
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
@@ -18,23 +19,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 FILES = {"config.yaml", "env.json", "plan.json", "samples", "metrics.json", "calls.json", "summary.md", "errors.jsonl"}
 DEMO_YES_NO = 57
-
-
-def item(question: str, decision: str = "yes", context: str = "A finding.") -> dict[str, object]:
-    return {
-        "QUESTION": question,
-        "CONTEXTS": [context],
-        "LABELS": ["RESULTS"],
-        "MESHES": [],
-        "final_decision": decision,
-        "LONG_ANSWER": "So it is.",
-    }
-
-
-def write_items(folder: Path, items: dict[str, dict[str, object]]) -> str:
-    path = folder / "items.json"
-    path.write_text(json.dumps(items))
-    return f"task.dataset.path={path}"
 
 
 def cells(bench_run) -> dict[str, dict]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import report
 from faults import Fault
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -111,16 +112,12 @@ def endpoint(answers: list[str]) -> OpenAIServer:
 
 def words_of(tmp_path: Path, server: OpenAIServer, items: int) -> list[str]:
     """A run of so many items, by a target and a reader at one endpoint."""
-    item = {"CONTEXTS": ["A finding."], "LABELS": ["RESULTS"], "MESHES": [], "final_decision": "yes"}
-    item |= {"LONG_ANSWER": "So it is."}
-    data = {str(number): {**item, "QUESTION": f"Is it so {number}?"} for number in range(items)}
-    (tmp_path / "items.json").write_text(json.dumps(data))
     slow = "pool: {max_concurrency: 2}\n"
     models = {"gpt": at(server, "gpt") + PRICE + slow, "small": at(server, "small") + PRICE + slow}
     return [
         "model=gpt",
         "roles.reader=small",
-        f"task.dataset.path={tmp_path / 'items.json'}",
+        write_items(tmp_path, {str(number): item(f"Is it so {number}?") for number in range(items)}),
         conf(tmp_path, **models),
     ]
 

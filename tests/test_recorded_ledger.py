@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ledger_lines import rid
 from recorded_runs import lasting
 
 from rambla_ray.ledger.record import Record
@@ -24,10 +24,6 @@ COMMAND = [
     *("model=mock", "task=paraphrase,spelling_robustness", "limit=4", "roles.rephraser=mock"),
     *("model.params.behaviour=format", "model.params.error_rate=0.2", "chaos.http500=0.2"),
 ]
-
-
-def rid(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def bodies(folder: Path, kind: str) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import Bench
 from faults import Fault
+from made_items import item, write_items
 from openai_server import OpenAIServer
 from test_forbidden import PAGE, PLAIN, REASONS
 
@@ -33,20 +34,8 @@ FILTERED = reply(None, "content_filter")
 @pytest.fixture
 def items(tmp_path: Path) -> str:
     """Questions that differ in a number, the first of which speaks of something bad."""
-    rows = {
-        str(number): {
-            "QUESTION": f"Is it {'bad' if number == 7 else 'so'}, number {number}?",
-            "CONTEXTS": ["A finding."],
-            "LABELS": ["RESULTS"],
-            "MESHES": [],
-            "final_decision": "yes",
-            "LONG_ANSWER": "So it is.",
-        }
-        for number in range(COUNT)
-    }
-    path = tmp_path / "items.json"
-    path.write_text(json.dumps(rows))
-    return f"task.dataset.path={path}"
+    questions = [f"Is it {'bad' if number == 7 else 'so'}, number {number}?" for number in range(COUNT)]
+    return write_items(tmp_path, {str(number): item(question) for number, question in enumerate(questions)})
 
 
 def words(server: OpenAIServer, items: str, *more: str) -> list[str]:

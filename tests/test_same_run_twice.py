@@ -7,19 +7,13 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from driver import AT_ONCE, DEMO_YES_NO, REPEATED, Driver, repeats, wait_for_requests
 from openai_server import OpenAIServer
-from test_interruption import AT_ONCE, DEMO_YES_NO, REPEATED, Driver, repeats, wait_for_requests
 
 pytestmark = pytest.mark.processes
 AT_THE_SAME_MOMENT = 10
-
-
-def calls_of(runs_dir: Path) -> Any:
-    (path,) = runs_dir.glob("*/calls.json")
-    return json.loads(path.read_text())
 
 
 def is_refusal_of(driver: Driver, pid: int) -> bool:
@@ -39,7 +33,8 @@ def test_the_second_is_refused_and_what_was_asked_is_what_is_counted(tmp_path: P
         first.process.send_signal(signal.SIGCONT)
         status, _, err = first.finish()
         assert (status, asleep) == (0, True), err
-        calls = calls_of(tmp_path)
+        (written,) = tmp_path.glob("*/calls.json")
+        calls = json.loads(written.read_text())
         assert calls["models"][0]["calls"] == len(server.requests) == DEMO_YES_NO
         assert len(calls["invocations"]) == 1
     (run,) = tmp_path.glob("*/metrics.json")

@@ -19,7 +19,8 @@ import requests
 from faults import Fault
 from openai_server import OpenAIServer
 from ray.job_submission import JobStatus
-from ray_head import Head, wait_until
+from ray_head import Head
+from waiting import wait_until
 
 from rambla_ray.config.load import load
 from rambla_ray.errors import UserError

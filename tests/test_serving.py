@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from conftest import KEY
 from faults import Fault
 from openai_server import OpenAIServer
+from waiting import wait_until
 
 from rambla_ray.config.load import load_served
 from rambla_ray.errors import UserError
@@ -85,14 +85,6 @@ def endpoint(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 yield Endpoint(f"http://127.0.0.1:{port}/v1", upstream)
                 server.should_exit = True
                 thread.join()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that another process is about to do."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def test_the_models_are_listed(endpoint):
@@ -248,8 +240,8 @@ def test_a_client_that_goes_away_frees_its_slot(endpoint, stream):
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer %b\r\n"
             b"content-length: %d\r\n\r\n%b" % (SERVE_KEY.encode(), len(body), body)
         )
-        until(lambda: upstream.in_flight == 1)  # in the only slot that relay has
-    until(lambda: upstream.in_flight == 0)
+        wait_until(lambda: upstream.in_flight == 1)  # in the only slot that relay has
+    wait_until(lambda: upstream.in_flight == 0)
     client = endpoint.client.with_options(timeout=PATIENCE_S)
     completion = client.chat.completions.create(model="relay", messages=HELLO)
     assert completion.choices[0].message.content == "heard: one two three"
@@ -326,7 +318,11 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
         (["model=mock", "host=::"], {}, "set SERVE_API_KEY, or leave host out"),
         (["model=mock", "host=0"], {}, "set SERVE_API_KEY, or leave host out"),
         (["model=mock", "host=no.such.host.invalid"], {}, "choose another host"),
-        (["model=mock"], {"SERVE_API_KEY": "a\nb"}, "SERVE_API_KEY has a character in it that no header can hold"),
+        (
+            ["model=mock"],
+            {"SERVE_API_KEY": "a\nb"},
+            "SERVE_API_KEY has characters that no client can send in a header",
+        ),
         (["model=mock"], {"SERVE_API_KEY": " "}, "SERVE_API_KEY is set and empty"),
         (["model=bleu"], {}, "model bleu compares two texts"),
     ],

@@ -17,8 +17,9 @@ from config_files import TASK, refusal
 from dataset_records import items_of
 
 from rambla_ray.errors import CallError, UserError
+from rambla_ray.inputs import open_input, open_regular, read_whole
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.storage import Folder, open_input, open_regular, read_whole
+from rambla_ray.storage import Folder
 
 conf = config_files.conf
 no_endpoint = config_files.no_endpoint  # It runs by itself before each test of this file.

@@ -8,8 +8,9 @@ import pytest
 
 from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import open_input, parse_json
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.storage import Folder, joined, open_input, parse_json, removed_when_refused
+from rambla_ray.storage import Folder, joined, removed_if_empty
 
 
 def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
@@ -109,18 +110,13 @@ def test_where_the_working_folder_is_gone_a_relative_place_is_refused(
     Folder(str(tmp_path / "x")).make_writable("ledger")
 
 
-@pytest.mark.parametrize(
-    ("ending", "stay"),
-    [
-        (UserError, ["full", "full/of", "there"]),
-        (KeyboardInterrupt, ["full", "full/d", "full/of", "new", "new/b", "there"]),
-    ],
-)
-def test_what_was_made_for_a_run_that_is_refused_goes_if_it_is_empty(
-    ending: type[BaseException], stay: list[str], tmp_path: Path
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("ending", [UserError, KeyboardInterrupt])
+def test_what_was_made_for_a_run_that_is_not_begun_goes_if_it_is_empty(
+    ending: type[BaseException], scheme: str, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
-    folders = [Folder(str(tmp_path / place)) for place in ("new/b", "full/d", "there")]
+    folders = [Folder(f"{scheme}{tmp_path / place}") for place in ("new/b", "full/d", "there")]
 
     def begin() -> None:
         for folder in folders:
@@ -128,9 +124,13 @@ def test_what_was_made_for_a_run_that_is_refused_goes_if_it_is_empty(
         (tmp_path / "full/of").mkdir()
         raise ending("no")
 
-    with pytest.raises(ending), removed_when_refused(folders):
+    with pytest.raises(ending), removed_if_empty(folders):
         begin()
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == stay
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "full",
+        "full/of",
+        "there",
+    ]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, b"[" * 100_000])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_items import item, write_items
 from openai_server import OpenAIServer
 
 from rambla_ray.config import load as config
@@ -130,20 +131,9 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
 
 
 def test_a_row_too_short_to_mutate_is_an_outcome_and_the_run_goes_on(bench, tmp_path):
-    items = {
-        name: {
-            "QUESTION": f"Is {name} so?",
-            "CONTEXTS": [context],
-            "LABELS": ["RESULTS"],
-            "MESHES": [],
-            "final_decision": "yes",
-            "LONG_ANSWER": "So it is.",
-        }
-        for name, context in {"short": "four words are here", "long": "word " * 60}.items()
-    }
-    data = tmp_path / "items.json"
-    data.write_text(json.dumps(items))
-    done = bench(["model=mock", "task=spelling_robustness", f"task.dataset.path={data}"])
+    contexts = {"short": "four words are here", "long": "word " * 60}
+    items = {name: item(f"Is {name} so?", context=context) for name, context in contexts.items()}
+    done = bench(["model=mock", "task=spelling_robustness", write_items(tmp_path, items)])
     cells = {cell["variant"]: cell["outcomes"] for cell in by_task(done)["spelling_robustness"]}
     assert {variant: outcomes["failed"] for variant, outcomes in cells.items()} == {
         "n=0": 0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_lines import answered, failed, rid
 
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.ledger_turns import HELD, PATIENCE_S, WAITS
@@ -19,23 +19,13 @@ from rambla_ray.config.sections import Budget
 from rambla_ray.ledger.claims import OWNER_SILENT_S, Claim
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.others import REGISTER
-from rambla_ray.ledger.record import Kind, Record
+from rambla_ray.ledger.record import Kind
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.schema import CallTrace, Response
 from rambla_ray.storage import Folder
 
 
-def rid(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def answer(name: str, run_id: str) -> bytes:
-    response = Response(f"to {name}", prompt_tokens=10, completion_tokens=2, trace=CallTrace(attempts=1))
-    return Record(rid(name), run_id, "m", "target", response).to_line()
-
-
-def failure(name: str, run_id: str) -> bytes:
-    return Record(rid(name), run_id, "m", "target", None, "server", "HTTP 500", CallTrace(attempts=5)).to_line()
+    return answered(name, run_id, f"to {name}", (10, 2))
 
 
 def run_both(folder: Path, body: Callable[[LedgerService, LedgerService], Awaitable[None]]) -> None:
@@ -84,7 +74,7 @@ def test_what_one_does_not_answer_the_other_asks(how: str, tmp_path: Path) -> No
         await asyncio.sleep(0)
         began = time.monotonic()
         if how == "failure":
-            await one.store("owner", [failure("a", "one")])
+            await one.store("owner", [failed("a", "one")])
         elif how == "release":
             await one.release("owner", [rid("a")])
         else:

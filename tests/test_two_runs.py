@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import report
-from driver import AT_ONCE, DEADLINE_S, Driver, calls_of, metrics_of, repeats, wait_for_distinct
+from driver import AT_ONCE, Driver, calls_of, metrics_of, repeats, wait_for_distinct
 from openai_server import OpenAIServer
+from waiting import wait_until
 
 SHARED = 57  # The demo's questions with yes or no, which both runs ask.
 pytestmark = pytest.mark.processes
@@ -22,10 +22,8 @@ def start(server: OpenAIServer, folder: Path, name: str, task: str) -> Driver:
 
 def wait_for_writers(folder: Path, count: int) -> None:
     """Wait until so many runs have claimed something."""
-    register, deadline = folder / "ledger" / "writers.lock", time.monotonic() + DEADLINE_S
-    while not register.exists() or len(register.read_text().splitlines()) < count:
-        assert time.monotonic() < deadline, "the runs do not meet"
-        time.sleep(0.01)
+    register = folder / "ledger" / "writers.lock"
+    wait_until(lambda: register.exists() and len(register.read_text().splitlines()) >= count, f"{count} runs")
 
 
 def audited(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from rambla_ray.actors.local.sentence_modules import SentenceCard, SentenceModul
 from rambla_ray.actors.model import Size
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.inputs import decoded
 from rambla_ray.schema import Request, Response
 from rambla_ray.scoring import similarity
-from rambla_ray.storage import decoded
 
 UNLIMITED = 10**9  # A tokenizer without a limit names a larger number.
 

@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import gc
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,23 +22,19 @@ from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
 from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
-from rambla_ray.actors.ledger_lost import LostRecords
+from rambla_ray.actors.ledger_records import Records
 from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
 from rambla_ray.actors.model import NO_SIZE, Answered, Size
 from rambla_ray.config.sections import Budget, Price
-from rambla_ray.errors import ErrorKind, NotStored, NotWritten
+from rambla_ray.errors import NotStored
 from rambla_ray.file_modes import Modes
-from rambla_ray.ledger.claims import DEATHS, OWNER_SILENT_S, Claim, Claims
+from rambla_ray.ledger.claims import OWNER_SILENT_S, Claim, Claims
 from rambla_ray.ledger.clock import WakingClock
-from rambla_ray.ledger.commit import GroupCommit
-from rambla_ray.ledger.record import Kind, Record, peek
+from rambla_ray.ledger.record import Kind, peek
 from rambla_ray.ledger.store import Ledger
 from rambla_ray.storage import Folder
 
-PART_S = 0.5  # Records are gathered for so long before they become a new part in a bucket.
-LATE_S = 0.1  # An answer that is not durable after so long keeps its actor from asking more.
-PART_LATE_S = 2.0  # The same, in a bucket.
 WAIT_S = 1.0  # One call waits for so long for another's answer, before it claims again.
 
 
@@ -73,10 +68,10 @@ class LedgerService:
         segment: str | None = None,
         clock: WakingClock | None = None,
     ) -> None:
-        self._folder = Folder(location, modes)
-        self._run_id = run_id
+        folder = Folder(location, modes)
         self._clock = clock or WakingClock()
-        self._ledger = Ledger(self._folder, run_id, self._clock, segment)
+        self._ledger = Ledger(folder, run_id, self._clock, segment)
+        self._records = Records(folder, self._ledger, run_id, partial(self._stop, "ledger"))
         self._meter = BudgetMeter(
             budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if _has_died_before() else 0
         )
@@ -87,12 +82,7 @@ class LedgerService:
         self._board = RunBoard()
         self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
         self._beating: asyncio.Task[None] | None = None
-        self._commits = GroupCommit(self._ledger.commit, 0.0 if self._folder.is_local else PART_S)
-        self._late_s = LATE_S if self._folder.is_local else PART_LATE_S
-        # Lines of this invocation, in which identical requests share their failure.
-        self._failures: dict[str, bytes] = {}
         self._stopped: tuple[str, str] | None = None
-        self._lost = LostRecords()
         for note in load_notes(self._ledger, location):
             self._board.notify(note)
         gc.freeze()  # What is loaded stays.
@@ -110,9 +100,9 @@ class LedgerService:
         if before is not None:
             self._declare_dead(before)
         for holding in asking:
-            if self._ledger.line(holding.request_id) is None and holding.request_id not in self._failures:
+            if self._records.line(holding.request_id) is None:
                 self._grants.restore(owner, model, holding)
-        return Terms(self._late_s, self._meter.is_set)
+        return Terms(self._records.late_s, self._meter.is_set)
 
     async def claim(
         self, owner: str, model: str, wanted: Sequence[tuple[str, str]], sizes: Sequence[Size] = ()
@@ -123,7 +113,9 @@ class LedgerService:
         """
         self._claims.heartbeat(owner, self._clock.now())
         self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
-        async with self._turns.turn(request_id for request_id, _ in wanted if request_id not in self._failures):
+        async with self._turns.turn(
+            request_id for request_id, _ in wanted if request_id not in self._records.failures
+        ):
             return self._decide(owner, model, wanted, sizes or [NO_SIZE] * len(wanted))
 
     def _decide(
@@ -137,30 +129,20 @@ class LedgerService:
         if granted:
             self._answers.unanswered.discard(owner)
         try:
-            with self._storing():
-                self._ledger.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role in granted))
+            self._records.mark(Kind.CLAIM, ((request_id, model, role) for request_id, role in granted))
         except NotStored:
             self._grants.release(owner, [request_id for request_id, _ in granted])
             return [Claim.DRAINING if claim in GRANTED else claim for claim in claims]
         return claims
 
     def _claim(self, owner: str, model: str, request_id: str, role: str, size: Size) -> bytes | Claim:
-        line = self._ledger.line(request_id)
+        line = self._records.line(request_id)
         if line is not None:
-            self._answers.reused.add(model)
+            if request_id in self._ledger:
+                self._answers.reused.add(model)
             return line
-        if request_id in self._failures:
-            return self._failures[request_id]
         claim = self._grants.claim(owner, request_id, (model, role), size)
-        return self._give_up(model, request_id, role) if claim is Claim.GIVEN_UP else claim
-
-    def _give_up(self, model: str, request_id: str, role: str) -> bytes:
-        error = f"the process that asked it died, {DEATHS} times"
-        record = Record(request_id, self._run_id, model, role, error_kind=ErrorKind.DIED, error=error, at=time.time())
-        line = self._failures[request_id] = record.to_line()
-        with contextlib.suppress(NotStored), self._storing():
-            self._ledger.add([line])
-        return line
+        return self._records.give_up(request_id, model, role) if claim is Claim.GIVEN_UP else claim
 
     async def wait(self, owner: str, model: str, request_id: str, role: str, size: Size = NO_SIZE) -> bytes | Claim:
         """What becomes of a pending claim: its request's line, a grant once that is free, or pending after a while.
@@ -202,58 +184,37 @@ class LedgerService:
         """What was granted was not asked after all, and is free again."""
         self._claims.heartbeat(owner, self._clock.now())
         released = self._grants.release(owner, request_ids)
-        with contextlib.suppress(NotStored), self._storing():
-            self._ledger.mark(Kind.RELEASE, released)
+        self._records.note(Kind.RELEASE, released)
         self._waiters.wake(released)
 
     async def store(self, owner: str, lines: list[bytes]) -> bool:
         """Take records in and return when they are durable: whether the run is being stopped. Raises NotStored."""
         self._claims.heartbeat(owner, self._clock.now())
-        is_counted = False
         try:
-            with self._storing():
-                self._ledger.add(lines)
+            async with self._records.storing(lines):
                 self._meter.recorded(owner, lines)
-                is_counted = True
                 self._check_budget()
-                await self._commits.wait()
         except NotStored:
-            self._lose(owner, lines, is_counted=is_counted)
+            self._lose(owner, lines)
             raise
         for line in lines:
-            kind, request_id, _ = peek(line)
-            if kind == Kind.FAILURE:
-                self._failures[request_id] = line
+            _, request_id, _ = peek(line)
             self._claims.end(request_id)
             self._waiters.end(request_id, line)
         return self._stopped is not None
 
-    @contextlib.contextmanager
-    def _storing(self) -> Iterator[None]:
-        """While inside, an OSError means that the ledger cannot be written, which stops the run. Raises NotStored."""
-        try:
-            with self._folder.writing():
-                yield
-        except NotWritten as error:
-            self._ledger.others.leave()
-            message = f"the ledger {error}"
-            self._stop("ledger", message)
-            raise NotStored(message) from None
-
-    def _lose(self, owner: str, lines: Sequence[bytes], *, is_counted: bool) -> None:
+    def _lose(self, owner: str, lines: Sequence[bytes]) -> None:
         """Requests whose records could not be stored have ended, and are asked again when the run is continued."""
-        records = [Record.from_line(line) for line in lines]
-        self._lost.add(records, is_counted=is_counted)
-        for record in records:
-            self._meter.drop(owner, record.request_id)
-            self._claims.end(record.request_id)
-            self._waiters.end(record.request_id)
+        for line in lines:
+            _, request_id, _ = peek(line)
+            self._meter.drop(owner, request_id)
+            self._claims.end(request_id)
+            self._waiters.end(request_id)
 
     def _declare_dead(self, owner: str) -> None:
         """Each request that an owner was asking counts one death, and is free again."""
         lost = self._grants.declare_dead(owner)
-        with contextlib.suppress(NotStored), self._storing():
-            self._ledger.mark(Kind.DEATH, lost)
+        self._records.note(Kind.DEATH, lost)
         for name in {model for _, model, _ in lost}:
             self._board.notify(f"model {name}: an actor died; what it was asking is asked again")
         self._waiters.wake(lost)
@@ -315,7 +276,7 @@ class LedgerService:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         spent = self._ledger.spent
         return {
-            "calls": sum(entry.calls for entry in spent.values()) + self._lost.uncounted_calls,
+            "calls": sum(entry.calls for entry in spent.values()) + self._records.lost.uncounted_calls,
             "in_flight": self._claims.in_flight,
             "stored": len(self._ledger),
             "spent": [{"model": model, "role": role, **asdict(spent[model, role])} for model, role in sorted(spent)],
@@ -323,7 +284,7 @@ class LedgerService:
             "work": self._board.usage(),
             "notes": self._board.notes(),
             "budget": self._meter.describe(),
-            "stopped": self._stopped and (self._stopped[0], self._lost.explain(self._stopped[1])),
-            "lost": self._lost.describe(),
+            "stopped": self._stopped and (self._stopped[0], self._records.lost.explain(self._stopped[1])),
+            "lost": self._records.lost.describe(),
             "pid": os.getpid(),
         }

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rambla_ray.config.parsing import parse_yaml
 from rambla_ray.display import SHOWN_CHARACTERS, folded, one_line
 from rambla_ray.errors import UserError, choose_from
+from rambla_ray.inputs import expanded, read_whole, reason_of
 from rambla_ray.shipped import SHIPPED_CONF
-from rambla_ray.storage import expanded, read_whole, reason_of
 
 LARGEST = 2**20  # A config file has at most so many bytes: it would take more seconds to read than anybody waits.
 

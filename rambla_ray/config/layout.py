@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rambla_ray.errors import UserError
-from rambla_ray.storage import open_input, reason_of
+from rambla_ray.inputs import open_input, reason_of
 
 FILE_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 TAB_SEPARATED = (".tsv", ".txt")  # SICK and MRPC are published in files that end so.

@@ -19,7 +19,7 @@ from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.pairs import check_pairs
-from rambla_ray.config.resolve import COMMAND_LINE, Resolved, checked, override
+from rambla_ray.config.resolve import COMMAND_LINE, Overrides, Resolved, checked, override
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.config.templates import read_templates
@@ -31,7 +31,6 @@ from rambla_ray.storage import Folder, joined
 
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
 
-Overrides = list[tuple[str, str]]  # dotted keys inside a config, and their values as words
 Options = TypeVar("Options", RunOptions, ServeOptions)
 
 
@@ -116,7 +115,7 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     """Read the words of a command whose root keys are those of `kind`, and load the models that they name."""
     pairs = _split(words)
     folder = ConfigFolder(next((value for key, value in reversed(pairs) if key == "conf_dir"), None))
-    overrides: dict[str, Overrides] = {"root": [], "model": [], "task": [], "dataset": []}
+    overrides: dict[str, list[tuple[str, str]]] = {"root": [], "model": [], "task": [], "dataset": []}
     for key, value in pairs:
         if key != "conf_dir":
             section, inner = _section(key, kind)

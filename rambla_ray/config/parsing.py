@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from rambla_ray.storage import decoded
+from rambla_ray.inputs import decoded
 
 DEEPEST = 50  # So many mappings and lists may stand inside each other.
 MOST_VALUES = 10_000  # A config may hold so many values, where an alias counts as all that it stands for.

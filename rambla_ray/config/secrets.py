@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from urllib.parse import unquote
 
 from rambla_ray.errors import UserError
-from rambla_ray.redaction import SHORTEST, TELLING, holds_credentials, looks_like_key, secret_values, spellings
-from rambla_ray.storage import OTHER_PLACE
+from rambla_ray.inputs import refuse_credentials
+from rambla_ray.redaction import SHORTEST, TELLING, looks_like_key, secret_values, spellings
 
 # Keys of configs whose own name says that a text there is a key, whatever it looks like.
 _KEY_NAMES = re.compile(r"(^|[._])(token|use_auth_token|api_key|password|secret|auth)$", re.IGNORECASE)
@@ -27,8 +27,7 @@ def refuse(values: Mapping[str, object], variables: Collection[str]) -> None:
     found = secret_values(variables)
     by_variable = {name: found[name] for name in sorted(found, key=lambda name: name not in variables)}
     for place, text in _texts(values):
-        if holds_credentials(text):
-            raise UserError(f"{place} is a URL with a password in it, or with another key; {OTHER_PLACE}")
+        refuse_credentials(text, place)
         for variable, secrets in by_variable.items():
             if any(_holds(text, secret) for secret in secrets):
                 raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, read_whole, reason_of
+from rambla_ray.inputs import decoded, read_whole, reason_of
 
 LARGEST = 10_000_000  # Bytes that a template in a file of its own may have.
 

@@ -21,7 +21,7 @@ from rambla_ray.config.layout import FILE_FORMATS, TAB_SEPARATED
 from rambla_ray.data.adapters import ID_COLUMNS, OTHER_FILE, adapt
 from rambla_ray.display import folded
 from rambla_ray.errors import UserError
-from rambla_ray.storage import decoded, expanded, first_special, open_input, reason_of
+from rambla_ray.inputs import decoded, expanded, first_special, open_input, reason_of
 
 DEMO_DIR = Path(__file__).parent / "demo"
 

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from rambla_ray.inputs import reason_of
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.index import Index
 from rambla_ray.ledger.record import Kind
 from rambla_ray.ledger.segments import SUFFIX, Complete, Growing
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 REGISTER = "writers.lock"  # In it, the name of each segment that has a writer, or lately had one, is a line.
 REGISTER_BYTES = 1 << 20  # It is never as large.

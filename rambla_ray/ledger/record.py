@@ -32,7 +32,6 @@ _NUMBERED = f'{{"{_FORMAT_KEY}":'.encode()  # How a body begins that has a numbe
 _ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name != "trace")
 # Most lines do without these, which stand in a line only where they are not 0.
 _RARE_FIELDS = tuple(name for name in TRACE_FIELDS if name.startswith("failed_"))
-RARE_MARK = b',"failed_'  # Stands in each line that has any of them, and hardly in another.
 _USUAL_FIELDS = tuple(name for name in TRACE_FIELDS if name not in _RARE_FIELDS)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pyarrow import fs
 
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import parse_json
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.results.documents import SHAPES, Damaged, Unreadable, parse_json
+from rambla_ray.results.documents import SHAPES, Damaged, Unreadable
 from rambla_ray.results.lease import LEASE
 from rambla_ray.results.samples import file_name, open_file, read_spec, sample_names, spec_of
 from rambla_ray.schema import SAMPLE_SCHEMA, Outcome
@@ -137,8 +138,8 @@ def _check_errors(folder: Folder, unscored: int | None) -> None:
         raise Unreadable(location, error) from None
     for number, line in enumerate(lines, 1):
         try:
-            parse_json(line)
-        except (ValueError, RecursionError):
+            parse_json(line, allow_nan=False)
+        except ValueError:
             raise Damaged(location, f"line {number} is no JSON") from None
     if unscored is not None and len(lines) != unscored:
         raise Damaged(location, f"it has {len(lines)} lines, and {unscored} samples were not scored")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,9 @@ from rambla_ray.config.explain import explain
 from rambla_ray.config.parsing import parse_resolved
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import parse_json, reason_of
 from rambla_ray.results.shapes import Calls, Environment, Metrics, PlanNotes, Shape, StoredConfig
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 # What to do about a file that cannot be read; all others are written anew by the command that continues the run.
 _PUT_BACK = {
@@ -71,21 +71,12 @@ def read_plain(folder: Folder, name: str) -> dict[str, Any] | None:
     except OSError as error:
         raise Unreadable(location, error) from None
     try:
-        value = parse_resolved(data) if name.endswith(".yaml") else parse_json(data)
-    except (ValueError, yaml.YAMLError, RecursionError, *_OF_YAML_TAGS) as error:
+        value = parse_resolved(data) if name.endswith(".yaml") else parse_json(data, allow_nan=False)
+    except (ValueError, yaml.YAMLError, *_OF_YAML_TAGS) as error:
         raise Damaged(location, error) from None
     if not isinstance(value, dict):
         raise Damaged(location, "it holds no keys and values" if data.strip() else "it is empty")
     return {str(key): inner for key, inner in value.items()}
-
-
-def parse_json(data: bytes) -> Any:
-    """Strict JSON, in which there is no NaN. Raises ValueError, RecursionError."""
-    return json.loads(data, parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
 
 
 def check_shape(value: object, shape: type[Shape], location: str, inside: str = "") -> None:

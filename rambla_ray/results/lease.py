@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Self
 
+from rambla_ray.display import print_error
 from rambla_ray.errors import NotWritten, UserError
+from rambla_ray.inputs import reason_of
 from rambla_ray.results.holder import LEASE_FORMAT, Holder, Process
-from rambla_ray.storage import Folder, reason_of
+from rambla_ray.storage import Folder
 
 LEASE = "lease.json"
 BEAT_S = 2.0  # A bucket may take a file of one name no more often than once a second.
@@ -88,29 +89,31 @@ class Lease:
     lost: str = ""  # Why the run must stop: another invocation holds the lease by now. Empty while it does not.
 
     def __post_init__(self) -> None:
+        self._may_be_there = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     @classmethod
-    def take(cls, folder: Folder, run_id: str, clock: Clock = Clock()) -> Self:  # noqa: B008 - it is a constant
-        """Take the lease of a run, where need be after some seconds in which a holder might show that it lives.
+    def of(cls, folder: Folder, run_id: str) -> Self:
+        """The lease of a run for the present process, which has not taken it yet."""
+        return cls(folder, Holder.of(Process.present(), run_id))
+
+    def take(self, clock: Clock = Clock()) -> Self:  # noqa: B008 - it is a constant
+        """Take the lease, where need be after some seconds in which a holder might show that it lives.
 
         Args:
-            folder: the run directory.
-            run_id: its run.
             clock: that of the present process.
 
         Raises:
             UserError: another invocation of the run goes on, or the lease cannot be read or written.
         """
-        lease = cls(folder, Holder.of(Process.present(), run_id))
-        observer, looks = Observer(lease.holder.process), 0
-        while (unclear := lease._try(observer, clock)) is not None:
+        observer, looks = Observer(self.holder.process), 0
+        while (unclear := self._try(observer, clock)) is not None:
             looks += 1
             if looks == 2:  # At the first look it may have been half written.
-                print(_waiting_note(run_id, unclear), file=sys.stderr, flush=True)
+                print_error(_waiting_note(self.holder.run_id, unclear), "note")
             clock.sleep(LOOK_S)
-        return lease
+        return self
 
     def _try(self, observer: Observer, clock: Clock) -> bytes | None:
         """Take the lease where nobody alive holds it; returns that of a holder of whom it is not clear yet."""
@@ -128,6 +131,7 @@ class Lease:
 
     def _write_first(self) -> None:
         self.holder = self.holder.alive_now()
+        self._may_be_there = True
         try:
             self.folder.write(LEASE, self.holder.to_json())
             for draft in self.folder.names(".tmp"):  # of a holder that was killed in the middle of a heartbeat
@@ -166,10 +170,11 @@ class Lease:
         self.give_up()
 
     def give_up(self) -> None:
-        """Renew it no more, and delete it: the run is free."""
+        """Renew it no more, and delete it if it was taken: the run is free."""
         self._over.set()
-        self._thread.join(LONGEST_END_S)
         if self._thread.is_alive():
+            self._thread.join(LONGEST_END_S)
+        if self._thread.is_alive() or not self._may_be_there:
             return  # What it is writing must not come after the lease is deleted.
         with contextlib.suppress(OSError, UserError):
             if self._is_own(_read(self.folder)):
@@ -253,7 +258,7 @@ def _read(folder: Folder) -> bytes | None:
 def _waiting_note(run_id: str, seen: bytes) -> str:
     holder = Holder.parse(seen)
     who = f"was begun by {holder}" if holder else f"has a {LEASE} that nobody can read"
-    return f"note: run {run_id} {who}; it is waited {DEAD_AFTER_S:.0f} s for a sign of life from there"
+    return f"run {run_id} {who}; it is waited {DEAD_AFTER_S:.0f} s for a sign of life from there"
 
 
 def _lost(folder: Folder, seen: bytes) -> str:

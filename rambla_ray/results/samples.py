@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rambla_ray.errors import UserError
-from rambla_ray.results.documents import Damaged, Unreadable, check_shape, parse_json
+from rambla_ray.inputs import parse_json
+from rambla_ray.results.documents import Damaged, Unreadable, check_shape
 from rambla_ray.results.shapes import ScoringSpec
 from rambla_ray.schema import SAMPLE_SCHEMA, Role
 from rambla_ray.storage import Folder
@@ -54,8 +55,8 @@ def read_spec(folder: Folder) -> dict[str, Any]:
 def spec_of(schema: pa.Schema, folder: Folder, name: str) -> dict[str, Any]:
     """How the samples of a file are scored, as its schema says. Raises UserError when that is damaged."""
     try:
-        spec = parse_json((schema.metadata or {}).get(SPEC_KEY, b""))
-    except (ValueError, RecursionError):
+        spec = parse_json((schema.metadata or {}).get(SPEC_KEY, b""), allow_nan=False)
+    except ValueError:
         raise Damaged(folder.child(name), "its metadata does not say how it is scored") from None
     check_shape(spec, ScoringSpec, folder.child(name), "metadata: ")
     return dict(spec)

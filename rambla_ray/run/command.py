@@ -6,15 +6,11 @@ Importing this module imports nothing of weight, so that help comes at once, als
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
-
-if TYPE_CHECKING:
-    from rambla_ray.results.directory import RunDirectory
 
 HELP_WORDS = ("-h", "--help", "help")
 REPORT_FLAGS = ("--recompute", "--audit")
@@ -29,7 +25,8 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   limit=N              the first N items of each dataset
   seed=N               for shuffles and draws that set no seed of their own
   roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
-  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does)
+  roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does); what it is
+                       asked is reader.template
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it
   runs_dir=PATH        where runs are kept (default: runs)
   ledger=PATH          where answers are kept (default: <runs_dir>/ledger)
@@ -41,8 +38,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   verbose=true         let Ray's own log lines through
   fail_if.coverage_below=0.95   exit with 3 when a cell has fewer scored samples; fail_if.failed_above=0.05 (default):
                        with 2 when more of the run's samples failed (1: never)
-  budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens. What a call may
-                       cost is reserved before it is sent
+  budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens
   chaos.http429=0.05   faults to inject into calls, to see that nothing is lost (also http500, reset, garbage:
                        shares of the calls; kill_actor_every: calls after which an actor kills itself)
   model.params.KEY=V  pool.KEY=V  rate.KEY=V  task.KEY=V  task.dataset.KEY=V   override a key of the configs
@@ -57,6 +53,9 @@ Show a run again, from its directory alone: {program} RUN_DIRECTORY [--recompute
 
 --recompute   score samples/ anew and say whether metrics.json holds the same
 --audit       check that every sample is there once, every answer is what its text says, and the calls add up
+
+Exit status: 0 done, 1 no run, or one of its files is damaged (one line names each), 2 --recompute found other numbers,
+or --audit a fault.
 """
 
 
@@ -72,10 +71,17 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
     with Interruption("interrupted before anything was asked") as interruption:
-        return _bench(words, program, interruption)
+        return status_of(lambda: _bench(words, program, interruption), interruption)
 
 
 def _bench(words: Sequence[str], program: Sequence[str], interruption: Interruption) -> int:
+    from rambla_ray.run.invocation import invoke
+
+    return invoke(words, program, interruption)
+
+
+def status_of(command: Callable[[], int], interruption: Interruption) -> int:
+    """The exit status of a command, or of what is printed in its place: one line that says why it could not be run."""
     try:
         from rambla_ray.errors import UserError
     except ModuleNotFoundError as error:
@@ -83,22 +89,18 @@ def _bench(words: Sequence[str], program: Sequence[str], interruption: Interrupt
         print_error(f"{sys.executable} has no module {error.name}; {where}")
         return ExitStatus.REFUSED
     try:
-        from rambla_ray.run import invocation
-
-        return invocation.invoke(words, program, interruption)
+        return command()
     except UserError as error:
         print_error(str(error))
         return ExitStatus.REFUSED
-    except KeyboardInterrupt:  # The run was over, and not all of it was shown.
+    except KeyboardInterrupt:  # It came after `hand_over`, and not while anything was asked.
         print(interruption.line, file=sys.stderr)
         return ExitStatus.INTERRUPTED
 
 
 @unfailing_output()
 def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report")) -> int:
-    """Run the command line of a report; returns the exit status.
-
-    It is 0 done, 1 not a run or damaged, 2 the numbers differ.
+    """Run the command line of a report; returns the exit status, which `REPORT_HELP` explains.
 
     Args:
         words: what stands behind the program's name: a run directory and flags.
@@ -112,29 +114,20 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         print(REPORT_HELP.format(program=" ".join(program)))
         print_error(fault)
         return ExitStatus.REFUSED
-    with Interruption("interrupted"):
-        return _report(places[0], flags)
+    with Interruption("interrupted") as interruption:
+        return status_of(lambda: _report(places[0], flags), interruption)
 
 
 def _report(place: str, flags: Sequence[str]) -> int:
-    from rambla_ray.config.words import as_typed
-    from rambla_ray.errors import UserError
-    from rambla_ray.results.directory import RunDirectory
-    from rambla_ray.storage import Folder
-
-    try:
-        return _show(RunDirectory(Folder(as_typed(place))), flags)
-    except UserError as error:
-        print_error(str(error))
-        return ExitStatus.REFUSED
-
-
-def _show(directory: RunDirectory, flags: Sequence[str]) -> int:
     """Print a run, check what the flags ask for, and name what is damaged. Raises UserError."""
+    from rambla_ray.config.words import as_typed
     from rambla_ray.results import report
     from rambla_ray.results.audit import audit, recompute
     from rambla_ray.results.damage import faults, missing
+    from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.storage import Folder
 
+    directory = RunDirectory(Folder(as_typed(place)))
     report.print_run(directory, report.console_on(sys.stdout), details=True)
     holds = True
     if "--recompute" in flags:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAG_S = 1.0  # The thread that ends the process may notice a signal so much later than the main thread.
 END_S = 2.0  # The main thread stands still for so long, while the process ends; that takes a tenth of a second.
-LAST_ACT_S = 1.0  # What is done last has so long.
+LAST_ACTS_S = 1.0  # What is done last has so long.
 
 
 class Interruption:
@@ -34,13 +33,13 @@ class Interruption:
         line: what it says on stderr.
 
     Attributes:
-        last_act: what is to be given back before the process ends; it may be called while the main thread stands
+        last_acts: what is to be given back before the process ends; they may be called while the main thread stands
             still anywhere.
     """
 
     def __init__(self, line: str) -> None:
         self.line = line
-        self.last_act: Callable[[], None] = lambda: None
+        self.last_acts = contextlib.ExitStack()
         self._handlers: dict[signal.Signals, Any] = {}
         self._listening = contextlib.ExitStack()
         self._is_ending = threading.Event()
@@ -103,9 +102,9 @@ class Interruption:
         with contextlib.suppress(OSError):
             os.write(self._stderr, f"{self.line}\n".encode(errors="backslashreplace"))
         end_children()
-        last = threading.Thread(target=self.last_act, daemon=True)
+        last = threading.Thread(target=self.last_acts.close, daemon=True)
         last.start()
-        last.join(LAST_ACT_S)
+        last.join(LAST_ACTS_S)
         os._exit(ExitStatus.INTERRUPTED)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from rambla_ray.run.open_files import refuse_too_few
 from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
-from rambla_ray.storage import Folder, removed_when_refused
+from rambla_ray.storage import Folder, removed_if_empty
 
 if TYPE_CHECKING:
     from rambla_ray.run.pipeline import Run
@@ -96,28 +96,37 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
     plan.preflight(same_machine=own_cluster)
     if own_cluster:
         _refuse_what_this_machine_lacks(plan)
-        refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
     if command.job is not None:
         command.job.warn()
-    ledger = Folder(config.ledger, config.options.modes)
-    with removed_when_refused([Folder(config.directory), ledger]):
-        directory = RunDirectory.create(config)
-        refuse_what_cannot_be_replaced(directory)
-        ledger.make_writable("ledger")
-        with Lease.take(directory.folder, config.run_id) as lease:
-            interruption.last_act = lease.give_up
-            for line in rewritten(directory):
-                print_error(f"{line}; it is written anew", "note")
-            return _run(plan, directory.held(lease), command, interruption, own_cluster=own_cluster)
+    with _leased_directory(config, interruption) as directory:
+        return _run(plan, directory, command, interruption, own_cluster=own_cluster)
 
 
 def _refuse_what_this_machine_lacks(plan: Plan) -> None:
-    """Refuse, before Ray starts, a pool that its cluster would not hold. Raises UserError."""
+    """Refuse, before Ray starts, a pool that its cluster would not hold, and too few open files. Raises UserError."""
     from rambla_ray.run.cluster import own_cluster
 
     machine = own_cluster()
     for target in plan.config.targets:
         Placement.of(plan.levels(target), machine)
+    refuse_too_few(level.config for target in plan.config.targets for level in plan.levels(target))
+
+
+@contextlib.contextmanager
+def _leased_directory(config: RunConfig, interruption: Interruption) -> Iterator[RunDirectory]:
+    """The run's directory, which this process alone writes while inside. Raises UserError."""
+    ledger = Folder(config.ledger, config.options.modes)
+    with removed_if_empty([Folder(config.directory), ledger]) as remove:
+        interruption.last_acts.callback(remove)
+        directory = RunDirectory.create(config)
+        refuse_what_cannot_be_replaced(directory)
+        ledger.make_writable("ledger")
+        lease = Lease.of(directory.folder, config.run_id)
+        interruption.last_acts.callback(lease.give_up)
+        with lease.take():
+            for line in rewritten(directory):
+                print_error(f"{line}; it is written anew", "note")
+            yield directory.held(lease)
 
 
 def _as_it_was_begun(config: RunConfig) -> RunConfig:
@@ -144,26 +153,15 @@ def _run(
     plan: Plan, directory: RunDirectory, command: CommandLine, interruption: Interruption, *, own_cluster: bool
 ) -> int:
     """Run a plan on the cluster that its config names, and print what came of it."""
-    from rambla_ray.run.cluster import configure_logging, connect, dashboard
-
     interruption.line = escaped(f"{INTERRUPTED} Continue with: {command.again}")
-    threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
-    verbose, again = plan.config.options.verbose, command.again
+    again = command.again
     run: Run | None = None
     scores: dict[str, Any] | None = None
     is_written = True
     try:
-        warnings = connect(plan.config.options.address, verbose=verbose)
-        if command.job is not None:
-            again = command.submit_again(command.job, dashboard())
-        from rambla_ray.run import pipeline
-
-        configure_logging(verbose=verbose)
-        if not own_cluster and not _nodes_are_ready(plan.config):
+        run, again = _start(plan, directory, command, own_cluster=own_cluster)
+        if run is None:
             return ExitStatus.REFUSED
-        drain_s = pipeline.DRAIN_S if command.job is None else min(pipeline.DRAIN_S, command.job.stop_wait_s / 2)
-        run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
-        _warn(warnings)
         interruption.hand_over()
         scores = run()
     except RunStopped as stopped:
@@ -190,8 +188,31 @@ def _run(
         return ExitStatus.STOPPED
 
 
+def _start(plan: Plan, directory: RunDirectory, command: CommandLine, *, own_cluster: bool) -> tuple[Run | None, str]:
+    """Connect, and start a run's actors; returns it, and what to type to continue it.
+
+    There is no run where the nodes lack what it needs, which has been printed. Raises RunStopped.
+    """
+    from rambla_ray.run.cluster import configure_logging, connect, dashboard
+
+    threading.Thread(target=_import_while_the_cluster_starts, daemon=True).start()
+    job, verbose = command.job, plan.config.options.verbose
+    warnings = connect(plan.config.options.address, verbose=verbose)
+    again = command.again if job is None else command.submit_again(job, dashboard())
+    from rambla_ray.run import pipeline
+
+    configure_logging(verbose=verbose)
+    if not own_cluster and not _nodes_are_ready(plan.config):
+        return None, again
+    drain_s = pipeline.DRAIN_S if job is None else min(pipeline.DRAIN_S, job.stop_wait_s / 2)
+    run = pipeline.Run.start(plan, directory, command.words, drain_s=drain_s)
+    _warn(warnings)
+    return run, again
+
+
 def _warn(warnings: Sequence[str]) -> None:
-    print(*(f"warning: {warning}\n" for warning in warnings), sep="", end="", file=sys.stderr)
+    for warning in warnings:
+        print_error(warning, "warning")
 
 
 def _show(directory: RunDirectory) -> str:
@@ -242,6 +263,6 @@ def _status(config: RunConfig, scores: Mapping[str, Any], directory: RunDirector
         return ExitStatus.CELL_FAILED
     least = gates.coverage_below
     if least is not None and any(cell["coverage"] < least for cell in scores["cells"]):
-        print(f"gate failed: a cell's coverage is below {least:g}", file=sys.stderr)
+        print_error(f"a cell's coverage is below {least:g}", "gate failed")
         return ExitStatus.GATE_FAILED
     return ExitStatus.DONE

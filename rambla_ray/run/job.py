@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rambla_ray.display import as_typed_in_a_shell
+from rambla_ray.display import as_typed_in_a_shell, print_error
 from rambla_ray.errors import UserError
+from rambla_ray.inputs import absolute, expanded, parse_json
 from rambla_ray.redaction import is_secret
-from rambla_ray.storage import absolute, expanded, parse_json
 
 CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's variable of this name holds the job's runtime_env and metadata.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # The variable with the seconds from `ray job stop` until the job is killed.
@@ -60,10 +59,10 @@ class SubmittedJob:
     def warn(self) -> None:
         """Print a note on stderr when the job would have too little time to end in order."""
         if self.stop_wait_s < ENOUGH_S:
-            print(
-                f"note: ray job stop kills this job after {self.stop_wait_s} s: a call that takes longer is lost, and "
+            print_error(
+                f"ray job stop kills this job after {self.stop_wait_s} s: a call that takes longer is lost, and "
                 f"asked again; {STOP_WAIT}={ENOUGH_S} where ray starts, or in the job's env_vars, gives it time",
-                file=sys.stderr,
+                "note",
             )
 
     def command(self, words: Sequence[str], dashboard: str) -> str:

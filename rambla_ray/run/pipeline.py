@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
 from rambla_ray.config.run import RunConfig
+from rambla_ray.display import print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.presence import Presence
 from rambla_ray.results.calls import invocation
@@ -90,7 +90,7 @@ class Run:
         before = ledger.progress.remote()
         for target, placement in placements.items():
             for note in _notes(plan.config.label(target), placement, cluster):
-                print(f"note: {note}", file=sys.stderr)
+                print_error(note, "note")
         described = plan.describe()
         described["placement"] = {
             target: {"together": placement.together, "pools": [level.pool.model_dump() for level in placement.levels]}

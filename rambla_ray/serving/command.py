@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rambla_ray.display import print_error, unfailing_output
+from rambla_ray.display import unfailing_output
+from rambla_ray.run.command import HELP_WORDS, status_of
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rambla_ray.config.run import ServeConfig
 
 KEY_VARIABLE = "SERVE_API_KEY"
-INTERRUPTED = "interrupted before it was ready"
-LONGEST_REASON = 500  # The reason why it could not start is cut to so many characters.
 
 SERVE_HELP = """\
 Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]] [key=value ...]
@@ -32,7 +31,8 @@ Serve models behind an OpenAI-compatible endpoint: {program} [model=NAME[,NAME]]
   port=N               (default: 8000; 0 for any that is free)
   address=auto|local|HOST:PORT   the Ray cluster (default: the one that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, searched before conf/
-  request_timeout_s=N  how long the body of a request may take to come (default: 60)
+  request_timeout_s=N  how long the body of a request may take to come, and a client may take nothing of its reply
+                       (default: 60)
   verbose=true         let Ray's own log lines through
   model.params.KEY=V  pool.KEY=V  rate.KEY=V   override a key of the configs
 
@@ -52,27 +52,24 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
         words: what stands behind the program's name: `key=value`, or a request for help.
         program: the words that start this command, for the help.
     """
-    if any(word in ("-h", "--help", "help") for word in words):
+    if any(word in HELP_WORDS for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
-    with Interruption(INTERRUPTED) as interruption:
-        return _serve(words, interruption)
+    with Interruption("interrupted before it was ready") as interruption:
+        return status_of(lambda: _bind_and_run(words, interruption), interruption)
 
 
-def _serve(words: Sequence[str], interruption: Interruption) -> int:
-    try:
-        from rambla_ray.errors import UserError
-    except ModuleNotFoundError as error:
-        print_error(f"{sys.executable} has no module {error.name}; activate the environment")
-        return ExitStatus.REFUSED
-    try:
-        return _bind_and_run(words, interruption)
-    except UserError as error:
-        print_error(str(error))
-        return ExitStatus.REFUSED
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return ExitStatus.INTERRUPTED
+def _take_key() -> str | None:
+    """The key that clients must send, if there is one; it is not in the environment any more. Raises UserError."""
+    from rambla_ray.errors import UserError
+
+    key = os.environ.pop(KEY_VARIABLE, None)  # The processes that are started from here on need not know it.
+    key = key and key.strip()
+    if key == "":
+        raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE} has characters that no client can send in a header; put another key into it")
+    return key
 
 
 def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
@@ -85,12 +82,7 @@ def _bind_and_run(words: Sequence[str], interruption: Interruption) -> int:
     config = load_served(words)
     if job := SubmittedJob.current():
         job.refuse_secrets({KEY_VARIABLE})
-    key = os.environ.pop(KEY_VARIABLE, None)  # The processes that are started from here on need not know it.
-    key = key and key.strip()
-    if key == "":
-        raise UserError(f"{KEY_VARIABLE} is set and empty; put a key into it, or unset it")
-    if key and not (key.isascii() and key.isprintable()):
-        raise UserError(f"{KEY_VARIABLE} has characters that no client can send in a header; put another key into it")
+    key = _take_key()
     try:
         from rambla_ray.serving import gateway
         from rambla_ray.serving.access import is_loopback

@@ -21,7 +21,7 @@ from rambla_ray.actors.local.backends import (
 from rambla_ray.config.model import ModelParams
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.storage import expanded
+from rambla_ray.inputs import expanded
 from rambla_ray.tasks import prompts
 
 # Loading params that can run or unpickle code of others.

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rambla_ray.storage import decoded, first_special, parse_json, read_whole
+from rambla_ray.inputs import decoded, first_special, parse_json, read_whole
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
