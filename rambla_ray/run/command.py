@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
-from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
     from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.run.interruption import Interruption
 
 HELP_WORDS = ("-h", "--help", "help")
 REPORT_FLAGS = ("--recompute", "--audit")
@@ -71,6 +71,8 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     if any(word in HELP_WORDS for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption("interrupted before anything was asked") as interruption:
         return _bench(words, program, interruption)
 
@@ -112,6 +114,8 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         print(REPORT_HELP.format(program=" ".join(program)))
         print_error(fault)
         return ExitStatus.REFUSED
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption("interrupted"):
         return _report(places[0], flags)
 

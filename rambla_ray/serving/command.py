@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rambla_ray.display import print_error, unfailing_output
-from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
     from socket import socket
 
     from rambla_ray.config.run import ServeConfig
+    from rambla_ray.run.interruption import Interruption
 
 KEY_VARIABLE = "SERVE_API_KEY"
 INTERRUPTED = "interrupted before it was ready"
@@ -55,6 +55,8 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
     if any(word in ("-h", "--help", "help") for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption(INTERRUPTED) as interruption:
         return _serve(words, interruption)
 
