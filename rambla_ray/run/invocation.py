@@ -1,6 +1,6 @@
 """One invocation of `bench`: from the words of its command line to its exit status.
 
-What needs Ray is imported where it is used: a wrong word, or a dry run, does not wait for it.
+What needs Ray, or writes results, is imported where it is used: a wrong word, or a dry run, does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from rambla_ray.config.words import as_typed
 from rambla_ray.display import as_typed_in_a_shell, bounded, counted, escaped, one_line, print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.store import has_records_of
-from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
-from rambla_ray.results.directory import RunDirectory
-from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.job import SubmittedJob, refuse_relative
@@ -32,6 +29,7 @@ from rambla_ray.run.status import ExitStatus
 from rambla_ray.storage import Folder, removed_when_refused
 
 if TYPE_CHECKING:
+    from rambla_ray.results.directory import RunDirectory
     from rambla_ray.run.pipeline import Run
 
 
@@ -99,6 +97,16 @@ def invoke(words: Sequence[str], program: Sequence[str], interruption: Interrupt
         refuse_too_few(level.config for target in config.targets for level in plan.levels(target))
     if command.job is not None:
         command.job.warn()
+    return _begin(plan, command, interruption, own_cluster=own_cluster)
+
+
+def _begin(plan: Plan, command: CommandLine, interruption: Interruption, *, own_cluster: bool) -> int:
+    """Run a plan, holding the lease of its directory. Raises UserError where that cannot be written, or is held."""
+    from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
+    from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.results.lease import Lease
+
+    config = plan.config
     ledger = Folder(config.ledger, config.options.modes)
     with removed_when_refused([Folder(config.directory), ledger]):
         directory = RunDirectory.create(config)
