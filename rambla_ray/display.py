@@ -9,11 +9,9 @@ import re
 import select
 import shlex
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from rambla_ray.redaction import redacted
 
@@ -104,8 +102,7 @@ def dollars(usd: float) -> str:
     return f"${usd:.2g}" if 0 < usd < 0.01 else f"${usd:.4f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One line of a report on a run or a cluster, and whether what it states is as it should be."""
 
     line: str
@@ -181,6 +178,8 @@ def unfailing_output() -> Iterator[None]:
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    import traceback  # Not before it is needed: help comes at once.
+
     print(redacted("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 

@@ -168,14 +168,15 @@ def _passwords(text: str) -> list[str]:
     return sorted({*parts, *map(unquote, parts)}, key=len, reverse=True)
 
 
-def spellings(secret: str) -> list[str]:
+@lru_cache(64)
+def spellings(secret: str) -> tuple[str, ...]:
     """A secret as itself, as it stands in URLs, in messages and in base64, wherever it begins there."""
     data = secret.encode("utf-8", "surrogateescape")
     inside = [base64.b64encode(b"\0" * shift + data).decode()[(0, 2, 3)[shift] : -4] for shift in range(3)]
     encoded = [text for text in inside if len(text) >= TELLING]
     escapes = [repr(secret)[1:-1], json.dumps(secret)[1:-1], " ".join(secret.split())]
     in_urls = [quote(data), quote(data, safe="")]
-    return list(dict.fromkeys([secret, *escapes, *in_urls, *encoded, *(t.translate(_URL_SAFE) for t in encoded)]))
+    return tuple(dict.fromkeys([secret, *escapes, *in_urls, *encoded, *(t.translate(_URL_SAFE) for t in encoded)]))
 
 
 def redacted(text: str) -> str:

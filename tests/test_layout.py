@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ ROOMS = {
     "starlette": ("rambla_ray.serving.gateway", "rambla_ray.serving.guard"),
     "uvicorn": ("rambla_ray.serving.gateway", "rambla_ray.serving.connection"),
     "h11": ("rambla_ray.serving.connection",),
+    "omegaconf": ("rambla_ray.config.folder", "rambla_ray.config.parsing", "rambla_ray.config.resolve"),
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
     "sentence_transformers": ("rambla_ray.actors.local.sentence_modules",),
@@ -63,6 +65,7 @@ def modules() -> dict[str, Path]:
     return names
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Everything a file imports: anywhere in it, for types alone, and by name through importlib."""
     found = set()

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.redaction import Masks, is_secret
 from rambla_ray.schema import canonical_json
@@ -53,7 +51,7 @@ class Borrowed(NamedTuple):
 Borrowings = Mapping[Place, Borrowed]
 
 
-class _Reading:
+class Reading:
     """The variables that were read while configs were loaded; their values are in no message about these."""
 
     def __init__(self) -> None:
@@ -66,16 +64,16 @@ class _Reading:
         return Masks({os.environ[name].strip(): f"${{oc.env:{name}}}" for name in unshown}).apply(message)
 
 
-_reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
+_reading: ContextVar[Reading | None] = ContextVar("_reading", default=None)
 
 
 @contextmanager
-def quoting_names() -> Iterator[_Reading]:
+def quoting_names() -> Iterator[Reading]:
     """While inside, a UserError quotes the names of the variables that configs take, and not their values."""
     if (outer := _reading.get()) is not None:
         yield outer
         return
-    reading = _Reading()
+    reading = Reading()
     token = _reading.set(reading)
     try:
         yield reading
@@ -98,45 +96,8 @@ def variable(name: str, *default: object) -> str | None:
     raise KeyError(f"Environment variable '{name}' not found")
 
 
-def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[Place, Borrowed]]:
-    """A config as plain values, its interpolations resolved, and which of them come from the environment.
-
-    Those at keys that are stored by value are not among them. Raises OmegaConfBaseException.
-    """
-    with quoting_names() as reading:
-        resolver = _Resolver(reading)
-        return resolver.plain(config, (), ()), resolver.borrowed
-
-
-class _Resolver:
-    """Makes plain values of a config, one after the other, and sees which variables each of them reads."""
-
-    def __init__(self, reading: _Reading) -> None:
-        self._reading = reading
-        self.borrowed: dict[Place, Borrowed] = {}
-
-    def plain(self, node: Any, place: Place, names: tuple[str, ...]) -> Any:
-        """The plain value of a node; `names` are the variables that led to it."""
-        if isinstance(node, DictConfig):
-            return {key: self._inner(node, key, (*place, str(key)), names) for key in node}
-        if isinstance(node, ListConfig):
-            return [self._inner(node, number, (*place, number), names) for number in range(len(node))]
-        if _key(place) not in BY_VALUE or (_key(place) == "params.base_url" and "://" not in str(node)):
-            self._reading.hidden.update(names)
-        self._reading.used.update(names)
-        if names and _key(place) not in BY_VALUE:
-            self.borrowed[place] = Borrowed(", ".join(f"${{oc.env:{name}}}" for name in names), node)
-        return node
-
-    def _inner(self, node: Any, key: Any, place: Place, names: tuple[str, ...]) -> Any:
-        if OmegaConf.is_missing(node, key):
-            return "???"
-        before = len(self._reading.names)
-        inner = node[key]
-        return self.plain(inner, place, tuple(dict.fromkeys((*names, *self._reading.names[before:]))))
-
-
-def _key(place: Place) -> str:
+def key_of(place: Place) -> str:
+    """A place as the files of conf/ write it, without the numbers of lists."""
     return ".".join(key for key in place if isinstance(key, str))
 
 
@@ -150,10 +111,10 @@ def without_config_names(
         known: the names of the configs of a group.
     """
     for place, (written, value) in borrowed.items():
-        group: Literal["model", "task"] = "task" if _key(place) == "task" else "model"
-        if _key(place) in CONFIG_NAMES and not {*str(value).replace(" ", "").split(",")} <= {*known(group), "all"}:
+        group: Literal["model", "task"] = "task" if key_of(place) == "task" else "model"
+        if key_of(place) in CONFIG_NAMES and not {*str(value).replace(" ", "").split(",")} <= {*known(group), "all"}:
             raise UserError(f"no {group} has the name in {written}; {choose_from('', known(group))}")
-    return {place: one for place, one in borrowed.items() if _key(place) not in CONFIG_NAMES}
+    return {place: one for place, one in borrowed.items() if key_of(place) not in CONFIG_NAMES}
 
 
 def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: Callable[[Place], bool]) -> None:
@@ -166,7 +127,7 @@ def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: C
     """
     for place, (written, value) in borrowed.items():
         stored = value_at(checked, place, value)
-        if isinstance(stored, str) and _key(place) not in BY_NAME and takes_text(place):
+        if isinstance(stored, str) and key_of(place) not in BY_NAME and takes_text(place):
             raise UserError(
                 f"{dotted(place)}: {written} is a text, which would be stored with the run: write it into the config; "
                 "a key stays in the environment, by its name in api_key_var"
@@ -175,7 +136,7 @@ def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: C
 
 def texts_by_name(borrowed: Borrowings) -> list[tuple[str, str]]:
     """What is used as a text without being stored: what stands for it, and the text."""
-    return [(one.written, str(one.value)) for place, one in borrowed.items() if _key(place) in BY_NAME]
+    return [(one.written, str(one.value)) for place, one in borrowed.items() if key_of(place) in BY_NAME]
 
 
 def value_at(document: Any, place: Place, missing: Any = None) -> Any:

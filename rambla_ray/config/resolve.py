@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from rambla_ray.config import environment
-from rambla_ray.config.environment import Borrowings, Place
+from rambla_ray.config.environment import BY_VALUE, Borrowed, Borrowings, Place, Reading, key_of, quoting_names
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import package_dir
 from rambla_ray.config.model import ModelConfig
@@ -54,7 +54,7 @@ def override(config: Mapping[str, Any], overrides: Overrides, where: str, model:
         for key, word in overrides:
             value = _value(key, word, _declared_type(key.split("."), model, merged))
             OmegaConf.update(merged, key, value, merge=False, force_add=True)
-        return Resolved(*environment.resolve(merged))
+        return _plain(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
         missing = re.search(r"Environment variable '(\w+)' not found", reason)
@@ -66,6 +66,41 @@ def override(config: Mapping[str, Any], overrides: Overrides, where: str, model:
         raise UserError(f"{where}: an interpolation is nested too deeply") from None
     except (TypeError, ValueError) as error:  # OmegaConf raises them for a key, where a list takes a number.
         raise UserError(f"{where}: {error}") from None
+
+
+def _plain(config: DictConfig) -> Resolved:
+    """A config as plain values; what is stored by value counts as its own. Raises OmegaConfBaseException."""
+    with quoting_names() as reading:
+        resolver = _Resolver(reading)
+        return Resolved(resolver.plain(config, (), ()), resolver.borrowed)
+
+
+class _Resolver:
+    """Makes plain values of a config, one after the other, and sees which variables each of them reads."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self.borrowed: dict[Place, Borrowed] = {}
+
+    def plain(self, node: Any, place: Place, names: tuple[str, ...]) -> Any:
+        """The plain value of a node; `names` are the variables that led to it."""
+        if isinstance(node, DictConfig):
+            return {key: self._inner(node, key, (*place, str(key)), names) for key in node}
+        if isinstance(node, ListConfig):
+            return [self._inner(node, number, (*place, number), names) for number in range(len(node))]
+        if key_of(place) not in BY_VALUE or (key_of(place) == "params.base_url" and "://" not in str(node)):
+            self._reading.hidden.update(names)
+        self._reading.used.update(names)
+        if names and key_of(place) not in BY_VALUE:
+            self.borrowed[place] = Borrowed(", ".join(f"${{oc.env:{name}}}" for name in names), node)
+        return node
+
+    def _inner(self, node: Any, key: Any, place: Place, names: tuple[str, ...]) -> Any:
+        if OmegaConf.is_missing(node, key):
+            return "???"
+        before = len(self._reading.names)
+        inner = node[key]
+        return self.plain(inner, place, tuple(dict.fromkeys((*names, *self._reading.names[before:]))))
 
 
 def _declared_type(keys: Sequence[str], model: type[BaseModel], config: Mapping[str, Any] | DictConfig) -> Any:

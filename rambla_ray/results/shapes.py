@@ -15,7 +15,7 @@ from rambla_ray.schema import Outcome
 class Shape(BaseModel):
     """What must be in a document, of just these types."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", defer_build=True)
 
 
 def _all_outcomes(counts: dict[str, int]) -> dict[str, int]:

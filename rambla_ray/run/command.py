@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
-from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
+
+if TYPE_CHECKING:
+    from rambla_ray.run.interruption import Interruption
 
 HELP_WORDS = ("-h", "--help", "help")
 REPORT_FLAGS = ("--recompute", "--audit")
@@ -70,6 +73,8 @@ def bench(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "bench")
     if any(word in HELP_WORDS for word in words):
         print(BENCH_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption("interrupted before anything was asked") as interruption:
         return status_of(lambda: _bench(words, program, interruption), interruption)
 
@@ -114,6 +119,8 @@ def report(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "report
         print(REPORT_HELP.format(program=" ".join(program)))
         print_error(fault)
         return ExitStatus.REFUSED
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption("interrupted") as interruption:
         return status_of(lambda: _report(places[0], flags), interruption)
 

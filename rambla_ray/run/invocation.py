@@ -1,6 +1,6 @@
 """One invocation of `bench`: from the words of its command line to its exit status.
 
-What needs Ray is imported where it is used: a wrong word, or a dry run, does not wait for it.
+What needs Ray, or writes results, is imported where it is used: a wrong word, or a dry run, does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from rambla_ray.config.words import as_typed
 from rambla_ray.display import as_typed_in_a_shell, bounded, counted, escaped, one_line, print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.store import has_records_of
-from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
-from rambla_ray.results.directory import RunDirectory
-from rambla_ray.results.lease import Lease
 from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.job import SubmittedJob, refuse_relative
@@ -32,6 +29,7 @@ from rambla_ray.run.status import ExitStatus
 from rambla_ray.storage import Folder, removed_if_empty
 
 if TYPE_CHECKING:
+    from rambla_ray.results.directory import RunDirectory
     from rambla_ray.run.pipeline import Run
 
 
@@ -115,6 +113,10 @@ def _refuse_what_this_machine_lacks(plan: Plan) -> None:
 @contextlib.contextmanager
 def _leased_directory(config: RunConfig, interruption: Interruption) -> Iterator[RunDirectory]:
     """The run's directory, which this process alone writes while inside. Raises UserError."""
+    from rambla_ray.results.damage import refuse_what_cannot_be_replaced, rewritten
+    from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.results.lease import Lease
+
     ledger = Folder(config.ledger, config.options.modes)
     with removed_if_empty([Folder(config.directory), ledger]) as remove:
         interruption.last_acts.callback(remove)

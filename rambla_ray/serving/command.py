@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from rambla_ray.display import unfailing_output
 from rambla_ray.run.command import HELP_WORDS, status_of
-from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.status import ExitStatus
 
 if TYPE_CHECKING:
     from socket import socket
 
     from rambla_ray.config.run import ServeConfig
+    from rambla_ray.run.interruption import Interruption
 
 KEY_VARIABLE = "SERVE_API_KEY"
 
@@ -55,6 +55,8 @@ def serve(words: Sequence[str], program: Sequence[str] = ("rambla-ray", "serve")
     if any(word in HELP_WORDS for word in words):
         print(SERVE_HELP.format(program=" ".join(program)))
         return ExitStatus.DONE
+    from rambla_ray.run.interruption import Interruption
+
     with Interruption("interrupted before it was ready") as interruption:
         return status_of(lambda: _bind_and_run(words, interruption), interruption)
 

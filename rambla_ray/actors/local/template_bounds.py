@@ -42,23 +42,26 @@ class _TooMuch(BaseException):
     """The same while it is rendered: jinja2 and templates cannot catch it."""
 
 
-def refuse_endless(template: str, strftime: Callable[[str], str], variables: Mapping[str, Any]) -> None:
+def refuse_endless(
+    template: str, strftime: Callable[[str], str], variables: Mapping[str, Any], longest_s: float = LONGEST_S
+) -> None:
     """Render a template as transformers would, to see that it ends. What else may be wrong shows when it is used.
 
     Args:
         template: its source.
         strftime: that of the day that it is to the template.
         variables: what it is given.
+        longest_s: seconds of this thread on a CPU that it may take.
 
     Raises:
-        Excess: it does not end in `LONGEST_S`, or computes a value that is larger than `LARGEST`.
+        Excess: it does not end in time, or computes a value that is larger than `LARGEST`.
     """
     if len(template) > LONGEST_TEMPLATE:
         raise Excess(f"is longer than {LONGEST_TEMPLATE:,} characters")
     try:
         environment = _Bounded.like_transformers()
         environment.globals["strftime_now"] = strftime
-        with _deadline(LONGEST_S):
+        with _deadline(longest_s):
             environment.from_string(template).render(**variables)
     except _TooMuch as error:
         raise Excess(str(error)) from None
