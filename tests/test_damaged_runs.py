@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,12 @@ def make_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def make_pipe(path: Path) -> None:
+    """What nobody writes to, and keeps waiting whoever opens it."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 ANY_FILE: dict[str, Callable[[Path], object]] = {
     "torn": tear,
     "empty": replaced_by(b""),
@@ -68,6 +75,7 @@ ANY_FILE: dict[str, Callable[[Path], object]] = {
 }
 ANY_DOCUMENT = {
     **ANY_FILE,
+    "a pipe": make_pipe,
     "a list": replaced_by(b"[1, 2]"),
     "a scalar": replaced_by(b"7"),
     "a text": replaced_by(b'"yes"'),

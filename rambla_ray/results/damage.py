@@ -69,12 +69,9 @@ def missing(directory: RunDirectory) -> list[str]:
 def _is_there(folder: Folder, name: str) -> bool:
     """Whether there is something of a name, which need not be a file that can be read."""
     try:
-        folder.filesystem.open_input_file(folder.path(name)).close()
-    except FileNotFoundError:
-        return False
+        return bool(folder.filesystem.get_file_info(folder.path(name)).type != fs.FileType.NotFound)
     except OSError:
         return True
-    return True
 
 
 def faults(directory: RunDirectory) -> Iterator[str]:
