@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from pyarrow import fs
@@ -67,7 +68,9 @@ def missing(directory: RunDirectory) -> list[str]:
 
 
 def _is_there(folder: Folder, name: str) -> bool:
-    """Whether there is something of a name, which need not be a file that can be read."""
+    """Whether there is something of a name, which need not be a file that can be read: it is not opened."""
+    if folder.is_local:
+        return os.path.lexists(folder.local_path(name))  # pyarrow finds nothing where a link leads nowhere.
     try:
         return bool(folder.filesystem.get_file_info(folder.path(name)).type != fs.FileType.NotFound)
     except OSError:
