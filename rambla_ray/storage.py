@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,16 +30,15 @@ def joined(location: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def removed_if_empty(folders: Iterable[Folder]) -> Iterator[Callable[[], None]]:
-    """On leaving, what was made of these folders inside, and is empty, goes: nothing was begun.
+def removed_if_empty(folder: Folder) -> Iterator[Callable[[], None]]:
+    """On leaving, the folder and those it lies in go, if they were made inside and are empty: nothing was begun.
 
     It gives what does so, for whoever ends the process inside.
     """
-    missing = {path for folder in folders for path in folder.missing}
-    made = sorted(missing, key=lambda path: len(path.parts), reverse=True)
+    missing = folder.missing
 
     def remove() -> None:
-        for path in made:
+        for path in missing:
             with contextlib.suppress(OSError):  # It was not made after all, or something has been put into it.
                 path.rmdir()
 

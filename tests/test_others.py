@@ -223,6 +223,14 @@ def test_a_run_that_asked_nothing_leaves_no_segment(tmp_path: Path) -> None:
     assert (list(tmp_path.iterdir()), in_bucket.segment != "") == ([], True)
 
 
+def test_a_run_makes_the_folder_anew_that_another_has_removed(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "ledger"))
+    folder.make_writable("ledger")
+    (tmp_path / "ledger").rmdir()
+    presence = Presence(folder)
+    assert [path.name for path in (tmp_path / "ledger").iterdir()] == [presence.segment + SUFFIX]
+
+
 def test_while_one_claims_the_other_does_not(tmp_path: Path) -> None:
     one, other = opened(tmp_path, "one"), opened(tmp_path, "other")
     assert one.others.lock()

@@ -46,7 +46,7 @@ def test_of_ten_started_at_once_one_runs(tmp_path: Path, scheme: str) -> None:
     with OpenAIServer() as server:
         drivers = [Driver(server, f"{scheme}{tmp_path}") for _ in range(AT_THE_SAME_MOMENT)]
         ends = [driver.finish() for driver in drivers]
-        assert len(server.requests) == DEMO_YES_NO
+        assert len(server.requests) == DEMO_YES_NO, ends
     assert sorted(status for status, _, _ in ends) == [0] + [1] * (AT_THE_SAME_MOMENT - 1)
     (winner,) = (driver.process.pid for driver, end in zip(drivers, ends, strict=True) if end[0] == 0)
     refused = [err for status, _, err in ends if status == 1]

@@ -112,25 +112,24 @@ def test_where_the_working_folder_is_gone_a_relative_place_is_refused(
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("ending", [UserError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("place", "stay"), [("new/b", ["there"]), ("full/d", ["full", "full/of", "there"]), ("there", ["there"])]
+)
 def test_what_was_made_for_a_run_that_is_not_begun_goes_if_it_is_empty(
-    ending: type[BaseException], scheme: str, tmp_path: Path
+    place: str, stay: list[str], ending: type[BaseException], scheme: str, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
-    folders = [Folder(f"{scheme}{tmp_path / place}") for place in ("new/b", "full/d", "there")]
+    folder = Folder(f"{scheme}{tmp_path / place}")
 
     def begin() -> None:
-        for folder in folders:
-            folder.make_writable("runs_dir")
-        (tmp_path / "full/of").mkdir()
+        folder.make_writable("runs_dir")
+        if place.startswith("full"):
+            (tmp_path / "full/of").mkdir()
         raise ending("no")
 
-    with pytest.raises(ending), removed_if_empty(folders):
+    with pytest.raises(ending), removed_if_empty(folder):
         begin()
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
-        "full",
-        "full/of",
-        "there",
-    ]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == stay
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, b"[" * 100_000])

@@ -34,6 +34,7 @@ class Presence:
         self._file: BinaryIO | None = None
         if folder.is_local:
             with contextlib.suppress(OSError):  # Then the service says what is wrong with the folder.
+                folder.create()  # Another run that made it, and was refused, may have removed it while it was empty.
                 self._file = folder.open_new(self.segment + SUFFIX)
                 fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -118,14 +118,16 @@ def _leased_directory(config: RunConfig, interruption: Interruption) -> Iterator
     from rambla_ray.results.lease import Lease
 
     ledger = Folder(config.ledger, config.options.modes)
-    with removed_if_empty([Folder(config.directory), ledger]) as remove:
+    with removed_if_empty(Folder(config.directory)) as remove:
         interruption.last_acts.callback(remove)
         directory = RunDirectory.create(config)
         refuse_what_cannot_be_replaced(directory)
-        ledger.make_writable("ledger")
         lease = Lease.of(directory.folder, config.run_id)
         interruption.last_acts.callback(lease.give_up)
-        with lease.take():
+        # Who is refused because the run goes on does not remove the ledger that it is about to write.
+        with lease.take(), removed_if_empty(ledger) as remove_ledger:
+            interruption.last_acts.callback(remove_ledger)
+            ledger.make_writable("ledger")
             for line in rewritten(directory):
                 print_error(f"{line}; it is written anew", "note")
             yield directory.held(lease)
