@@ -76,7 +76,8 @@ def test_a_run_in_a_bucket_has_its_folders_there() -> None:
     config = load(["model=mock", "task=mcqabaseline", "runs_dir=s3://bucket/runs?region=eu-west-1", "run_id=one"])
     assert config.ledger == "s3://bucket/runs/ledger?region=eu-west-1"
     assert Folder(config.ledger).root == "bucket/runs/ledger"
-    run = RunDirectory(Folder(joined(config.options.runs_dir, config.run_id)))
+    assert config.directory == "s3://bucket/runs/one?region=eu-west-1"
+    run = RunDirectory(Folder(config.directory))
     assert run.samples.location == "s3://bucket/runs/one/samples?region=eu-west-1"
     assert run.samples.root == "bucket/runs/one/samples"
 

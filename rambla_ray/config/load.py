@@ -27,7 +27,7 @@ from rambla_ray.config.words import as_typed
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.schema import Role, well_formed
-from rambla_ray.storage import Folder, joined
+from rambla_ray.storage import Folder
 
 DATASET_KEYS = "task.dataset."  # What overrides a key of the tasks' datasets begins so.
 
@@ -78,7 +78,7 @@ def _has_earlier_directory(config: RunConfig) -> bool:
     """Whether an earlier version has begun the run under another name."""
     if not config.has_earlier_name:
         return False
-    return Folder(joined(config.options.runs_dir, config.earlier_run_id)).has("config.yaml")
+    return Folder(config.under_its_earlier_name().directory).has("config.yaml")
 
 
 def load_served(words: Sequence[str]) -> ServeConfig:

@@ -201,7 +201,7 @@ class RunConfig(Closed):
     @property
     def directory(self) -> str:
         """Where the run's folder is."""
-        return f"{self.options.runs_dir.rstrip('/')}/{self.run_id}"
+        return joined(self.options.runs_dir, self.run_id)
 
     @property
     def ledger(self) -> str:
