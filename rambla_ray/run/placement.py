@@ -206,7 +206,6 @@ def _refuse_crowd(name: str, pool: Pool, cluster: Cluster) -> None:
     if count == 1 or count * PROCESS_GIB <= cluster.memory_gib or (cluster.grows and not takes_nothing):
         return
     most = max(1, int(cluster.memory_gib / PROCESS_GIB))
-    most = max(1, int(cluster.memory_gib / PROCESS_GIB))
     raise UserError(
         f"model {name}: {count} actors are as many processes, which take {count * PROCESS_GIB:.0f} GiB of memory or "
         f"more, and the cluster has {cluster.memory_gib:.0f}; set pool.{key}={most} or less"
