@@ -24,9 +24,20 @@ PROBE_BYTES = 4096  # Whether a folder can be written is tried with so much: a f
 
 def joined(location: str, name: str) -> str:
     """The location of what lies in a folder: behind the path of a URI, and before its query."""
+    path, query = _split(location)
+    return f"{path.rstrip('/')}/{name}{query}"
+
+
+def name_of(location: str) -> str:
+    """The name of what lies at a location, without where it lies."""
+    return _split(location)[0].rstrip("/").rpartition("/")[2]
+
+
+def _split(location: str) -> tuple[str, str]:
+    """A location up to its path, and what stands behind that."""
     end = min((place for mark in "?#" if (place := location.find(mark)) >= 0), default=len(location))
     end = end if "://" in location else len(location)  # In a local path these marks are characters like others.
-    return f"{location[:end].rstrip('/')}/{name}{location[end:]}"
+    return location[:end], location[end:]
 
 
 @contextlib.contextmanager
@@ -121,13 +132,18 @@ class Folder:
         if not self._is_on_disk:
             self.filesystem.create_dir(self.root, recursive=True)
             return
-        self.modes.create_folder(Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape"))))
+        self.modes.create_folder(self._on_disk)
 
     @property
     def missing(self) -> list[Path]:
         """The folders on a local disk that do not exist and would have to be made for this one, the inmost first."""
-        path = Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
+        path = self._on_disk
         return [folder for folder in (path, *path.parents) if not os.path.exists(folder)] if self._is_on_disk else []
+
+    @property
+    def _on_disk(self) -> Path:
+        """The folder on a local disk, as Python takes it; no locale changes it."""
+        return Path(os.fsdecode(self.root.encode("utf-8", "surrogateescape")))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import to_json
+from rambla_ray.results.documents import Damaged
 from rambla_ray.results.samples import SPEC_KEY
 from rambla_ray.results.score import SCORING
 
@@ -286,3 +287,8 @@ def test_a_bit_that_flips_in_a_page_is_found(tmp_path: Path) -> None:
             directory.score()
     path.write_bytes(whole)
     assert to_json(directory.score()) == scores
+
+
+@pytest.mark.parametrize("location", ["runs?1/r/calls.json", "s3://bucket/r/calls.json?region=eu-west-1"])
+def test_what_counts_earlier_invocations_is_to_be_put_back_wherever_it_is(location: str) -> None:
+    assert "put it back" in str(Damaged(location, "it is empty"))

@@ -10,7 +10,7 @@ from rambla_ray.config.load import load
 from rambla_ray.errors import UserError
 from rambla_ray.inputs import open_input, parse_json
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.storage import Folder, joined, removed_if_empty
+from rambla_ray.storage import Folder, joined, name_of, removed_if_empty
 
 
 def test_a_place_that_cannot_be_opened_or_written_is_one_line(tmp_path: Path) -> None:
@@ -66,6 +66,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_what_lies_in_a_folder_has_its_query_behind_its_own_name(location: str, inside: str, path: str | None) -> None:
     assert joined(location, "x") == inside
+    assert name_of(inside) == "x"
     folder = Folder(inside)
     assert folder.name == "x"
     assert folder.child("samples") == joined(inside, "samples")

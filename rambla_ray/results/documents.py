@@ -14,7 +14,7 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.inputs import parse_json, reason_of
 from rambla_ray.results.shapes import Calls, Environment, Metrics, PlanNotes, Shape, StoredConfig
-from rambla_ray.storage import Folder
+from rambla_ray.storage import Folder, name_of
 
 # What to do about a file that cannot be read; all others are written anew by the command that continues the run.
 _PUT_BACK = {
@@ -46,7 +46,7 @@ class Damaged(UserError):
 
     def __init__(self, location: str, reason: object) -> None:
         self.what = f"{location} is damaged: {one_line(str(reason).partition(chr(10))[0])}"
-        super().__init__(f"{self.what}; {_PUT_BACK.get(location.rpartition('/')[2], WRITE_ANEW)}")
+        super().__init__(f"{self.what}; {_PUT_BACK.get(name_of(location), WRITE_ANEW)}")
 
 
 class Unreadable(Damaged):
