@@ -33,6 +33,11 @@ def name_of(location: str) -> str:
     return _split(location)[0].rstrip("/").rpartition("/")[2]
 
 
+def beyond_scheme(location: str) -> str:
+    """What a URI names behind `://`, a bucket first, without its query; nothing where it names none."""
+    return _split(location)[0].partition("://")[2].strip("/")
+
+
 def _split(location: str) -> tuple[str, str]:
     """A location up to its path, and what stands behind that."""
     end = min((place for mark in "?#" if (place := location.find(mark)) >= 0), default=len(location))

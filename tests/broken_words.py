@@ -23,7 +23,7 @@ model.name=rambla_ray.errors:UserError model.=1 model.params=1 model.params.x=1 
 pool.x=1 rate={x:1} task.stages=x task.stages.0.x=1 task.stages.9=generate task.stages.x=1 task.answer=1
 task.dataset=nothing task.dataset.path= task.dataset.x=1 task.dataset.keep=1 .=1 ..=1 limit=[ limit={ pool={a:[}
 limit=[1 pool={min_size:} task=../task/own runs_dir="" runs_dir=s3:// runs_dir=s3:/// ledger=gs://
-ledger=s3://?region=eu runs_dir=s3://#
+ledger=s3://?region=eu runs_dir=s3://# runs_dir=s3:///# runs_dir=s3://?region=eu runs_dir=gs:///?a=/b ledger=file://#/x
 """)
 SPACED = ("", " ", "pool={!!python/object:os.x {}}", "limit={a: 1}", "rate={x: 1}", "pool={min_size: }", "model=own x")
 PLACES = {"config.yaml": "", "model/own.yaml": "model.", "task/own.yaml": "task.", "dataset/own.yaml": "task.dataset."}

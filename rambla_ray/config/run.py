@@ -18,7 +18,7 @@ from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOption
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
-from rambla_ray.storage import joined
+from rambla_ray.storage import beyond_scheme, joined
 from rambla_ray.tasks.closed import SEEDS, Closed
 from rambla_ray.tasks.reader import ReaderStage
 
@@ -39,7 +39,7 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)
 
 
 def _checked_place(place: str) -> str:
-    if "://" in place and "://" not in place.rstrip("/"):
+    if "://" in place and not beyond_scheme(place):
         raise ValueError("a bucket is named behind ://")
     return place
 
