@@ -50,6 +50,7 @@ class ErrorKind(StrEnum):
     REFUSED = "refused"  # a content filter, on the way in or out
     BAD_REQUEST = "bad_request"  # any other 4xx
     AUTH = "auth"  # 401; 403 for every prompt
+    UNSUPPORTED = "unsupported"  # 4xx for every prompt: a parameter of the config that the engine does not take
     NOT_FOUND = "not_found"  # 404, 405: no such engine or path
     QUOTA = "quota"  # 402; 429 that waiting will not cure: the credit is used up
     UNAVAILABLE = "unavailable"  # the endpoint has let nobody through for too long
@@ -66,7 +67,12 @@ LISTED_CHARACTERS = 250  # A list of names is cut after so many characters.
 RETRYABLE = frozenset(
     {ErrorKind.RATE_LIMITED, ErrorKind.TIMEOUT, ErrorKind.CONNECTION, ErrorKind.SERVER, ErrorKind.GARBAGE}
 )
-FATAL = frozenset({ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.NOT_FOUND, ErrorKind.QUOTA, ErrorKind.UNAVAILABLE})
+FATAL = frozenset(
+    {
+        *(ErrorKind.LOAD, ErrorKind.AUTH, ErrorKind.UNSUPPORTED, ErrorKind.NOT_FOUND, ErrorKind.QUOTA),
+        ErrorKind.UNAVAILABLE,
+    }
+)
 
 
 class CallError(RamblaError):

@@ -74,6 +74,7 @@ NO_OPTIONS = GenerationOptions()
 class Request:
     """What is sent to a model: a prompt, or with `pair` the first of two texts to compare.
 
+    `system` is the system prompt that the task's stage asks for, in place of the model config's own.
     The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
     prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
     `sample_id`, `target` and `choices` are for the mock alone; no real model reads them.
@@ -81,6 +82,7 @@ class Request:
 
     prompt: str
     pair: str | None = None
+    system: str = ""
     messages: tuple[Message, ...] = ()
     verbatim: bool = False
     options: GenerationOptions = NO_OPTIONS
@@ -90,8 +92,9 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The prompt, or the texts of all turns of the conversation."""
-        return self.prompt or "\n".join(message.content for message in self.messages)
+        """The prompt, or the texts of all turns of the conversation; the system prompt of a stage before it."""
+        text = self.prompt or "\n".join(message.content for message in self.messages)
+        return f"{self.system}\n{text}" if self.system else text
 
 
 class Try(NamedTuple):
@@ -119,6 +122,24 @@ NO_CALL, ONE_CALL = CallTrace(), CallTrace(attempts=1)
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyDetails:
+    """What an endpoint sent beside the text of an answer; empty, and 0, what it did not."""
+
+    reasoning: str = ""  # What the model thought, never read for an answer.
+    reasoning_tokens: int = 0  # Of those of the answer.
+    cached_tokens: int = 0  # Of those of the prompt: read from the endpoint's cache.
+    cache_write_tokens: int = 0  # Of those of the prompt: written to the endpoint's cache.
+    served_model: str = ""  # What answered, as the reply names it.
+    system_fingerprint: str = ""
+    provider: str = ""  # Who answered, behind an endpoint that passes calls on.
+    batch: str = ""  # The provider's batch in which the call was made.
+
+
+DETAIL_FIELDS = tuple(ReplyDetails.__annotations__)
+NO_DETAILS = ReplyDetails()
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """What came back: an answer. Times are seconds; `latency_s` is that of the attempt that answered."""
 
@@ -128,6 +149,7 @@ class Response:
     completion_tokens: int = 0
     latency_s: float = 0.0
     trace: CallTrace = ONE_CALL
+    details: ReplyDetails = NO_DETAILS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +169,7 @@ class Step:
     trace: CallTrace = NO_CALL
     error_kind: str = ""
     error: str = ""
+    details: ReplyDetails = NO_DETAILS
 
     @property
     def failed(self) -> bool:
@@ -191,12 +214,15 @@ _ARROW_TYPES = {
 }
 
 
+_INLINED: Mapping[str, type] = {kind.__name__: kind for kind in (CallTrace, ReplyDetails)}
+
+
 def _arrow_fields(kind: type) -> list[pa.Field]:
-    """The columns of a dataclass; a trace's stand among those of its step."""
+    """The columns of a dataclass; those of a trace, and of a reply's details, stand among those of their step."""
     fields: list[pa.Field] = []
     for name, annotation in kind.__annotations__.items():
-        if annotation == CallTrace.__name__:
-            fields += _arrow_fields(CallTrace)
+        if annotation in _INLINED:
+            fields += _arrow_fields(_INLINED[annotation])
         else:
             fields.append(pa.field(name, _ARROW_TYPES[annotation], nullable=False))
     return fields
@@ -231,15 +257,19 @@ def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[Sample]:
 def _step(row: dict[str, Any]) -> Step:
     trace = {name: row.pop(name) for name in TRACE_FIELDS}
     trace["tries"] = tuple(Try(**attempt) for attempt in trace["tries"])
-    return Step(**row, trace=CallTrace(**trace))
+    details = {name: row.pop(name) for name in DETAIL_FIELDS}
+    return Step(
+        **row, trace=CallTrace(**trace), details=ReplyDetails(**details) if any(details.values()) else NO_DETAILS
+    )
 
 
 def _steps_array(steps: Sequence[Sequence[Step]]) -> pa.Array:
     flat = list(chain.from_iterable(steps))
+    traces, details = [step.trace for step in flat], [step.details for step in flat]
+    holders: dict[str, list[Any]] = {**dict.fromkeys(TRACE_FIELDS, traces), **dict.fromkeys(DETAIL_FIELDS, details)}
     arrays = []
     for column in STEP_TYPE:
-        in_trace = column.name in TRACE_FIELDS
-        values: list[Any] = [getattr(step.trace if in_trace else step, column.name) for step in flat]
+        values: list[Any] = [getattr(holder, column.name) for holder in holders.get(column.name, flat)]
         if column.name == "tries":
             arrays.append(_tries_array(values, column.type))
         else:

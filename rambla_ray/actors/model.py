@@ -103,6 +103,8 @@ class Model(ABC):
         own: dict[str, object] = {"prompt": request.prompt}
         if request.pair is not None:
             own["pair"] = request.pair
+        if request.system:
+            own["system"] = request.system
         if request.messages:
             own["messages"] = request.messages
         if request.verbatim:

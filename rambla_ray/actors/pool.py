@@ -229,6 +229,7 @@ class PoolActor:
             completion_tokens=response.completion_tokens,
             latency_s=response.latency_s,
             trace=response.trace,
+            details=response.details,
         )
 
     def _loaded_model(self) -> Model:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from rambla_ray.schema import NO_CALL, TRACE_FIELDS, CallTrace, Response, Try
+from rambla_ray.schema import DETAIL_FIELDS, NO_CALL, NO_DETAILS, TRACE_FIELDS, CallTrace, ReplyDetails, Response, Try
 
 FORMAT = 1  # The number of the format that is written, and the highest that is read.
 
@@ -29,8 +29,8 @@ _RUN_TAG = slice(_REQUEST_ID.stop + 1, _REQUEST_ID.stop + 1 + 8)
 _BODY = _RUN_TAG.stop + 1
 _FORMAT_KEY = "v"
 _NUMBERED = f'{{"{_FORMAT_KEY}":'.encode()  # How a body begins that has a number.
-_ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name != "trace")
-# Most lines do without these, which stand in a line only where they are not 0.
+_ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name not in ("trace", "details"))
+# Most lines do without these, and a reply's details, which stand in a line only where they are not 0 or empty.
 _RARE_FIELDS = tuple(name for name in TRACE_FIELDS if name.startswith("failed_"))
 _USUAL_FIELDS = tuple(name for name in TRACE_FIELDS if name not in _RARE_FIELDS)
 
@@ -83,6 +83,8 @@ class Record:
             return _line(Kind.FAILURE, self.request_id, self.run_id, body)
         body |= {name: getattr(response, name) for name in _ANSWER_FIELDS}
         body |= {name: getattr(trace, name) for name in _USUAL_FIELDS} | rare
+        if response.details is not NO_DETAILS:
+            body |= {name: value for name in DETAIL_FIELDS if (value := getattr(response.details, name))}
         return _line(Kind.ANSWER, self.request_id, self.run_id, body)
 
     @classmethod
@@ -100,7 +102,9 @@ class Record:
         common = (request_id, body["run"], body["model"], body["role"])
         if kind == Kind.ANSWER:
             fields = {name: body[name] for name in _ANSWER_FIELDS if name in body}
-            return cls(*common, Response(**fields, trace=call_trace), at=body["at"])
+            details = {name: body[name] for name in DETAIL_FIELDS if name in body}
+            response = Response(**fields, trace=call_trace, details=ReplyDetails(**details) if details else NO_DETAILS)
+            return cls(*common, response, at=body["at"])
         if kind == Kind.FAILURE:
             return cls(*common, None, body["error_kind"], body["error"], call_trace, body["at"])
         raise ValueError(f"a record of kind {kind} has no end")

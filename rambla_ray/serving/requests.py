@@ -63,6 +63,7 @@ _STATUS: Mapping[ErrorKind, tuple[int, str, str | None]] = {  # HTTP status, typ
     ErrorKind.GARBAGE: _UPSTREAM,
     ErrorKind.OVERSIZED: _UPSTREAM,
     ErrorKind.AUTH: _UPSTREAM,  # The key that was turned away is ours, not the client's.
+    ErrorKind.UNSUPPORTED: _UPSTREAM,
     ErrorKind.NOT_FOUND: _UPSTREAM,
     ErrorKind.UNAVAILABLE: (503, "server_error", "unavailable"),
     ErrorKind.DIED: (503, "server_error", "unavailable"),

@@ -119,6 +119,7 @@ class BaseAPIModel(Model):
             completion_tokens=answer.completion_tokens,
             latency_s=trace.latency_s,
             trace=trace.snapshot(),
+            details=answer.details,
         )
 
     async def _last_answer(self, request: Request, trace: RequestTrace) -> Response:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
+from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.api.proxy import proxy_of
-from rambla_ray.config.model import KEY_VARIABLE, KeyedParams
+from rambla_ray.config.model import KEY_VARIABLE
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, UserError
 
 PLAIN_URL = "https://api.openai.com/v1"
 
 
-def _as_printable(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError("Input should be a name, without line breaks and control characters")
-    return text
-
-
-Printable = Annotated[str, Field(max_length=1000), AfterValidator(_as_printable)]
-
-
-class EndpointParams(KeyedParams):
+class OpenAIEndpointParams(EndpointParams):
     """Where an OpenAI-compatible endpoint is and whose key it takes."""
 
     engine: Printable = Field(description="the model's name, or Azure's deployment")
@@ -43,9 +35,7 @@ class EndpointParams(KeyedParams):
     )
     async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
 
-    @property
-    def endpoint(self) -> str:
-        return str(self.base_url)
+    unidentified: ClassVar[frozenset[str]] = EndpointParams.unidentified | {"async_calls"}
 
     @property
     def azure_version(self) -> str | None:
@@ -71,15 +61,10 @@ class EndpointParams(KeyedParams):
         return self.model_copy(
             update={
                 "api_type": api_type,
-                "base_url": _without_last_slash(base_url or PLAIN_URL),
+                "base_url": without_last_slash(base_url or PLAIN_URL),
                 "api_version": version if api_type == "azure" else None,
             }
         )
-
-    def preflight(self, *, same_machine: bool) -> None:
-        super().preflight(same_machine=same_machine)
-        if same_machine:
-            proxy_of(URL(self.endpoint))
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -114,13 +99,7 @@ def _version_of_environment() -> str | None:
     return version or None
 
 
-def _without_last_slash(base_url: str) -> str:
-    """A URL whose path does not end in a slash; its query stays."""
-    path, mark, query = base_url.partition("?")
-    return f"{path.rstrip('/')}{mark}{query}"
-
-
-class TextParams(EndpointParams):
+class TextParams(OpenAIEndpointParams):
     """Generation parameters of the chat and completion APIs."""
 
     temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
@@ -138,7 +117,7 @@ class CompletionParams(TextParams):
     engine: Printable = Field("text-davinci-003", description="the model's name, or Azure's deployment")
 
 
-class OpenAIEmbeddingsParams(EndpointParams):
+class OpenAIEmbeddingsParams(OpenAIEndpointParams):
     """The embeddings API, with RAmBLA's default engine."""
 
     produces = "score"

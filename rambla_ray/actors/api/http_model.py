@@ -1,0 +1,120 @@
+"""Models that are asked over HTTP with JSON: the way to the endpoint, and from a reply to an answer or an error."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from yarl import URL
+
+from rambla_ray.actors.api.endpoint_params import EndpointParams
+from rambla_ray.actors.api.engine import BaseAPIModel
+from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
+from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
+from rambla_ray.actors.api.openai_package import trusted_authorities
+from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.waits import limit_reset_s
+from rambla_ray.config.sections import Pool, Rate
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Request, Response
+
+PLACEHOLDER = "<the text of a request>"  # Stands in a form's body; a call's text replaces it.
+
+
+class Form(NamedTuple):
+    """What all requests of a model share.
+
+    Args:
+        url: where they are posted.
+        headers: those that they have, the key's among them.
+        body: JSON in which `PLACEHOLDER` stands once, as a string, in the place of a request's text.
+    """
+
+    url: URL
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HTTPModel(BaseAPIModel):
+    """What models behind HTTP endpoints share: the form of a request, the identity, and the way to the endpoint.
+
+    A subclass gives the form once; each call fills its own text into it and posts it.
+    """
+
+    params: EndpointParams
+
+    def __init__(self, params: EndpointParams, pool: Pool, rate: Rate | None) -> None:
+        self.params = params
+        super().__init__(params, pool, rate)
+        self._key = params.read_key()
+        form = self.form(self._key)
+        self._use_body(form.body)
+        self._url = form.url
+        self._wire = Wire(form.headers, pool.max_concurrency, trusted_authorities)
+
+    @abstractmethod
+    def form(self, key: str) -> Form:
+        """What all requests share."""
+
+    def _use_body(self, body: bytes) -> None:
+        """Send bodies of this form from now on, `PLACEHOLDER` standing for the text."""
+        self._shared: dict[str, Any] = json.loads(body)
+        self._before, self._after = body.split(json.dumps(PLACEHOLDER).encode())
+
+    def identity(self) -> dict[str, object]:
+        return {"class": type(self).__name__, **self.params.identity()}
+
+    def scope(self) -> str:
+        return f"{self.params.base_url} {self.params.api_key_var}"
+
+    async def call(self, request: Request) -> Response:
+        return await self._wire.post(self._url, self.body(request), partial(self.read_reply, request))
+
+    async def faulty_call(self, request: Request, fault: str) -> Response:
+        return await injected_reply(fault, partial(self.read_reply, request))
+
+    def body(self, request: Request) -> bytes:
+        """The JSON that is posted for a request. Raises CallError (`bad_request`): the API has no such request."""
+        own = self.own_fields(request)
+        return json.dumps(self._shared | own).encode() if own else self._before + self.texts(request) + self._after
+
+    def own_fields(self, request: Request) -> dict[str, Any]:
+        """The fields of a body that a request which is more than a prompt sets itself."""
+        return {}
+
+    def texts(self, request: Request) -> bytes:
+        """The JSON that stands in `PLACEHOLDER`: the prompt as a string."""
+        return json.dumps(request.prompt).encode()
+
+    @abstractmethod
+    def read(self, body: Any, request: Request) -> Response:
+        """The answer in a parsed body of a 2xx. What the body lacks may raise the error that the look-up raises."""
+
+    def read_reply(self, request: Request, reply: HttpReply) -> Response:
+        """The answer in a reply. Raises CallError: what the endpoint says instead."""
+
+        def redacted(text: str) -> str:
+            return redact(text, self._key, "\n".join(filter(None, (request.text, request.pair))))
+
+        if not 200 <= reply.status < 300:
+            raise status_error(reply, redacted)
+        wait_s = limit_reset_s(reply.headers)
+        if wait_s:
+            self.pause(wait_s)
+        body: Any = None
+        try:
+            body = json.loads(reply.body)
+            error = error_in(body, reply, redacted)
+            if error is None:
+                return self.read(body, request)
+        except CallError as no_answer:
+            error = charge(no_answer, body)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as fault:
+            if body is None and isinstance(fault, ValueError | RecursionError):
+                raise not_json(reply, redacted) from None
+            message = f"the reply is not what the API promises ({type(fault).__name__})"
+            error = charge(CallError(ErrorKind.GARBAGE, message), body)
+        raise error
