@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 from yarl import URL
 
+from rambla_ray.actors.api.extras import ExtraBody, ExtraHeaders, omitted
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KeyedParams
 
@@ -26,7 +28,13 @@ class EndpointParams(KeyedParams):
     engine: Printable = Field(description="the model's name")
     base_url: str | None = Field(None, description="the endpoint")
 
-    unidentified: ClassVar[frozenset[str]] = frozenset({"api_key_var"})  # Params that change no answer.
+    extra_body: ExtraBody | None = omitted("more members of a request's body, in place of those of the same name")
+    extra_headers: ExtraHeaders | None = omitted("more headers of a request; none that holds a key")
+
+    # Params that change no answer.
+    unidentified: ClassVar[frozenset[str]] = frozenset({"api_key_var", "extra_headers"})
+    # By a member of the body, dotted where it is inside of another: the param that sets it, if it is called otherwise.
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @property
     def endpoint(self) -> str:
@@ -35,6 +43,19 @@ class EndpointParams(KeyedParams):
     def identity(self) -> dict[str, object]:
         """The params that may change an answer."""
         return self.model_dump(exclude=set(self.unidentified))
+
+    def way_out(self, member: str, words: str) -> str | None:
+        """What to write in the YAML when the engine does not take a member of the body; None where no param sets it.
+
+        Args:
+            member: its name, with dots where it is inside of another, such as `temperature` or `reasoning.effort`.
+            words: the endpoint's message, which may say what to send instead.
+        """
+        outer = member.partition(".")[0]
+        if outer in (self.extra_body or {}):
+            return f"remove {outer} from params.extra_body"
+        param = self.renamed.get(member) or self.renamed.get(outer, outer)
+        return f"set params.{param}: null" if param in type(self).model_fields else None
 
     def preflight(self, *, same_machine: bool) -> None:
         super().preflight(same_machine=same_machine)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,16 +13,20 @@ from yarl import URL
 
 from rambla_ray.actors.api.endpoint_params import EndpointParams
 from rambla_ray.actors.api.engine import BaseAPIModel
+from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
 from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities
 from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.refused_params import refused_members, unsupported
 from rambla_ray.actors.api.waits import limit_reset_s
+from rambla_ray.actors.model import Size, byte_count
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
 
-PLACEHOLDER = "<the text of a request>"  # Stands in a form's body; a call's text replaces it.
+# Stands in a form's body; a call's text replaces it. No param's text is the same by chance, or by intent.
+PLACEHOLDER = f"<the text of a request {secrets.token_hex(16)}>"
 
 
 class Form(NamedTuple):
@@ -51,9 +56,9 @@ class HTTPModel(BaseAPIModel):
         super().__init__(params, pool, rate)
         self._key = params.read_key()
         form = self.form(self._key)
-        self._use_body(form.body)
+        self._use_body(with_members(form.body, params.extra_body))
         self._url = form.url
-        self._wire = Wire(form.headers, pool.max_concurrency, trusted_authorities)
+        self._wire = Wire(with_headers(form.headers, params.extra_headers), pool.max_concurrency, trusted_authorities)
 
     @abstractmethod
     def form(self, key: str) -> Form:
@@ -69,6 +74,17 @@ class HTTPModel(BaseAPIModel):
 
     def scope(self) -> str:
         return f"{self.params.base_url} {self.params.api_key_var}"
+
+    def estimate_tokens(self, request: Request) -> int:
+        return super().estimate_tokens(request) + len(self._system_beside(request)) // 4
+
+    def size(self, request: Request) -> Size:
+        prompt_bytes, answer_tokens = super().size(request)
+        return prompt_bytes + byte_count(self._system_beside(request)), answer_tokens
+
+    def _system_beside(self, request: Request) -> str:
+        """The config's system prompt, where it goes out with a request whose text does not hold it."""
+        return "" if request.system else self.params.system_prompt
 
     async def call(self, request: Request) -> Response:
         return await self._wire.post(self._url, self.body(request), partial(self.read_reply, request))
@@ -97,10 +113,10 @@ class HTTPModel(BaseAPIModel):
         """The answer in a reply. Raises CallError: what the endpoint says instead."""
 
         def redacted(text: str) -> str:
-            return redact(text, self._key, "\n".join(filter(None, (request.text, request.pair))))
+            return redact(text, self._key, self._asked(request))
 
         if not 200 <= reply.status < 300:
-            raise status_error(reply, redacted)
+            raise self._about_params(status_error(reply, redacted), reply, request, redacted)
         wait_s = limit_reset_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
@@ -117,4 +133,21 @@ class HTTPModel(BaseAPIModel):
                 raise not_json(reply, redacted) from None
             message = f"the reply is not what the API promises ({type(fault).__name__})"
             error = charge(CallError(ErrorKind.GARBAGE, message), body)
-        raise error
+        raise self._about_params(error, reply, request, redacted)
+
+    def _asked(self, request: Request) -> str:
+        """All texts that a request asks with."""
+        return "\n".join(filter(None, (self._system_beside(request), request.text, request.pair)))
+
+    def _about_params(
+        self, error: CallError, reply: HttpReply, request: Request, redacted: Callable[[str], str]
+    ) -> CallError:
+        """An error, or where what is refused is a param, which all requests have, one that says what to write."""
+        if error.kind is not ErrorKind.BAD_REQUEST:
+            return error
+        fixed = self._shared.keys() - QUESTION - self.own_fields(request).keys()
+        for member in refused_members(reply.body, redacted, self._asked(request)):
+            way_out = self.params.way_out(member, error.message) if member.partition(".")[0] in fixed else None
+            if way_out is not None:
+                return unsupported(error, f"engine {self.params.engine} does not take {member}: {way_out}")
+        return error

@@ -86,6 +86,11 @@ class ErrorWords:
         return 429 if RATE_LIMIT.search(self.text.lower()) else 500
 
 
+def objects_in(body: Any) -> list[dict[str, Any]]:
+    """The objects of an error, those of the error itself first."""
+    return [level for level in _levels(body, DEEPEST) if isinstance(level, dict)]
+
+
 def _levels(value: Any, depth: int) -> Iterator[dict[str, Any] | str]:
     """The objects and sentences of an error: first those of the error itself, last what it is wrapped in."""
     if isinstance(value, str):
