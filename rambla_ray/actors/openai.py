@@ -16,7 +16,8 @@ from rambla_ray.actors.api.openai_params import (
     OpenAIEndpointParams,
     TextParams,
 )
-from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, token_count, vectors
+from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, vectors
+from rambla_ray.actors.api.reply_fields import token_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response

@@ -11,6 +11,8 @@ from yarl import URL
 from rambla_ray.actors.api.extras import ExtraBody, ExtraHeaders, omitted
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KeyedParams
+from rambla_ray.display import folded
+from rambla_ray.errors import CallError, UserError
 
 
 def _as_printable(text: str) -> str:
@@ -61,6 +63,34 @@ class EndpointParams(KeyedParams):
         super().preflight(same_machine=same_machine)
         if same_machine:
             proxy_of(URL(self.endpoint))
+
+    def list_models(self, key: str, proxy: str | None) -> tuple[int, float]:
+        """Ask for the list of models, which costs nothing, through the proxy if there is one.
+
+        Returns:
+            (status, seconds): the HTTP status of the reply, and how long it took.
+
+        Raises:
+            ConnectionError: there is no reply; the message holds the cause.
+        """
+        raise NotImplementedError
+
+    def ping(self) -> str:
+        """Ask for its list of models; many that are like the API have none, and answer all the same."""
+        try:
+            proxy = proxy_of(URL(self.endpoint))
+            status, seconds = self.list_models(self.read_key(), str(proxy) if proxy else None)
+        except CallError as error:
+            raise UserError(error.message) from None
+        except ConnectionError as error:
+            reason = folded(str(error), 120)
+            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
+        if status in (401, 403):
+            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
+            raise UserError(f"{reason}; put a valid one where Ray starts")
+        if status != 200:
+            return f"answers (HTTP {status} to a question for its models)"
+        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
 
 
 def without_last_slash(base_url: str) -> str:

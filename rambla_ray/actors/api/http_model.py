@@ -105,6 +105,10 @@ class HTTPModel(BaseAPIModel):
         """The JSON that stands in `PLACEHOLDER`: the prompt as a string."""
         return json.dumps(request.prompt).encode()
 
+    def holds_answer(self, body: dict[str, Any]) -> bool:
+        """Whether the body of a 2xx has what the API answers with; another body may say what went wrong."""
+        return bool(body.get("choices") or body.get("data"))
+
     @abstractmethod
     def read(self, body: Any, request: Request) -> Response:
         """The answer in a parsed body of a 2xx. What the body lacks may raise the error that the look-up raises."""
@@ -123,7 +127,7 @@ class HTTPModel(BaseAPIModel):
         body: Any = None
         try:
             body = json.loads(reply.body)
-            error = error_in(body, reply, redacted)
+            error = error_in(body, reply, redacted, self.holds_answer)
             if error is None:
                 return self.read(body, request)
         except CallError as no_answer:
@@ -146,8 +150,10 @@ class HTTPModel(BaseAPIModel):
         if error.kind is not ErrorKind.BAD_REQUEST:
             return error
         fixed = self._shared.keys() - QUESTION - self.own_fields(request).keys()
+        inside = {name for outer in fixed if isinstance(self._shared[outer], dict) for name in self._shared[outer]}
         for member in refused_members(reply.body, redacted, self._asked(request)):
-            way_out = self.params.way_out(member, error.message) if member.partition(".")[0] in fixed else None
+            is_fixed = member.partition(".")[0] in fixed | inside
+            way_out = self.params.way_out(member, error.message) if is_fixed else None
             if way_out is not None:
                 return unsupported(error, f"engine {self.params.engine} does not take {member}: {way_out}")
         return error

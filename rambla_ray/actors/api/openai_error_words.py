@@ -30,7 +30,7 @@ _STATUS_OF_CODE = (
     (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
     (403, re.compile(r"permission|forbidden")),
     (404, re.compile(r"not.?found")),
-    (400, re.compile(r"invalid.?(argument|request)|failed_precondition|bad.?request|out_of_range|validation")),
+    (400, re.compile(r"invalid.?(argument|request|prompt)|failed_precondition|bad.?request|out_of_range|validation")),
 )
 
 PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -79,6 +79,18 @@ def list_models(url: str, key: str, azure_version: str | None, proxy: str | None
     except openai.OpenAIError as error:
         cause = error.__cause__ or error
         raise ConnectionError(f"{type(cause).__name__}: {cause}") from None
+
+
+def get_status(url: str, headers: Mapping[str, str], proxy: str | None) -> tuple[int, float]:
+    """The same of an endpoint that is not like OpenAI's: GET the URL."""
+    import httpx2
+
+    try:
+        with httpx2.Client(proxy=proxy, trust_env=False, verify=trusted_authorities(), timeout=PING_S) as client:
+            began = time.monotonic()
+            return client.get(url, headers=dict(headers)).status_code, time.monotonic() - began
+    except httpx2.HTTPError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
 def trusted_authorities() -> ssl.SSLContext:

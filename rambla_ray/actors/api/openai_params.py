@@ -6,17 +6,14 @@ import os
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
 from rambla_ray.actors.api.extras import JsonObject, omitted
 from rambla_ray.actors.api.openai_package import list_models
-from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
 from rambla_ray.config.model import KEY_VARIABLE
-from rambla_ray.display import folded
-from rambla_ray.errors import CallError, UserError
+from rambla_ray.errors import UserError
 from rambla_ray.tasks.prompts import SystemPrompt
 
 PLAIN_URL = "https://api.openai.com/v1"
@@ -82,24 +79,8 @@ class OpenAIEndpointParams(EndpointParams):
         note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
         return (note,) if self.async_calls is False else ()
 
-    def ping(self) -> str:
-        """Ask for its list of models; many that are like the API have none, and answer all the same."""
-        try:
-            proxy = proxy_of(URL(self.endpoint))
-            status, seconds = list_models(
-                self.endpoint, self.read_key(), self.azure_version, str(proxy) if proxy else None
-            )
-        except CallError as error:
-            raise UserError(error.message) from None
-        except ConnectionError as error:
-            reason = folded(str(error), 120)
-            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
-        if status in (401, 403):
-            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
-            raise UserError(f"{reason}; put a valid one where Ray starts")
-        if status != 200:
-            return f"answers (HTTP {status} to a question for its models)"
-        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+    def list_models(self, key: str, proxy: str | None) -> tuple[int, float]:
+        return list_models(self.endpoint, key, self.azure_version, proxy)
 
 
 def _version_of_environment() -> str | None:
