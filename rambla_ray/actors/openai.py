@@ -75,8 +75,8 @@ class OpenAIChat(OpenAITextModel):
     Params: ClassVar[type[ModelParams]] = ChatParams
 
     def write(self, client: openai.OpenAI) -> None:
-        messages = [turn._asdict() for turn in self._turns(Request(PLACEHOLDER))]
-        client.chat.completions.create(messages=messages, **self.generation())  # type: ignore[call-overload]
+        messages: Any = [turn._asdict() for turn in self._turns(Request(PLACEHOLDER))]
+        client.chat.completions.create(messages=messages, **self.generation())
 
     def _turns(self, request: Request) -> tuple[Message, ...]:
         """The conversation. A system prompt of its own wins over that of a stage, which wins over the config's."""
