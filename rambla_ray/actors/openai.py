@@ -15,7 +15,9 @@ from rambla_ray.actors.api.openai_params import (
     OpenAIEndpointParams,
     TextParams,
 )
-from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, token_count, vectors
+from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, vectors
+from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response
@@ -142,4 +144,5 @@ class OpenAIEmbeddings(OpenAIModel):
             text = json.dumps(vectors(body, 1)[0])
         else:
             text = repr(similarity.inner_product(*vectors(body, 2)))
-        return Response(text=text, prompt_tokens=token_count(body.get("usage"), "prompt_tokens"))
+        usage = usage_of(body.get("usage"))
+        return Response(text=text, prompt_tokens=usage.prompt_tokens, details=details_of(body, usage))
