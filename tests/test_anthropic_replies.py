@@ -60,6 +60,8 @@ def failed(body: Any, status: int = 200, times: int = -1, **fault: Any) -> tuple
         ([TEXT], "end_turn", "Yes", "stop"),
         ([TEXT], "stop_sequence", "Yes", "stop"),
         ([TEXT], None, "Yes", "stop"),
+        ("Yes", "end_turn", "Yes", "stop"),
+        ([{"type": "text", "text": "<think>No?</think>Yes"}], "end_turn", "Yes", "stop"),
         ([TEXT, {"type": "text", "text": ", it is."}], "end_turn", "Yes, it is.", "stop"),
         ([THINKING, TEXT], "end_turn", "Yes", "stop"),
         ([TEXT], "max_tokens", "Yes", "length"),
@@ -107,7 +109,7 @@ def test_a_refusal_without_a_text_is_refused_and_what_it_cost_is_counted(content
 @pytest.mark.parametrize(
     "body",
     [
-        *(None, [], {}, "text", {"content": "Yes", "stop_reason": "end_turn"}, reply(["Yes"], "end_turn")),
+        *(None, [], {}, "text", {"content": 7, "stop_reason": "end_turn"}, reply(["Yes"], "end_turn")),
         *(reply([{"type": "text"}], "end_turn"), reply([{"type": "text", "text": None}], "end_turn")),
         *(reply([], None), reply([THINKING], 7)),
     ],

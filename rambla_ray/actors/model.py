@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar
 
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Chaos, Pool, Rate
-from rambla_ray.schema import SCORE, Request, Response
+from rambla_ray.schema import SCORE, Request, Response, well_formed
 
 Emit = Callable[[str], None]
 Size = tuple[int, int]  # The bytes of a request's prompt, and the most tokens of its answer.
@@ -46,6 +46,14 @@ async def _always() -> bool:
 def byte_count(text: str) -> int:
     """How many bytes a text has in UTF-8."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def without_lone_surrogates(response: Response) -> Response:
+    """A response whose texts UTF-8 can hold; see `schema.well_formed`."""
+    text, reasoning = well_formed(response.text), well_formed(response.details.reasoning)
+    if text is response.text and reasoning is response.details.reasoning:
+        return response
+    return replace(response, text=text, details=replace(response.details, reasoning=reasoning))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from rambla_ray.actors.api.openai_params import (
     TextParams,
 )
 from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, vectors
-from rambla_ray.actors.api.reply_fields import token_count
+from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response
@@ -154,4 +155,5 @@ class OpenAIEmbeddings(OpenAIModel):
             text = json.dumps(vectors(body, 1)[0])
         else:
             text = repr(similarity.inner_product(*vectors(body, 2)))
-        return Response(text=text, prompt_tokens=token_count(body.get("usage"), "prompt_tokens"))
+        usage = usage_of(body.get("usage"))
+        return Response(text=text, prompt_tokens=usage.prompt_tokens, details=details_of(body, usage))

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray.actors.ledger_client import LedgerClient
-from rambla_ray.actors.model import Model, hide_gpus
+from rambla_ray.actors.model import Model, hide_gpus, without_lone_surrogates
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Chaos
@@ -38,7 +38,6 @@ from rambla_ray.schema import (
     from_table,
     overwrite,
     to_table,
-    well_formed,
 )
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
@@ -267,11 +266,8 @@ class PoolActor:
         if kill_every and self._granted >= kill_every and not claim:
             os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
         try:
-            response = await model.generate(request)
-            text = well_formed(response.text)
-            return await self._ledger.store_answer(
-                request_id, role, response if text is response.text else replace(response, text=text)
-            )
+            response = without_lone_surrogates(await model.generate(request))
+            return await self._ledger.store_answer(request_id, role, response)
         except CallError as error:
             if error.kind == ErrorKind.LOAD:
                 self._load_error = error

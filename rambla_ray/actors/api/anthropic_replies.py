@@ -1,25 +1,19 @@
-"""What the answers of Anthropic's Messages API hold: texts, thoughts, how it ended, and what it cost."""
+"""What the answers of Anthropic's Messages API hold: a text, what was thought before it, and how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
-from rambla_ray.actors.api.reply_fields import (
-    CACHE_READ,
-    CACHE_WRITE,
-    completion_tokens,
-    name_of,
-    prompt_tokens,
-    token_count,
-    tokens_in,
-)
+from rambla_ray.actors.api.openai_reasoning import has_thought, reasoning_and_text
+from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.token_usage import usage_of
+from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import ReplyDetails, Response, well_formed
+from rambla_ray.schema import Response, well_formed
 
-_THOUGHTS = ("thinking", "redacted_thinking")
 _UNFINISHED = "pause_turn"  # The endpoint stopped in the middle of a turn, which another request would go on with.
+_TOOL = "tool_use"
 
 
 def messages_answer(body: Any) -> Response:
@@ -30,44 +24,34 @@ def messages_answer(body: Any) -> Response:
             `garbage`, when there is no text without a reason.
         AttributeError, LookupError, TypeError: it has not the shape of a reply.
     """
-    parts: list[dict[str, Any]] = body["content"] or []
-    text = "".join(part["text"] for part in parts if part.get("type") == "text")
-    ending = _ending(body.get("stop_reason"), parts, has_text=bool(text.strip()))
-    usage = body.get("usage")
+    content = body["content"] or []
+    reasoning, text = reasoning_and_text({}, content)
+    usage = usage_of(body.get("usage"))
+    ending = _ending(body.get("stop_reason"))
+    if not text or text.isspace():
+        has_called = any(part.get("type") == _TOOL for part in content)
+        thought = bool(reasoning or usage.reasoning_tokens) or has_thought({}, content)
+        ending = _ending_without_text(ending, body.get("stop_reason"), thought=thought and not has_called)
     return Response(
         text=well_formed(text),
         finish_reason=str(ending),
-        prompt_tokens=prompt_tokens(usage),
-        completion_tokens=completion_tokens(usage),
-        details=ReplyDetails(
-            reasoning=well_formed("\n\n".join(_thoughts(parts))),
-            reasoning_tokens=tokens_in(usage, "output_tokens_details", "thinking_tokens"),
-            cached_tokens=token_count(usage, CACHE_READ),
-            cache_write_tokens=token_count(usage, CACHE_WRITE),
-            served_model=name_of(body.get("model")),
-        ),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        details=details_of(body, usage, well_formed(reasoning)),
     )
 
 
-def _ending(reason: Any, parts: Sequence[dict[str, Any]], *, has_text: bool) -> Ending:
-    """How an answer ended. One without a text whose tokens went into thinking was cut off, whatever it is called."""
+def _ending(reason: Any) -> Ending:
     ending = Ending.LENGTH if reason == _UNFINISHED else ending_of(reason)
-    shown = name_of(reason) or "none"
     if ending is Ending.ERROR:
-        raise CallError(ErrorKind.SERVER, f"the answer ended with stop_reason {shown}")
-    if has_text:
-        return ending
+        raise CallError(ErrorKind.SERVER, f"the answer ended with stop_reason {folded(str(reason), 40)}")
+    return ending
+
+
+def _ending_without_text(ending: Ending, reason: Any, *, thought: bool) -> Ending:
+    """How it came that there is no text. A model that has `thought`, and no more, was cut off."""
     if ending is Ending.FILTERED:
-        raise CallError(ErrorKind.REFUSED, f"no answer: declined, or withheld by a filter (stop_reason {shown})")
+        raise CallError(ErrorKind.REFUSED, "no answer: declined, or withheld by a filter")
     if not isinstance(reason, str):
         raise CallError(ErrorKind.GARBAGE, "the reply has no text and no stop_reason")
-    is_tool_use = any(part.get("type") == "tool_use" for part in parts)
-    has_thought = any(part.get("type") in _THOUGHTS for part in parts)
-    return Ending.LENGTH if has_thought and not is_tool_use else ending
-
-
-def _thoughts(parts: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What the model shows of its thinking; what is redacted is encrypted, and stands for nothing that can be read."""
-    for part in parts:
-        if part.get("type") == "thinking" and isinstance(part.get("thinking"), str) and part["thinking"]:
-            yield part["thinking"]
+    return Ending.LENGTH if thought else ending

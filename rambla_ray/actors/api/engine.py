@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
+from rambla_ray.actors.api.answer_length import cut
 from rambla_ray.actors.api.chaos import KIND_OF_FAULT, drawn_fault, drawn_wait_s, strikes_calls
 from rambla_ray.actors.api.forbidden import Forbidden, KeyDoubt
 from rambla_ray.actors.api.governor_client import GovernorClient
@@ -24,7 +25,6 @@ from rambla_ray.errors import FATAL, RETRYABLE, CallError, Draining, ErrorKind, 
 from rambla_ray.schema import Request, Response, Try
 
 REASON_CHARACTERS = 160  # The reason of an attempt is cut to this length.
-LONGEST_TEXT = 1_000_000  # An answer is cut to so many characters.
 TURNS = 2  # An answer waits so many turns of the event loop, in which calls that got its slot are sent.
 DEFAULT_PAUSE_S = 1.0  # Those who share a rate pause so long after a 429 that does not say how long.
 # Tokens reserved for a call that ends in one of these are not given back: the endpoint may have charged for it, and a
@@ -110,12 +110,10 @@ class BaseAPIModel(Model):
             self._doubt.settle()
         for _ in range(TURNS):
             await asyncio.sleep(0)
-        text, reason = answer.text, answer.finish_reason
-        if len(text) > LONGEST_TEXT:
-            text, reason = text[:LONGEST_TEXT], "length"
+        answer = cut(answer)
         return Response(
-            text=text,
-            finish_reason=reason,
+            text=answer.text,
+            finish_reason=answer.finish_reason,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             latency_s=trace.latency_s,

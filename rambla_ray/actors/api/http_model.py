@@ -17,8 +17,8 @@ from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
 from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities
-from rambla_ray.actors.api.openai_replies import charge
 from rambla_ray.actors.api.refused_params import refused_members, unsupported
+from rambla_ray.actors.api.token_usage import charge
 from rambla_ray.actors.api.waits import limit_reset_s
 from rambla_ray.actors.model import Size, byte_count
 from rambla_ray.config.sections import Pool, Rate

@@ -17,7 +17,7 @@ from rambla_ray.actors.api.forbidden import About, Forbidden
 from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_error_words import MESSAGES, PAGE, RATE_LIMIT, ErrorWords, parsed
-from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.token_usage import charge
 from rambla_ray.actors.api.waits import requested_wait_s
 from rambla_ray.errors import CallError, ErrorKind
 

@@ -1,15 +1,16 @@
-"""What the answers of OpenAI-compatible endpoints hold: a text and how it ended, vectors, numbers of tokens."""
+"""What the answers of OpenAI-compatible endpoints hold: a text and how it ended, or vectors."""
 
 from __future__ import annotations
 
 import base64
 import math
-import re
 import struct
 from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
-from rambla_ray.actors.api.reply_fields import completion_tokens, prompt_tokens, token_count
+from rambla_ray.actors.api.openai_reasoning import has_thought, reasoning_and_text
+from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Response, well_formed
@@ -17,8 +18,6 @@ from rambla_ray.schema import Response, well_formed
 LONGEST_VECTOR = 100_000  # A vector with more numbers is no embedding.
 LONGEST_REASON = 40  # A finish reason is cut to so many characters.
 
-_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
-_THINKING = re.compile("thinking|reasoning")  # In the type of a part.
 _CALLS = ("tool_calls", "function_call")
 
 
@@ -56,37 +55,30 @@ def _answer(body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any
         CallError: `refused`, when a filter or the model declined; `garbage`, when there is no text without a reason.
         AttributeError, LookupError, TypeError: it has not the shape of a reply.
     """
-    text = content if isinstance(content, str) else _joined(content or [])
+    reasoning, text = reasoning_and_text(message, content)
+    usage = usage_of(body.get("usage"))
     reason = choice.get("finish_reason")
     ending = ending_of(reason)
     if not text or text.isspace():
-        ending = _ending_without_text(body, choice, message, content)
-    usage = body.get("usage")
+        thought = bool(reasoning or usage.reasoning_tokens) or has_thought(message, content)
+        ending = _ending_without_text(choice, message, content, thought=thought, charged=usage.completion_tokens > 0)
     return Response(
         text=well_formed(text),
         finish_reason=_shown(reason) if ending is Ending.STOP else str(ending),
-        prompt_tokens=token_count(usage, "prompt_tokens"),
-        completion_tokens=token_count(usage, "completion_tokens"),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        details=details_of(body, usage, well_formed(reasoning)),
     )
 
 
-def _joined(parts: list[dict[str, Any]]) -> str:
-    """The text of a content in parts. Those of thinking have another type, or are marked (Google's `thought`)."""
-    return "".join(part["text"] for part in parts if _is_text(part))
-
-
-def _is_text(part: dict[str, Any]) -> bool:
-    return part.get("type", "text") in ("text", "output_text") and not part.get("thought")
-
-
 def _ending_without_text(
-    body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any], content: Any
+    choice: dict[str, Any], message: dict[str, Any], content: Any, *, thought: bool, charged: bool
 ) -> Ending:
     """How it came that a choice has no text.
 
-    A model that has spent its tokens on thinking is cut off (LENGTH), whatever the endpoint calls it; one that called
-    a tool, or whose tokens are not shown, has answered nothing (STOP). Asked again it would do the same, and each time
-    be charged for.
+    A model that has `thought`, and no more, is cut off (LENGTH), whatever the endpoint calls it; one that called a
+    tool, or was `charged` for tokens that are not shown, has answered nothing (STOP). Asked again it would do the
+    same, and each time be charged for.
     """
     reason = choice.get("finish_reason")
     endings = {ending_of(reason), ending_of(choice.get("native_finish_reason"))}
@@ -96,10 +88,9 @@ def _ending_without_text(
         return Ending.LENGTH
     if any(message.get(name) for name in _CALLS):
         return Ending.STOP
-    if _has_thought(message, content, body.get("usage")):
+    if thought:
         return Ending.LENGTH
-    was_charged = token_count(body.get("usage"), "completion_tokens") > 0
-    if isinstance(content, str) or (message and reason and was_charged):
+    if isinstance(content, str) or (message and reason and charged):
         return Ending.STOP
     raise CallError(ErrorKind.GARBAGE, "the reply has a choice without text")
 
@@ -108,16 +99,6 @@ def _has_declined(message: dict[str, Any], content: Any) -> bool:
     """Whether the model said no, in a field of its own or in a part of the content."""
     parts = content if isinstance(content, list) else []
     return any(isinstance(place.get("refusal"), str) and place["refusal"] for place in (message, *parts))
-
-
-def _has_thought(message: dict[str, Any], content: Any, usage: Any) -> bool:
-    details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
-    parts = content if isinstance(content, list) else []
-    return (
-        any(message.get(name) for name in _THOUGHTS)
-        or any(part.get("thought") or _THINKING.search(str(part.get("type"))) for part in parts)
-        or token_count(details, "reasoning_tokens") > 0
-    )
 
 
 def _is_blocked(body: dict[str, Any]) -> bool:
@@ -140,14 +121,6 @@ def _is_filtered(result: dict[str, Any]) -> bool:
 def _shown(reason: Any) -> str:
     """A finish reason as it is kept; `stop` for what is none."""
     return folded(reason)[:LONGEST_REASON] if reason and isinstance(reason, str) else str(Ending.STOP)
-
-
-def charge(error: CallError, body: Any) -> CallError:
-    """The error of a parsed body, with the tokens that the body says it cost."""
-    usage = body.get("usage") if isinstance(body, dict) else None
-    error.prompt_tokens = prompt_tokens(usage)
-    error.completion_tokens = completion_tokens(usage)
-    return error
 
 
 def vectors(body: Any, count: int) -> list[list[float]]:

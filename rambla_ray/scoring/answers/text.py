@@ -11,19 +11,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 
-_THOUGHT = (
-    r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reflections?|reflect|scratch_?pad|analysis|rationale"
-    r"|(?:inner[_ ]|internal[_ ])?monologue|chain[_ ]of[_ ]thought|cot)"
-)
+from rambla_ray.scoring.answers.thoughts import BARE_OPEN, CLOSE, OPEN
+
 _MARK = re.compile(
-    # <think>, [THINK], ◁think▷, <|START_THINKING|>, <|begin_of_thought|>, and what closes them
-    rf"(?P<close>[<\[◁]\|?\s?/\s?\|?{_THOUGHT}\s?\|?[>\]▷]|<\|(?:end|stop)_(?:of_)?{_THOUGHT}\|>|<unused95>"
-    # Harmony, with its special tokens and with them stripped; Ollama
-    r"|<\|channel\|>final[^<\n]{0,40}<\|message\|>|assistant\s?final(?=[\W\dA-Z]|yes|no|$)|\.\.\.\s?done thinking\.?)"
-    rf"|(?P<open>[<\[◁]\|?{_THOUGHT}(?:\s[^<>\n]{{0,40}})?\|?[>\]▷]|<\|(?:start|begin)_(?:of_)?{_THOUGHT}\|>"
-    rf"|<unused94>"
-    r"|<\|channel\|>(?:analysis|commentary)|\A\s{0,9}(?-i:analysis)(?=(?-i:[A-Z]))|assistant(?:analysis|commentary)"
-    r"|\A\s{0,9}thinking(?:\.\.\.|…))",
+    # As a text shows them whose marks were stripped or put in other words: Harmony, Ollama
+    rf"(?P<close>{CLOSE}|assistant\s?final(?=[\W\dA-Z]|yes|no|$)|\.\.\.\s?done thinking\.?)"
+    rf"|(?P<open>{OPEN}|{BARE_OPEN}|\A\s{{0,9}}thinking(?:\.\.\.|…))",
     re.IGNORECASE,
 )
 _END_OF_TURN = re.compile(r"<\|[^|<>\n]{0,40}\|>|<｜[^｜<>\n]{0,40}｜>|</s>|<eos>|<end_of_turn>|\[/?INST\]")

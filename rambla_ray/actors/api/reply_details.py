@@ -1,0 +1,42 @@
+"""What a reply says beside its answer: what the model thought, what was cached, and who or what answered."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from rambla_ray.actors.api.token_usage import NO_USAGE, Usage
+from rambla_ray.display import folded
+from rambla_ray.redaction import redacted
+from rambla_ray.schema import NO_DETAILS, ReplyDetails
+
+LONGEST_NAME = 200  # The name of what answered is cut to so many characters.
+
+
+def details_of(body: dict[str, Any], usage: Usage = NO_USAGE, reasoning: str = "") -> ReplyDetails:
+    """The details of a parsed body. Replies that differ in their answers alone share one object.
+
+    Args:
+        body: of an API that calls them as OpenAI's does; `provider` is OpenRouter's.
+        usage: what the reply cost.
+        reasoning: what the model thought.
+    """
+    names = _names(*(_text(body.get(name)) for name in ("model", "system_fingerprint", "provider")))
+    parts = usage[2:]
+    if not reasoning and not any(parts):
+        return names
+    return ReplyDetails(reasoning, *parts, names.served_model, names.system_fingerprint, names.provider)
+
+
+def _text(value: Any) -> str:
+    """What may be a name, cut; empty for what is no text."""
+    return value[:LONGEST_NAME] if isinstance(value, str) else ""
+
+
+@lru_cache(maxsize=256)
+def _names(*names: str) -> ReplyDetails:
+    """The details of a reply that has nothing but names, which come again with each: shown safely, as no secret."""
+    model, fingerprint, provider = (redacted(folded(name))[:LONGEST_NAME] for name in names)
+    if not (model or fingerprint or provider):
+        return NO_DETAILS
+    return ReplyDetails(served_model=model, system_fingerprint=fingerprint, provider=provider)
