@@ -197,8 +197,7 @@ class OpenAIServer:
         if self.in_flight >= self.together:
             self._were_together.set()
         try:
-            bearer, azure_key = request.headers.get("Authorization"), request.headers.get("api-key")
-            if bearer != f"Bearer {self.key}" and azure_key != self.key:
+            if not self.lets_in(request):
                 raise APIError(*ERRORS["401"])
             response = await handler(request)
         except APIError as error:
@@ -212,6 +211,12 @@ class OpenAIServer:
             self.in_flight -= 1
         record.status = response.status
         return response
+
+    def lets_in(self, request: web.Request) -> bool:
+        """Whether a request has the key, as the plain API or Azure takes it."""
+        return (
+            request.headers.get("Authorization") == f"Bearer {self.key}" or request.headers.get("api-key") == self.key
+        )
 
     async def _stats(self, request: web.Request) -> web.Response:
         return web.json_response(self.snapshot())

@@ -26,7 +26,8 @@ class EndpointParams(KeyedParams):
     engine: Printable = Field(description="the model's name")
     base_url: str | None = Field(None, description="the endpoint")
 
-    unidentified: ClassVar[frozenset[str]] = frozenset({"api_key_var"})  # Params that change no answer.
+    # Params that change no answer.
+    unidentified: ClassVar[frozenset[str]] = frozenset({"api_key_var", "api_key_command", "api_key_ttl_s"})
 
     @property
     def endpoint(self) -> str:

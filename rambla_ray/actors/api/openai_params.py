@@ -76,7 +76,11 @@ class OpenAIEndpointParams(EndpointParams):
         try:
             proxy = proxy_of(URL(self.endpoint))
             status, seconds = list_models(
-                self.endpoint, self.read_key(), self.azure_version, str(proxy) if proxy else None
+                self.endpoint,
+                self.read_key(),
+                self.azure_version,
+                str(proxy) if proxy else None,
+                is_token=self.api_key_command is not None,
             )
         except CallError as error:
             raise UserError(error.message) from None
@@ -84,11 +88,11 @@ class OpenAIEndpointParams(EndpointParams):
             reason = folded(str(error), 120)
             raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
         if status in (401, 403):
-            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
+            reason = f"turns {self.key_source} away (HTTP {status})"
             raise UserError(f"{reason}; put a valid one where Ray starts")
         if status != 200:
             return f"answers (HTTP {status} to a question for its models)"
-        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+        return f"answers, and takes {self.key_source} ({seconds:.1f} s)"
 
 
 def _version_of_environment() -> str | None:
