@@ -14,7 +14,7 @@ import openai_models
 import psutil
 import pytest
 from config_files import OPENAI, refusal
-from conftest import Bench
+from conftest import REPO, Bench
 from faults import Fault
 from openai_models import AZURE, KINDS, Chat, ask, ask_in_turn, params
 from token_server import PREFIX, TokenServer, python
@@ -297,3 +297,20 @@ def test_the_doctors_question_bears_the_token(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="turns the token of api_key_command away"):
             build(server).params.ping()
     assert server.azure_keys == {None}
+
+
+# The page about it
+
+
+def test_the_configs_of_the_page_load(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(name: .*?)```", (REPO / "docs/keys.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    (tmp_path / "model").mkdir()
+    commands = []
+    for number, block in enumerate(blocks):
+        (tmp_path / "model" / f"m{number}.yaml").write_text(block)
+        (model,) = load([f"conf_dir={tmp_path}", f"model=m{number}", "task=mcqabaseline"]).targets.values()
+        assert isinstance(model.params, KeyedParams)
+        assert model.params.api_key_command
+        commands.append(model.params.api_key_command[0])
+    assert commands == ["az", "gcloud", "python", "vault"]
