@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from urllib.parse import quote, unquote
@@ -37,6 +38,7 @@ _NO_SECRET = frozenset(
     {
         *("PATH", "PATHS", "FILE", "FILES", "FILENAME", "DIR", "DIRS", "DIRECTORY", "FOLDER", "HOME", "ROOT", "SOCK"),
         *("URL", "URI", "HOST", "PORT", "ENDPOINT", "NAME", "VAR", "MODE", "TYPE", "TTL", "ENABLED", "METHOD"),
+        "COMMAND",
     }
 )
 _WORKING_DIRECTORY = "PWD"
@@ -90,7 +92,9 @@ _KEYS = re.compile(
 
 _URL_SAFE = str.maketrans("+/", "-_")
 
+_Pairs = tuple[tuple[str, str], ...]
 _variables: set[str] = set()  # what holds secrets without being called so
+_texts: deque[str] = deque(maxlen=32)  # secrets that stand in no variable: the last ones
 _names: dict[str, str] = {}  # by text, what is shown in its place
 
 
@@ -105,6 +109,11 @@ def is_secret(name: str) -> bool:
 def hide(variable: str) -> None:
     """Let what is in an environment variable not be shown by this process, whatever it is called."""
     _variables.add(variable)
+
+
+def hide_text(secret: str) -> None:
+    """Let this process not show a secret that stands in no variable, such as a token."""
+    _texts.append(secret)
 
 
 def show_by_name(text: str, name: str) -> None:
@@ -122,7 +131,7 @@ def secret_values(variables: Iterable[str] = ()) -> Mapping[str, tuple[str, ...]
 
 
 @lru_cache(4)
-def _secrets(environment: tuple[tuple[str, str], ...], variables: frozenset[str]) -> dict[str, tuple[str, ...]]:
+def _secrets(environment: _Pairs, variables: frozenset[str]) -> dict[str, tuple[str, ...]]:
     found = {}
     for name, value in environment:
         whole = value.strip()
@@ -181,16 +190,15 @@ def spellings(secret: str) -> tuple[str, ...]:
 
 def redacted(text: str) -> str:
     """A text without the values of secrets, without credentials in URLs, and without what looks like a key."""
-    masks = _masks(tuple(os.environ.items()), frozenset(_variables), tuple(_names.items()))
+    masks = _masks(tuple(os.environ.items()), frozenset(_variables), tuple(_names.items()), tuple(_texts))
     return _KEYS.sub(MASK, without_credentials(masks.apply(text)))
 
 
 @lru_cache(4)
-def _masks(
-    environment: tuple[tuple[str, str], ...], variables: frozenset[str], names: tuple[tuple[str, str], ...]
-) -> Masks:
+def _masks(environment: _Pairs, variables: frozenset[str], names: _Pairs, texts: tuple[str, ...]) -> Masks:
     """What is not shown, and what is shown in its place."""
-    secrets = [text for texts in _secrets(environment, variables).values() for text in texts]
+    secrets = [secret for found in _secrets(environment, variables).values() for secret in found]
+    secrets += [text for text in texts if len(text) >= SHORTEST]
     return Masks({spelt: MASK for secret in secrets for spelt in spellings(secret)}, dict(names))
 
 
@@ -272,11 +280,8 @@ def _decoded_shows(word: str) -> bool:
 
 def _shows(text: str) -> bool:
     is_user = any(_is_credential(match) and match[2] != MASK for match in _USERINFO.finditer(text))
-    return is_user or _BROKEN_USERINFO.search(text) is not None or _has_parameter(text)
-
-
-def _has_parameter(text: str) -> bool:
-    return any(_gives_access(match[2]) and match[3] != MASK for match in _PARAMETER.finditer(text))
+    is_parameter = any(_gives_access(match[2]) and match[3] != MASK for match in _PARAMETER.finditer(text))
+    return is_user or is_parameter or _BROKEN_USERINFO.search(text) is not None
 
 
 def holds_credentials(text: str) -> bool:

@@ -50,7 +50,7 @@ class AnthropicServer(OpenAIServer):
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_post("/v1/messages", self._message)
 
-    def bears_key(self, request: web.Request) -> bool:
+    def lets_in(self, request: web.Request) -> bool:
         return request.headers.get("x-api-key") == self.key and "Authorization" not in request.headers
 
     def error_reply(self, error: APIError) -> web.Response:

@@ -172,10 +172,6 @@ class OpenAIServer:
             router.add_post(f"{prefix}/completions", self._complete)
             router.add_post(f"{prefix}/embeddings", self._embed)
 
-    def bears_key(self, request: web.Request) -> bool:
-        bearer, azure_key = request.headers.get("Authorization"), request.headers.get("api-key")
-        return bearer == f"Bearer {self.key}" or azure_key == self.key
-
     def error_reply(self, error: APIError) -> web.Response:
         """An error in the shape of the API."""
         return error.response()
@@ -209,7 +205,7 @@ class OpenAIServer:
         if self.in_flight >= self.together:
             self._were_together.set()
         try:
-            if not self.bears_key(request):
+            if not self.lets_in(request):
                 raise APIError(*ERRORS["401"])
             response = await handler(request)
         except APIError as error:
@@ -223,6 +219,12 @@ class OpenAIServer:
             self.in_flight -= 1
         record.status = response.status
         return response
+
+    def lets_in(self, request: web.Request) -> bool:
+        """Whether a request has the key, as the plain API or Azure takes it."""
+        return (
+            request.headers.get("Authorization") == f"Bearer {self.key}" or request.headers.get("api-key") == self.key
+        )
 
     async def _stats(self, request: web.Request) -> web.Response:
         return web.json_response(self.snapshot())

@@ -6,9 +6,11 @@ from typing import Any
 
 import anthropic_models
 import pytest
+from aiohttp import web
 from anthropic_models import KEY, Claude, ask, build, claude_params, error
 from anthropic_server import THOUGHT, AnthropicServer
 from pydantic import ValidationError
+from token_server import python
 
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Pool
@@ -17,6 +19,7 @@ from rambla_ray.schema import GenerationOptions, Message, Request, canonical_jso
 
 keys = anthropic_models.keys  # It runs by itself before each test of this file.
 
+TOKEN = "tok-0123456789abcdef0123456789abcdef"
 PLAIN = {"model": "claude-x", "max_tokens": 4096, "messages": [{"role": "user", "content": "Is it so?"}]}
 
 
@@ -229,3 +232,19 @@ def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(UserError, match="ANTHROPIC_API_KEY"):
         claude_params().preflight(same_machine=True)
+
+
+class TokenTaker(AnthropicServer):
+    """A gateway before the API that takes tokens, as those of clouds do."""
+
+    def lets_in(self, request: web.Request) -> bool:
+        return request.headers.get("Authorization") == f"Bearer {TOKEN}" and "x-api-key" not in request.headers
+
+
+@pytest.mark.processes
+def test_a_token_of_a_command_is_sent_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMBLA_ALLOW_KEY_COMMAND", "1")
+    with TokenTaker() as server:
+        params = claude_params(base_url=server.base_url, api_key_command=python(f"print({TOKEN!r})"))
+        assert params.ping().startswith("answers, and takes the token of api_key_command")
+        assert ask(Claude(params, Pool(), None)).text

@@ -33,7 +33,7 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     value = fault.get("input")
     if isinstance(value, bool) and "string" in fault["type"]:
         reason = "put it in quotes: YAML reads yes, no, on and off as true and false"
-    may_be_secret = key.endswith("api_key_var")  # Somebody may have put the key itself there.
+    may_be_secret = "api_key_" in key  # Somebody may have put the key itself there.
     is_shown = isinstance(value, str | int | float | bool | None) and not may_be_secret
     shown = f" (got {_short(value)})" if is_shown else ""
     return f"{key}: {reason}{shown}" if key else reason

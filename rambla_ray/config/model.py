@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -14,14 +15,18 @@ from pydantic import (
     ValidationInfo,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from rambla_ray import redaction
 from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
 from rambla_ray.config.explain import explain
+from rambla_ray.config.key_command import KeyCommand, read_token
+from rambla_ray.config.printed_token import Token
 from rambla_ray.config.sections import Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
+from rambla_ray.schema import canonical_json
 from rambla_ray.tasks.closed import Closed
 
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
@@ -58,6 +63,11 @@ class ModelParams(Closed):
     def system_prompt(self) -> str:
         """The system prompt of every request that has none of its own; empty without one."""
         return ""
+
+    @property
+    def has_key_command(self) -> bool:
+        """Whether the endpoint's key is what a command prints, where the model runs."""
+        return False
 
     @property
     def longest_answer(self) -> int:
@@ -97,8 +107,13 @@ class ModelParams(Closed):
         return ""
 
 
+def _is_absent(value: object) -> bool:
+    """Whether a key is not given, and left out of what is stored: configs of earlier versions stay what they are."""
+    return value is None
+
+
 class KeyedParams(ModelParams):
-    """Params of a model whose endpoint takes a key, which is read from the environment by its variable's name."""
+    """Params of a model whose endpoint takes a key: from the environment, by its variable's name, or of a command."""
 
     is_charged: ClassVar[bool] = True
 
@@ -106,13 +121,47 @@ class KeyedParams(ModelParams):
         pattern=KEY_VARIABLE,
         description="NAME of the environment variable with the key, in upper case",
     )
+    api_key_command: KeyCommand | None = Field(
+        None,
+        exclude_if=_is_absent,
+        description="list of arguments of a command that prints a token, run where RAMBLA_ALLOW_KEY_COMMAND=1",
+    )
+    api_key_ttl_s: float | None = Field(
+        None, ge=0.1, le=10**8, exclude_if=_is_absent, description="how long a token of api_key_command holds at most"
+    )
+
+    @model_validator(mode="after")
+    def _ttl_is_of_a_command(self) -> Self:
+        if self.api_key_ttl_s is not None and self.api_key_command is None:
+            raise ValueError("api_key_ttl_s is for the tokens of api_key_command, which is not given")
+        return self
 
     @property
     def key_variable(self) -> str | None:
-        return self.api_key_var
+        return self.api_key_var if self.api_key_command is None else None
+
+    @property
+    def has_key_command(self) -> bool:
+        return self.api_key_command is not None
+
+    @property
+    def key_name(self) -> str:
+        """What tells one key from another, without showing it, as one word: those with the same one share limits."""
+        if self.api_key_command is None:
+            return self.api_key_var
+        return f"command-{hashlib.sha256(canonical_json(self.api_key_command).encode()).hexdigest()[:16]}"
+
+    @property
+    def key_source(self) -> str:
+        """The key, as messages call it."""
+        return "the token of api_key_command" if self.api_key_command else f"the key in {self.api_key_var}"
 
     def preflight(self, *, same_machine: bool) -> None:
-        """The key's variable must be set where calls are made, and hold what can be sent."""
+        """The key's variable must be set where calls are made, and hold what can be sent; a command must give one."""
+        if self.api_key_command is not None:
+            if same_machine:
+                self._try_command()
+            return
         key = os.environ.get(self.api_key_var, "").strip()
         if same_machine and not key:
             state = "empty" if self.api_key_var in os.environ else "not set"
@@ -120,12 +169,24 @@ class KeyedParams(ModelParams):
         if same_machine and not _is_sendable(key):
             raise UserError(f"the environment variable {self.api_key_var} {_NOT_SENDABLE}; set it to the key alone")
 
+    def _try_command(self) -> None:
+        try:
+            self.read_token()
+        except CallError as error:
+            raise UserError(error.message) from None
+
+    def read_token(self) -> Token:
+        """What `api_key_command` gives where the model runs, which takes up to 30 s. Raises CallError (`auth`)."""
+        return read_token(self.api_key_command or (), self.api_key_ttl_s)
+
     def read_key(self) -> str:
         """The key, to be called where the model runs.
 
         Raises:
-            CallError: `auth`: the variable is not set there, or holds what no HTTP header can.
+            CallError: `auth`: the variable is not set there, or holds what no HTTP header can; a command gives none.
         """
+        if self.api_key_command is not None:
+            return self.read_token().text
         key = os.environ.get(self.api_key_var, "").strip()
         if not key:
             raise CallError(

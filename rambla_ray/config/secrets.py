@@ -16,6 +16,8 @@ from rambla_ray.redaction import SHORTEST, TELLING, looks_like_key, secret_value
 # Keys of configs whose own name says that a text there is a key, whatever it looks like.
 _KEY_NAMES = re.compile(r"(^|[._])(token|use_auth_token|api_key|password|secret|auth)$", re.IGNORECASE)
 
+_COMMAND = re.compile(r"params\.api_key_command[\[=]")  # Its arguments may be code, where `;key=` is of no URL.
+
 
 def refuse(values: Mapping[str, object], variables: Collection[str]) -> None:
     """Raise a UserError, naming the place, when a text in `values` is or holds a secret.
@@ -27,7 +29,8 @@ def refuse(values: Mapping[str, object], variables: Collection[str]) -> None:
     found = secret_values(variables)
     by_variable = {name: found[name] for name in sorted(found, key=lambda name: name not in variables)}
     for place, text in _texts(values):
-        refuse_credentials(text, place)
+        if not _is_code(place, text):
+            refuse_credentials(text, place)
         for variable, secrets in by_variable.items():
             if any(_holds(text, secret) for secret in secrets):
                 raise UserError(
@@ -35,6 +38,11 @@ def refuse(values: Mapping[str, object], variables: Collection[str]) -> None:
                 )
         if looks_like_key(text) or (_KEY_NAMES.search(place) and len(text) >= SHORTEST):
             raise UserError(f"{place} looks like a key; put it into the environment, and its variable in api_key_var")
+
+
+def _is_code(place: str, text: str) -> bool:
+    is_argument = _COMMAND.search(place) or _COMMAND.match(text.removeprefix("model."))
+    return bool(is_argument) and "//" not in text and len(text.split()) > 1
 
 
 def _holds(text: str, secret: str) -> bool:

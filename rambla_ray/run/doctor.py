@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rambla_ray.config.key_command import LONGEST_S
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import Check, counted
@@ -39,7 +40,7 @@ from rambla_ray.storage import Folder
 
 GIB = 1024**3
 ROOM_GIB = 1.0  # So much is to be free on each node, for Ray's objects and logs, and for what a run writes.
-LOOK_S = 20.0  # A node may take so long to look at itself.
+LOOK_S = LONGEST_S + 20.0  # A node may take so long to look at itself, where a command may have to give a key.
 LONGEST_LIST = 3  # A line names so many nodes.
 
 
@@ -172,11 +173,16 @@ def _versions(nodes: list[NodeReport], silent: Mapping[str, str]) -> Check:
 
 def _keys(levels: list[Level], nodes: list[NodeReport]) -> Check:
     """The keys of models behind endpoints, which may be called from any node."""
-    if fault := _faults(levels, nodes):
+    commands = [level for level in levels if level.config.params.has_key_command]
+    if fault := _faults([level for level in levels if level not in commands], nodes):
         return Check(f"keys: {fault}; set it in the environment that Ray is started in on that node", False)
+    if fault := _faults(commands, nodes):
+        return Check(f"keys: {fault}", False)
     where = counted(len(nodes), "node")
     variables = sorted({variable for level in levels if (variable := level.config.params.key_variable)})
-    return Check(f"keys: {', '.join(variables)} set on {where}" if variables else "keys: none needed", True)
+    parts = [f"{', '.join(variables)} set on {where}"] if variables else []
+    parts += [f"api_key_command gives {level.name} a token on {where}" for level in commands]
+    return Check(f"keys: {_some(parts) or 'none needed'}", True)
 
 
 def _models(levels: list[Level], nodes: list[NodeReport]) -> Check:

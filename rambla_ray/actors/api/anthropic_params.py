@@ -72,8 +72,9 @@ class AnthropicParams(PromptedParams):
         return URL(f"{base}/v1/{path}{mark}{query}")
 
     def headers(self, key: str) -> dict[str, str]:
-        """Those of every request."""
-        return {"content-type": "application/json", "x-api-key": key, "anthropic-version": self.api_version}
+        """Those of every request; a token of a command is not the API's own kind of key."""
+        bearer = {"authorization": f"Bearer {key}"} if self.api_key_command else {"x-api-key": key}
+        return {"content-type": "application/json", **bearer, "anthropic-version": self.api_version}
 
     @property
     def thinking_members(self) -> Mapping[str, Any]:

@@ -34,7 +34,9 @@ class EndpointParams(KeyedParams):
     extra_headers: ExtraHeaders | None = omitted("more headers of a request; none that holds a key")
 
     # Params that change no answer.
-    unidentified: ClassVar[frozenset[str]] = frozenset({"api_key_var", "extra_headers"})
+    unidentified: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_var", "api_key_command", "api_key_ttl_s", "extra_headers"}
+    )
     # By a member of the body, dotted where it is inside of another: the param that sets it, if it is called otherwise.
     renamed: ClassVar[Mapping[str, str]] = {}
 
@@ -86,11 +88,11 @@ class EndpointParams(KeyedParams):
             reason = folded(str(error), 120)
             raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
         if status in (401, 403):
-            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
+            reason = f"turns {self.key_source} away (HTTP {status})"
             raise UserError(f"{reason}; put a valid one where Ray starts")
         if status != 200:
             return f"answers (HTTP {status} to a question for its models)"
-        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+        return f"answers, and takes {self.key_source} ({seconds:.1f} s)"
 
 
 def without_last_slash(base_url: str) -> str:

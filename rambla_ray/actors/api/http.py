@@ -12,6 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -20,6 +21,7 @@ import aiohttp
 from yarl import URL
 
 from rambla_ray.actors.api.chaos import drawn_wait_s
+from rambla_ray.actors.api.key_tokens import KeyTokens
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.actors.api.waits import requested_wait_s as requested_wait_s
 from rambla_ray.display import folded
@@ -50,6 +52,10 @@ class HttpReply(NamedTuple):
     body: bytes
 
 
+class _Unauthorized(Exception):
+    """A reply with status 401 to a request whose token can be replaced."""
+
+
 class Wire:
     """One HTTP session, opened in the event loop that first uses it.
 
@@ -59,30 +65,48 @@ class Wire:
         headers: of every request.
         at_once: requests in flight at most.
         trust: returns the certificate authorities for https; the system's where it is None.
+        tokens: what gives each request the headers that bear its key, where that is not always the same.
     """
 
     def __init__(
-        self, headers: Mapping[str, str], at_once: int, trust: Callable[[], ssl.SSLContext] | None = None
+        self,
+        headers: Mapping[str, str],
+        at_once: int,
+        trust: Callable[[], ssl.SSLContext] | None = None,
+        tokens: KeyTokens | None = None,
     ) -> None:
         self._headers = dict(headers)
         self._at_once = at_once
         self._trust = trust
+        self._tokens = tokens
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large = asyncio.Lock()
 
     async def post(self, url: URL, body: bytes, read: Callable[[HttpReply], T]) -> T:
-        """Send a body and return what `read` makes of the reply.
+        """Send a body and return what `read` makes of the reply. With a token that is refused, send it once again.
 
         Raises:
             CallError: connection, garbage (no HTTP), oversized, unavailable (no way there that waiting would open),
-                load (no proxy that can be used); and what `read` raises.
+                load (no proxy that can be used), auth (no token); and what `read` raises.
         """
+        if self._tokens is None:
+            return await self._post(url, body, read)
+        headers = await self._tokens.headers()
+        try:
+            return await self._post(url, body, partial(_unless_unauthorized, read), headers)
+        except _Unauthorized:
+            headers = await self._tokens.headers_after(headers)
+        return await self._post(url, body, read, headers)
+
+    async def _post(
+        self, url: URL, body: bytes, read: Callable[[HttpReply], T], headers: Mapping[str, str] | None = None
+    ) -> T:
         session = self._session
         if session is None or self._loop is not asyncio.get_running_loop():
             session = self._open(url)
         try:
-            async with session.post(url, data=body, allow_redirects=False) as response:
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 parts: list[bytes] = []
                 if await _ends_within(SMALL_BYTES, response, parts):
                     return read(HttpReply(response.status, response.headers, b"".join(parts)))
@@ -127,6 +151,12 @@ class Wire:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _unless_unauthorized(read: Callable[[HttpReply], T], reply: HttpReply) -> T:
+    if reply.status == 401:
+        raise _Unauthorized
+    return read(reply)
 
 
 def _call_error(error: aiohttp.ClientError) -> CallError:

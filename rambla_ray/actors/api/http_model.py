@@ -15,6 +15,7 @@ from rambla_ray.actors.api.endpoint_params import EndpointParams
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
+from rambla_ray.actors.api.key_tokens import KeyTokens
 from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities
 from rambla_ray.actors.api.refused_params import refused_members, unsupported
@@ -27,6 +28,7 @@ from rambla_ray.schema import Request, Response
 
 # Stands in a form's body; a call's text replaces it. No param's text is the same by chance, or by intent.
 PLACEHOLDER = f"<the text of a request {secrets.token_hex(16)}>"
+KEY_PLACEHOLDER = "key-of-a-command"  # Stands in a form's headers where each call has its own.
 
 
 class Form(NamedTuple):
@@ -54,15 +56,27 @@ class HTTPModel(BaseAPIModel):
     def __init__(self, params: EndpointParams, pool: Pool, rate: Rate | None) -> None:
         self.params = params
         super().__init__(params, pool, rate)
-        self._key = params.read_key()
-        form = self.form(self._key)
+        self._tokens = KeyTokens(params.read_token, self.token_headers) if params.api_key_command else None
+        self._lasting_key = params.read_key() if self._tokens is None else KEY_PLACEHOLDER
+        form = self.form(self._lasting_key)
         self._use_body(with_members(form.body, params.extra_body))
         self._url = form.url
-        self._wire = Wire(with_headers(form.headers, params.extra_headers), pool.max_concurrency, trusted_authorities)
+        headers = {name: value for name, value in form.headers.items() if KEY_PLACEHOLDER not in value}
+        headers = dict(with_headers(headers, params.extra_headers))
+        self._wire = Wire(headers, pool.max_concurrency, trusted_authorities, self._tokens)
 
     @abstractmethod
     def form(self, key: str) -> Form:
         """What all requests share."""
+
+    def token_headers(self, token: str) -> Mapping[str, str]:
+        """The headers that bear a token of `api_key_command`, in the place of those of a form that bear the key."""
+        return {"Authorization": f"Bearer {token}"}
+
+    @property
+    def _key(self) -> str:
+        """The key that calls have now."""
+        return self._lasting_key if self._tokens is None else self._tokens.token.text
 
     def _use_body(self, body: bytes) -> None:
         """Send bodies of this form from now on, `PLACEHOLDER` standing for the text."""
@@ -73,7 +87,7 @@ class HTTPModel(BaseAPIModel):
         return {"class": type(self).__name__, **self.params.identity()}
 
     def scope(self) -> str:
-        return f"{self.params.base_url} {self.params.api_key_var}"
+        return f"{self.params.base_url} {self.params.key_name}"
 
     def estimate_tokens(self, request: Request) -> int:
         return super().estimate_tokens(request) + len(self._system_beside(request)) // 4

@@ -17,20 +17,25 @@ PING_S = 5.0  # An endpoint may take so long to give a sign of life.
 
 
 def open_client(
-    url: str, key: str, azure_version: str | None = None, http: httpx2.Client | None = None
+    url: str,
+    key: str,
+    azure_version: str | None = None,
+    http: httpx2.Client | None = None,
+    *,
+    is_token: bool = False,
 ) -> openai.OpenAI:
     """The package's client of an endpoint; of Azure's, where the version of its API is given.
 
-    A query in the endpoint's URL stands in the URL of every request.
+    A query in the endpoint's URL stands in the URL of every request. Azure takes a token of Entra ID in another header
+    than a key.
     """
     import openai
 
     base, _, query = url.partition("?")
     options: dict[str, Any] = {"default_query": dict(parse_qsl(query, keep_blank_values=True)), "http_client": http}
     if azure_version is not None:
-        return openai.AzureOpenAI(
-            azure_endpoint=base, api_version=azure_version, api_key=key, max_retries=0, **options
-        )
+        options["azure_ad_token" if is_token else "api_key"] = key
+        return openai.AzureOpenAI(azure_endpoint=base, api_version=azure_version, max_retries=0, **options)
     return openai.OpenAI(base_url=base, api_key=key, max_retries=0, **options)
 
 
@@ -56,7 +61,9 @@ def written_request(
     return catch.request
 
 
-def list_models(url: str, key: str, azure_version: str | None, proxy: str | None) -> tuple[int, float]:
+def list_models(
+    url: str, key: str, azure_version: str | None, proxy: str | None, *, is_token: bool = False
+) -> tuple[int, float]:
     """Ask for the list of models, which costs nothing, through the proxy if there is one.
 
     Returns:
@@ -69,7 +76,7 @@ def list_models(url: str, key: str, azure_version: str | None, proxy: str | None
 
     http = openai.DefaultHttpxClient(proxy=proxy, trust_env=False, verify=trusted_authorities())
     try:
-        with open_client(url, key, azure_version, http) as client:
+        with open_client(url, key, azure_version, http, is_token=is_token) as client:
             began = time.monotonic()
             try:
                 client.models.list(timeout=PING_S)

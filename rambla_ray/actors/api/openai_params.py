@@ -80,7 +80,8 @@ class OpenAIEndpointParams(EndpointParams):
         return (note,) if self.async_calls is False else ()
 
     def list_models(self, key: str, proxy: str | None) -> tuple[int, float]:
-        return list_models(self.endpoint, key, self.azure_version, proxy)
+        is_token = self.api_key_command is not None
+        return list_models(self.endpoint, key, self.azure_version, proxy, is_token=is_token)
 
 
 def _version_of_environment() -> str | None:
