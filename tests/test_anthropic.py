@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anthropic_models
@@ -16,6 +17,7 @@ from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Message, Request, canonical_json
+from rambla_ray.serving.requests import ChatCall, parse
 
 keys = anthropic_models.keys  # It runs by itself before each test of this file.
 
@@ -107,6 +109,20 @@ def test_a_request_may_have_a_system_prompt_a_conversation_and_options_of_its_ow
     request_: Request, members: dict[str, Any]
 ) -> None:
     assert sent(request_, system="Be exact.") == {**PLAIN, **members}
+
+
+def test_a_conversation_that_is_served_is_asked_as_the_api_has_it() -> None:
+    posted = {
+        "model": "claude",
+        "messages": [
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": [{"type": "text", "text": "Is it so?"}]},
+        ],
+        "max_completion_tokens": 7,
+        "stop": "END",
+    }
+    (request,) = parse(ChatCall, json.dumps(posted).encode()).requests()
+    assert sent(request) == {**PLAIN, "system": "Be kind.", "max_tokens": 7, "stop_sequences": ["END"]}
 
 
 @pytest.mark.parametrize(
