@@ -89,8 +89,7 @@ class Admission:
             and not self.is_held()
         ):
             self._in_flight += 1
-            if self._in_flight > self._peak:
-                self._peak = self._in_flight
+            self._peak = max(self._peak, self._in_flight)
             return self._shared_permit
         waiter = _Waiter(estimate, least, again)
         if again and not self.is_probing:  # In an outage requests take turns to probe.
@@ -187,8 +186,7 @@ class Admission:
     def refuse(self, refusal: Callable[[], RamblaError], *, first_calls_only: bool = False) -> None:
         """Let calls that wait get an error that `refusal` makes; later ones may wait again."""
         self._take_back_promises(math.inf)
-        waiting = list(self._waiting)
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, deque()
         for waiter in waiting:
             if first_calls_only and waiter.again:
                 self._waiting.append(waiter)
