@@ -4,7 +4,8 @@ What a call costs is known when it has ended. So what it may cost is reserved be
 flight, and replaced by what it did cost. Two rules say whether a call is let out:
 
 - *Covered*: the most that it may cost fits beside what is used and held. That is as many tokens as its prompt has
-  bytes, what a chat template puts around it, and the longest answer that its model gives.
+  bytes, what a chat template puts around it, and the longest answer that its model gives; in dollars, whatever becomes
+  of the prompt in the endpoint's cache.
 - *Trusted*: what it is likely to cost fits. One such call is in flight at a time. What is likely follows from what
   the model's calls in its role have cost so far; before that, a token has four bytes.
 
