@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from ledger_lines import answered, failed, opened, rid
 from pydantic import ValidationError
 
+from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
 from rambla_ray.actors.ledger_costs import FRAME_TOKENS
 from rambla_ray.config.load import load
 from rambla_ray.config.sections import Budget, Price
+from rambla_ray.ledger.claims import Claim
 from rambla_ray.ledger.record import Record
 from rambla_ray.ledger.spent import Spent
 from rambla_ray.results.calls import calls_document
@@ -231,3 +234,20 @@ def test_a_service_that_starts_again_holds_the_full_price_as_it_does_not_know_wh
     assert run.meter.offer(KEY, SIZE) is None
     run.end("a", BATCHED)
     assert run.meter.used() == (110, pytest.approx((10 + 8 + 20 + 30) / 2))
+
+
+def test_a_run_lets_out_first_calls_at_the_price_of_a_batch_and_those_beside_them_at_the_full_one(
+    tmp_path: Path,
+) -> None:
+    async def body() -> None:
+        budget, prices = Budget(usd=1.5 * MOST + 7), {KEY: Price(**DOLLARS)}
+        service = LedgerService(str(tmp_path), RUN, budget, prices, batched=frozenset({KEY}))
+        wanted = [(rid(name), "target") for name in "abc"]
+        assert await service.claim("one", "m", wanted[:1], [SIZE]) == [Claim.GRANTED]
+        assert await service.reserve("one", "m", Holding(rid("a"), "target", SIZE)) is Claim.GRANTED
+        # Seven are left, and a call in a batch is likely to cost 6.5. One such is let out at a time.
+        assert await service.claim("one", "m", wanted[1:], [SIZE] * 2) == [Claim.GRANTED, Claim.PENDING]
+        await service.store("one", [answered("a", RUN, tokens=TOKENS, details=BATCHED)])
+        assert (await service.progress())["budget"] == "$34.0000 of $757"
+
+    asyncio.run(body())
