@@ -139,6 +139,24 @@ DETAIL_FIELDS = tuple(ReplyDetails.__annotations__)
 NO_DETAILS = ReplyDetails()
 
 
+class Tokens(NamedTuple):
+    """Tokens that are paid for, of one call or of many."""
+
+    prompt: int = 0  # Also those that the endpoint read from its cache, or wrote to it.
+    completion: int = 0  # Also those of reasoning.
+    cached: int = 0  # Of the prompt: read from the endpoint's cache.
+    cache_write: int = 0  # Of the prompt: written to it.
+
+    @property
+    def total(self) -> int:
+        """All of them, each once."""
+        return self.prompt + self.completion
+
+    def plus(self, other: Tokens, times: int = 1) -> Tokens:
+        """These, and others so many times."""
+        return Tokens(*(mine + times * more for mine, more in zip(self, other, strict=True)))
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What came back: an answer. Times are seconds; `latency_s` is that of the attempt that answered."""
@@ -150,6 +168,12 @@ class Response:
     latency_s: float = 0.0
     trace: CallTrace = ONE_CALL
     details: ReplyDetails = NO_DETAILS
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the call that answered is charged for."""
+        cached, written = self.details.cached_tokens, self.details.cache_write_tokens
+        return Tokens(self.prompt_tokens, self.completion_tokens, cached, written)
 
 
 @dataclass(frozen=True, slots=True)

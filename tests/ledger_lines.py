@@ -8,7 +8,7 @@ from pathlib import Path
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.record import Kind, Record
 from rambla_ray.ledger.store import Ledger
-from rambla_ray.schema import CallTrace, Response
+from rambla_ray.schema import NO_DETAILS, ONE_CALL, CallTrace, ReplyDetails, Response
 from rambla_ray.storage import Folder
 
 
@@ -17,15 +17,24 @@ def rid(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def answered(name: str, run_id: str, text: str = "yes", tokens: tuple[int, int] = (0, 0)) -> bytes:
+def answered(
+    name: str,
+    run_id: str,
+    text: str = "yes",
+    tokens: tuple[int, int] = (0, 0),
+    *,
+    trace: CallTrace = ONE_CALL,
+    details: ReplyDetails = NO_DETAILS,
+) -> bytes:
     """The line of an answer, of so many tokens in the prompt and in the answer."""
-    response = Response(text, "stop", *tokens, trace=CallTrace(attempts=1))
+    response = Response(text, "stop", *tokens, trace=trace, details=details)
     return Record(rid(name), run_id, "m", "target", response).to_line()
 
 
-def failed(name: str, run_id: str) -> bytes:
-    """The line of a failure."""
-    return Record(rid(name), run_id, "m", "target", None, "server", "HTTP 500", CallTrace(attempts=3)).to_line()
+def failed(name: str, run_id: str, charged: tuple[int, int] = (0, 0)) -> bytes:
+    """The line of a failure, of calls that were charged for so many tokens."""
+    trace = CallTrace(0.0, 3, 0, (), *charged)
+    return Record(rid(name), run_id, "m", "target", None, "server", "HTTP 500", trace).to_line()
 
 
 def opened(folder: Path, run_id: str, clock: WakingClock | None = None) -> Ledger:

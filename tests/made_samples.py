@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.schema import Outcome, Sample, Step, to_table
+from rambla_ray.schema import NO_DETAILS, Outcome, ReplyDetails, Sample, Step, to_table
 from rambla_ray.storage import Folder
 
 YES_NO = ("yes", "no")
@@ -29,6 +29,8 @@ def sample(
     rambla_answer: str | None = None,
     label: str | None = None,
     tokens: tuple[int, int] = (7, 2),
+    finish_reason: str = "stop",
+    details: ReplyDetails = NO_DETAILS,
 ) -> Sample:
     """A sample with one step of the target's; without an answer unless it was scored."""
     read = answer if outcome == "scored" else ""
@@ -40,11 +42,12 @@ def sample(
         request_id="0" * 64,
         prompt=f"Is {root_id} so?",
         text="" if failed else text,
-        finish_reason="" if failed else "stop",
+        finish_reason="" if failed else finish_reason,
         prompt_tokens=tokens[0],
         completion_tokens=tokens[1],
         error_kind="server" if failed else "",
         error=error if failed else "",
+        details=NO_DETAILS if failed else details,
     )
     return Sample(
         sample_id=f"{model}/{task}/{variant or '-'}/{root_id}",

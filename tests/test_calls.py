@@ -9,7 +9,7 @@ import pytest
 from rambla_ray.config.load import load
 from rambla_ray.config.run import RunConfig
 from rambla_ray.errors import UserError
-from rambla_ray.results.calls import invocation, throughput
+from rambla_ray.results.calls import COUNTED, invocation, throughput
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.shipped import SHIPPED_CONF
 
@@ -26,8 +26,7 @@ def loaded(tmp_path: Path) -> RunConfig:
 
 
 def spent(**counts: object) -> dict[str, object]:
-    given = {"model": "paid", "role": "target", "calls": 0, "answered": 0, "failed": 0, "retried": 0, "hedged": 0}
-    return {**given, "repeated": 0, "prompt_tokens": 0, "completion_tokens": 0, "calling_s": 0, "waited_s": 0} | counts
+    return {"model": "paid", "role": "target", **dict.fromkeys(COUNTED, 0), **counts}
 
 
 def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded: RunConfig) -> None:
@@ -42,7 +41,7 @@ def test_calls_say_what_was_reused_and_what_it_cost_over_all_invocations(loaded:
     calls = directory.read_calls()
     assert calls is not None
     rephraser, target = calls["models"]
-    assert target == {**paid, "reused": 3, "cost_usd": pytest.approx(0.7)}
+    assert target == {**paid, "reused": 3, "cost_usd": pytest.approx(0.7), "served": []}
     assert (rephraser["calls"], rephraser["reused"], rephraser["cost_usd"]) == (0, 4, None)
     assert set(rephraser) == set(target)
     assert [one["calls"] for one in calls["invocations"]] == [9, 0]

@@ -124,7 +124,7 @@ def test_unknown_columns_of_samples_change_nothing(
 def add_to_calls(calls: Any) -> None:
     calls["carbon_g"] = 1.0
     for entry in (*calls["models"], *calls["invocations"]):
-        entry["cached_tokens"] = 3
+        entry["water_l"] = 3
 
 
 def add_to_metrics(metrics: Any) -> None:

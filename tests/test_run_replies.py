@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,18 @@ def test_calls_json_has_the_tokens_of_attempts_that_gave_no_answer(bench: Run, i
     assert (took["calls"], took["answered"], took["failed"], took["retried"]) == (11, 4, 1, 6)
     assert took["completion_tokens"] == 7 * (COST - 100) + 4
     assert took["cost_usd"] == took["prompt_tokens"] > 7 * 100
+
+
+def test_answers_that_the_limit_cut_are_counted_and_the_key_to_raise_is_named(bench: Run, items: str) -> None:
+    cut = dataclasses.replace(reply({"content": "Yes. It is so, as"}, "length"), match="number 3")
+    thought = dataclasses.replace(THOUGHT, match="bad")
+    with OpenAIServer(answer=lambda prompt: "Yes", faults=[cut, thought]) as server:
+        done = bench(words(server, items, "model.params.max_tokens=50"))
+        assert len(server.requests) == COUNT
+    assert (done.status, outcomes(done)) == (0, {"scored": COUNT - 1, "truncated": 1}), done.err
+    (cell,) = json.loads(done.read("metrics.json"))["cells"]
+    assert cell["cut"] == {"count": 12, "share": 12 / COUNT}  # 3, 30 to 39, and the one that was thought about.
+    assert f"raise max_tokens: 12 of {COUNT} answers were cut at 50 tokens" in done.out.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

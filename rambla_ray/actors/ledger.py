@@ -56,6 +56,7 @@ class LedgerService:
         modes: the rights to the files that are created there.
         segment: the name of what it writes, which an earlier life of it may have begun.
         clock: the one by which owners and other runs are silent.
+        batched: (model config, role) whose requests are sent in batches.
     """
 
     def __init__(
@@ -67,13 +68,14 @@ class LedgerService:
         modes: Modes = Modes(),  # noqa: B008 - it is a constant
         segment: str | None = None,
         clock: WakingClock | None = None,
+        batched: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         folder = Folder(location, modes)
         self._clock = clock or WakingClock()
         self._ledger = Ledger(folder, run_id, self._clock, segment)
         self._records = Records(folder, self._ledger, run_id, partial(self._stop, "ledger"))
         self._meter = BudgetMeter(
-            budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if _has_died_before() else 0
+            budget, prices, self._ledger.spent, batched, blind_s=OWNER_SILENT_S if _has_died_before() else 0
         )
         self._claims = Claims(self._ledger.deaths, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)

@@ -4,7 +4,8 @@ What a call costs is known when it has ended. So what it may cost is reserved be
 flight, and replaced by what it did cost. Two rules say whether a call is let out:
 
 - *Covered*: the most that it may cost fits beside what is used and held. That is as many tokens as its prompt has
-  bytes, what a chat template puts around it, and the longest answer that its model gives.
+  bytes, what a chat template puts around it, and the longest answer that its model gives; in dollars, whatever becomes
+  of the prompt in the endpoint's cache.
 - *Trusted*: what it is likely to cost fits. One such call is in flight at a time. What is likely follows from what
   the model's calls in its role have cost so far; before that, a token has four bytes.
 
@@ -29,16 +30,17 @@ process was asking when it died may have been charged, and counts as nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rambla_ray.actors.ledger_costs import CallCosts, Key, Tokens
+from rambla_ray.actors.ledger_costs import CallCosts, Key
 from rambla_ray.actors.model import Size
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.display import dollars
 from rambla_ray.ledger.record import Record, peek
 from rambla_ray.ledger.spent import Spent
+from rambla_ray.schema import Tokens
 
 
 class Holding(NamedTuple):
@@ -70,7 +72,7 @@ class _Asked:
     key: Key
     size: Size
     reservations: list[Reservation] = field(default_factory=list)
-    charged: Tokens = (0, 0)
+    charged: Tokens = Tokens()  # noqa: RUF009 - it is a constant
 
 
 class BudgetMeter:
@@ -80,6 +82,7 @@ class BudgetMeter:
         budget: what the run may spend.
         prices: by (model config, role), what a model charges; None for one that charges nothing.
         spent: by (model config, role), what the run has spent so far; it changes while the run goes on.
+        batched: (model config, role) whose requests are sent in batches at first, at the price of those.
         blind_s: for so many seconds it is not known yet what is in flight, as owners have still to say what they ask.
 
     Attributes:
@@ -91,9 +94,10 @@ class BudgetMeter:
         budget: Budget,
         prices: Mapping[Key, Price | None],
         spent: Mapping[Key, Spent],
+        batched: Collection[Key] = (),
         blind_s: float = 0.0,
     ) -> None:
-        self._budget, self._prices, self._spent = budget, prices, spent
+        self._budget, self._prices, self._spent, self._batched = budget, prices, spent, batched
         self._sees_at = time.monotonic() + blind_s
         self._costs = CallCosts(spent)
         self._asked: dict[tuple[str, str], _Asked] = {}  # By owner and request_id.
@@ -108,16 +112,20 @@ class BudgetMeter:
         """Whether there is a budget."""
         return self._budget.is_set
 
-    def offer(self, key: Key, size: Size) -> Reservation | None:
-        """What to reserve for one more call of a model in a role; None while none fits."""
+    def offer(self, key: Key, size: Size, *, is_first: bool = True) -> Reservation | None:
+        """What to reserve for one more call of a model in a role; None while none fits.
+
+        Only the first call of a request is made in a batch: `is_first` is not set for those after or beside it.
+        """
         if not self.is_set:
             return NO_RESERVATION
         if self._is_blind:
             return None
-        most = self._reservation(key, self._costs.most(key, size))
+        in_batch = is_first and key in self._batched
+        most = self._most(key, size, in_batch=in_batch)
         if self._fits(most):
             return most
-        likely = self._reservation(key, self._costs.likely(key, size))._replace(is_trusted=True)
+        likely = self._likely(key, size, in_batch=in_batch)
         return likely if not self._trusted and self._fits(likely) else None
 
     def hold(self, owner: str, request_id: str, key: Key, size: Size, reservation: Reservation) -> None:
@@ -140,7 +148,7 @@ class BudgetMeter:
         known = self._unrecorded.pop(place, None)
         asked = self._asked[place] = known or _Asked(key, holding.size)
         self._charge_to(asked, holding)
-        most = self._reservation(key, self._costs.most(key, holding.size))
+        most = self._most(key, holding.size)
         for _ in range(holding.calls):
             self.hold(owner, holding.request_id, key, holding.size, most)
 
@@ -177,9 +185,17 @@ class BudgetMeter:
 
     def used(self) -> tuple[int, float]:
         """Tokens and US dollars so far; the latter of models that have a price."""
-        used = [(key, (spent.prompt_tokens, spent.completion_tokens)) for key, spent in self._spent.items()]
-        used += self._charged.items()
-        return sum(sum(tokens) for _, tokens in used), sum(self._usd(key, tokens) for key, tokens in used)
+        tokens, usd = 0, 0.0
+        for key, spent in self._spent.items():
+            tokens += spent.prompt_tokens + spent.completion_tokens
+            if price := self._prices.get(key):
+                usd += price.cost(*spent.tokens_outside_batches)
+                usd += price.cost(*spent.tokens_in_batches, in_batch=True)
+        for key, charged in self._charged.items():
+            tokens += charged.total
+            if price := self._prices.get(key):
+                usd += price.cost(*charged)
+        return tokens, usd
 
     def exhausted(self) -> str:
         """One line that says which budget is spent, or cannot hold; empty while something is left of each."""
@@ -195,13 +211,13 @@ class BudgetMeter:
             return f"the budget of {self._budget.tokens} tokens is spent ({tokens})"
         return ""
 
-    def shortage(self, key: Key, size: Size) -> str:
+    def shortage(self, key: Key, size: Size, *, is_first: bool = True) -> str:
         """One line that says why a call that does not fit never will; empty while those in flight may leave room."""
         spent = self.exhausted()
         if spent or self.in_flight or self._is_blind:
             return spent
         tokens, usd = self.used()
-        likely = self._reservation(key, self._costs.likely(key, size))
+        likely = self._likely(key, size, in_batch=is_first and key in self._batched)
         budget, (model, role) = self._budget, key
         if budget.usd is not None and usd + likely.usd > budget.usd:
             name, taken, cost = f"the budget of ${budget.usd:g}", dollars(usd), dollars(likely.usd)
@@ -231,27 +247,32 @@ class BudgetMeter:
         )
         return all(whole is None or not more or taken + more <= whole for more, taken, whole in wholes)
 
-    def _reservation(self, key: Key, tokens: Tokens) -> Reservation:
-        return Reservation(sum(tokens), self._usd(key, tokens))
+    def _most(self, key: Key, size: Size, *, in_batch: bool = False) -> Reservation:
+        """What covers a call, also where the endpoint's cache makes its prompt dearer."""
+        tokens, price = self._costs.most(key, size), self._prices.get(key)
+        return Reservation(
+            tokens.total, price.most(tokens.prompt, tokens.completion, in_batch=in_batch) if price else 0.0
+        )
 
-    def _usd(self, key: Key, tokens: Tokens) -> float:
-        price = self._prices.get(key)
-        return price.cost(*tokens) if price is not None else 0.0
+    def _likely(self, key: Key, size: Size, *, in_batch: bool = False) -> Reservation:
+        """What a call is likely to cost."""
+        tokens, price = self._costs.likely(key, size), self._prices.get(key)
+        return Reservation(tokens.total, price.cost(*tokens, in_batch=in_batch) if price else 0.0, is_trusted=True)
 
     def _settle(self, asked: _Asked, record: Record) -> None:
         """A request has ended, and its record, which is counted, says what it cost in all."""
-        self._count(asked.key, (-asked.charged[0], -asked.charged[1]))
-        asked.charged = (0, 0)
+        self._count(asked.key, asked.charged, -1)
+        asked.charged = Tokens()
         if record.response is None:
             return
-        tokens = record.response.prompt_tokens, record.response.completion_tokens
+        tokens = record.response.tokens
         self._costs.learn(asked.key, asked.size, tokens)
         if not any(tokens):
             self._count_unsaid(asked)
 
     def _count_unsaid(self, asked: _Asked) -> None:
         """An answer came that does not say what it cost: as much as is likely, where others have said it."""
-        most = self._reservation(asked.key, self._costs.most(asked.key, asked.size))
+        most = self._most(asked.key, asked.size)
         if not (most.tokens if self._budget.tokens is not None else most.usd):
             return
         if self._costs.is_known(asked.key):
@@ -261,14 +282,13 @@ class BudgetMeter:
 
     def _charge_to(self, asked: _Asked, holding: Holding) -> Tokens:
         """Count what a request was charged since this was last called; returns that."""
-        before, asked.charged = asked.charged, (holding.prompt_tokens, holding.completion_tokens)
-        cost = asked.charged[0] - before[0], asked.charged[1] - before[1]
+        before, asked.charged = asked.charged, Tokens(holding.prompt_tokens, holding.completion_tokens)
+        cost = asked.charged.plus(before, -1)
         self._count(asked.key, cost)
         return cost
 
-    def _count(self, key: Key, tokens: Tokens) -> None:
-        prompts, answers = self._charged.get(key, (0, 0))
-        self._charged[key] = prompts + tokens[0], answers + tokens[1]
+    def _count(self, key: Key, tokens: Tokens, times: int = 1) -> None:
+        self._charged[key] = self._charged.get(key, Tokens()).plus(tokens, times)
 
     def _let_go(self, reservation: Reservation) -> None:
         """A call has ended."""

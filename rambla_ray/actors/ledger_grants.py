@@ -48,17 +48,18 @@ class Grants:
         """An owner would make another call of a request that it asks: granted, draining, or pending after a while."""
         key, size = (model, holding.role), holding.size
         self._meter.restore(owner, model, holding)
-        if self.lacks_room(key, size) and self._unless_in_vain(key, size) is Claim.PENDING:
+        is_full = self.lacks_room(key, size, is_first=False)
+        if is_full and self._unless_in_vain(key, size, is_first=False) is Claim.PENDING:
             await self._waiters.room(seconds)
-        reservation = None if self._claims.draining else self._meter.offer(key, size)
+        reservation = None if self._claims.draining else self._meter.offer(key, size, is_first=False)
         if reservation is None:
-            return self._and_next(self._unless_in_vain(key, size))
+            return self._and_next(self._unless_in_vain(key, size, is_first=False))
         self._meter.hold(owner, holding.request_id, key, size, reservation)
         return self._and_next(Claim.GRANTED)
 
-    def lacks_room(self, key: Key, size: Size) -> bool:
+    def lacks_room(self, key: Key, size: Size, *, is_first: bool = True) -> bool:
         """Whether a call is to wait for room in the budget."""
-        return not self._claims.draining and self._meter.offer(key, size) is None
+        return not self._claims.draining and self._meter.offer(key, size, is_first=is_first) is None
 
     def restore(self, owner: str, model: str, holding: Holding) -> None:
         """An owner asks what an earlier life of the service has granted."""
@@ -78,9 +79,9 @@ class Grants:
             self._meter.drop(owner, request_id)
         return requests
 
-    def _unless_in_vain(self, key: Key, size: Size) -> Claim:
+    def _unless_in_vain(self, key: Key, size: Size, *, is_first: bool = True) -> Claim:
         """What becomes of a call that the budget does not bear now: it waits; or it never will, and the run stops."""
-        if message := self._meter.shortage(key, size):
+        if message := self._meter.shortage(key, size, is_first=is_first):
             self._stop(message)
         return Claim.DRAINING if self._claims.draining else Claim.PENDING
 

@@ -12,6 +12,8 @@ from rambla_ray.tasks.reader import ReaderTemplate
 MOST_ACTORS = 10**6  # Whether a cluster holds as many as are asked for is found out when it is looked at.
 MOST_OF_A_NODE = 10**6  # The same for the CPUs and GPUs of one actor.
 SHORTEST_S = 1e-9  # A time limit is no shorter than this, in seconds.
+MOST_DOLLARS = 10**9  # For a million tokens.
+HALF_PRICE = 0.5  # Of calls in a batch, by the price lists of OpenAI and Anthropic.
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
@@ -116,12 +118,73 @@ class Budget(Closed):
 class Price(Closed):
     """What an endpoint charges, in US dollars per million tokens."""
 
-    input_per_million: float = Field(ge=0, le=10**9, description="for prompt tokens")
-    output_per_million: float = Field(ge=0, le=10**9, description="for answer tokens")
+    input_per_million: float = Field(ge=0, le=MOST_DOLLARS, description="for prompt tokens")
+    output_per_million: float = Field(
+        ge=0, le=MOST_DOLLARS, description="for answer tokens, among which those of reasoning are"
+    )
+    cached_input_per_million: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_DOLLARS,
+        exclude_if=lambda value: value is None,
+        description="for prompt tokens that the endpoint reads from its cache; input_per_million when not given",
+    )
+    cache_write_per_million: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_DOLLARS,
+        exclude_if=lambda value: value is None,
+        description="for prompt tokens that the endpoint writes to its cache; input_per_million when not given",
+    )
+    batch_factor: float = Field(
+        HALF_PRICE,
+        gt=0,
+        le=1,
+        exclude_if=lambda value: value == HALF_PRICE,
+        description="what a call in a batch costs, as a share of what it costs outside",
+    )
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """US dollars for so many tokens."""
-        return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1_000_000
+    def cost(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        *,
+        in_batch: bool = False,
+    ) -> float:
+        """US dollars for so many tokens.
+
+        Args:
+            prompt_tokens: all of the prompts, also those that are cached or written to a cache.
+            completion_tokens: all of the answers, also those of reasoning.
+            cached_tokens: of the prompts, read from the endpoint's cache.
+            cache_write_tokens: of the prompts, written to the endpoint's cache.
+            in_batch: whether the calls are made in a batch.
+        """
+        others = max(0, prompt_tokens - cached_tokens - cache_write_tokens)  # An endpoint may say what cannot be.
+        prompt = others * self.input_per_million
+        prompt += cached_tokens * self._cached + cache_write_tokens * self._cache_write
+        return self._factor(in_batch) * (prompt + completion_tokens * self.output_per_million) / 1_000_000
+
+    def most(self, prompt_tokens: int, completion_tokens: int, *, in_batch: bool = False) -> float:
+        """US dollars at most for so many tokens, whatever becomes of the prompts in the endpoint's cache."""
+        dearest = max(self.input_per_million, self._cached, self._cache_write)
+        tokens = prompt_tokens * dearest + completion_tokens * self.output_per_million
+        return self._factor(in_batch) * tokens / 1_000_000
+
+    @property
+    def _cached(self) -> float:
+        given = self.cached_input_per_million
+        return self.input_per_million if given is None else given
+
+    @property
+    def _cache_write(self) -> float:
+        given = self.cache_write_per_million
+        return self.input_per_million if given is None else given
+
+    def _factor(self, in_batch: bool) -> float:
+        return self.batch_factor if in_batch else 1.0
 
 
 class ReaderOptions(Closed):

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rambla_ray.ledger.record import Kind, Record, body_of, run_tag
+from rambla_ray.schema import NO_DETAILS, Response, Tokens
 
 
 @dataclass(slots=True)
@@ -15,7 +16,9 @@ class Spent:
     `calls` are those whose end is recorded; `failed` are requests of which at least one was made. `repeated` are
     claims that nothing followed: while a run goes on those in flight, after it the ones whose process died; each may
     have been a call, and paid, whose end is not known. Tokens are those of the answers, and those that replies without
-    an answer say they cost.
+    an answer say they cost; `cached_tokens` and `cache_write_tokens` are among those of prompts, `reasoning_tokens`
+    among those of answers. `batched` are the answers that came in a provider's batch, and what begins with it says how
+    many of the tokens those had.
     """
 
     calls: int = 0
@@ -28,6 +31,34 @@ class Spent:
     completion_tokens: int = 0
     calling_s: float = 0.0
     waited_s: float = 0.0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    batched: int = 0
+    batched_prompt_tokens: int = 0
+    batched_completion_tokens: int = 0
+    batched_cached_tokens: int = 0
+    batched_cache_write_tokens: int = 0
+
+    @property
+    def tokens(self) -> Tokens:
+        """All that is charged."""
+        return Tokens(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.cache_write_tokens)
+
+    @property
+    def tokens_outside_batches(self) -> Tokens:
+        """Those of `tokens` that are charged at the full price."""
+        return self.tokens.plus(self.tokens_in_batches, -1)
+
+    @property
+    def tokens_in_batches(self) -> Tokens:
+        """Those of `tokens` that are charged at the price of batches."""
+        return Tokens(
+            self.batched_prompt_tokens,
+            self.batched_completion_tokens,
+            self.batched_cached_tokens,
+            self.batched_cache_write_tokens,
+        )
 
     def add(self, record: Record) -> None:
         """Count one record. The loser of a hedged call is charged like the answer that won."""
@@ -43,8 +74,24 @@ class Spent:
             self.failed += trace.attempts > 0
             return
         self.answered += 1
-        self.prompt_tokens += response.prompt_tokens * (1 + trace.hedged)
-        self.completion_tokens += response.completion_tokens * (1 + trace.hedged)
+        charged = 1 + trace.hedged
+        self.prompt_tokens += response.prompt_tokens * charged
+        self.completion_tokens += response.completion_tokens * charged
+        if response.details is not NO_DETAILS:
+            self._add_details(response, charged)
+
+    def _add_details(self, response: Response, charged: int) -> None:
+        """Count what an answer, charged so many times, says beyond its tokens."""
+        details = response.details
+        self.cached_tokens += details.cached_tokens * charged
+        self.cache_write_tokens += details.cache_write_tokens * charged
+        self.reasoning_tokens += details.reasoning_tokens * charged
+        if details.batch:
+            self.batched += 1
+            self.batched_prompt_tokens += response.prompt_tokens * charged
+            self.batched_completion_tokens += response.completion_tokens * charged
+            self.batched_cached_tokens += details.cached_tokens * charged
+            self.batched_cache_write_tokens += details.cache_write_tokens * charged
 
 
 class Tally:

@@ -9,7 +9,9 @@ from typing import Any
 
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import RunConfig
+from rambla_ray.config.sections import Price
 from rambla_ray.ledger.spent import Spent
+from rambla_ray.results.served import NOBODY, Served, listed
 from rambla_ray.schema import Role
 
 COUNTED = tuple(field.name for field in fields(Spent))  # What is counted for each model and role.
@@ -20,6 +22,7 @@ def calls_document(
     spent: Sequence[Mapping[str, Any]],
     answered: Mapping[tuple[str, str], int],
     invocations: Sequence[Mapping[str, Any]],
+    served: Mapping[Served, int],
 ) -> dict[str, Any]:
     """What calls.json holds.
 
@@ -29,6 +32,7 @@ def calls_document(
             `ledger.spent.Spent` has.
         answered: per (model, role), the steps that have an answer; those that were not paid for were reused.
         invocations: all of the run, as `invocation` makes them; the last one is the present one.
+        served: by who served them, the answered steps whose replies named it.
     """
     entries = {(model, role): {"model": model, "role": role} for model, role in answered}
     entries |= {(entry["model"], entry["role"]): dict(entry) for entry in spent}
@@ -37,13 +41,29 @@ def calls_document(
         counts: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), **entry}
         price = _config_of(config, model, role).price
         counts["reused"] = max(0, answered.get((model, role), 0) - counts["answered"])
-        counts["cost_usd"] = price.cost(counts["prompt_tokens"], counts["completion_tokens"]) if price else None
+        counts["cost_usd"] = _cost(price, counts) if price else None
+        counts["served"] = _served(model, role, answered, served)
         models.append(counts)
     return {
         "models": models,
         "invocations": list(invocations),
         "wall_s": sum(invocation["wall_s"] for invocation in invocations),
     }
+
+
+def _cost(price: Price, counts: Mapping[str, Any]) -> float:
+    """US dollars for what was counted."""
+    spent = Spent(**{name: counts[name] for name in COUNTED})
+    return price.cost(*spent.tokens_outside_batches) + price.cost(*spent.tokens_in_batches, in_batch=True)
+
+
+def _served(
+    model: str, role: str, answered: Mapping[tuple[str, str], int], served: Mapping[Served, int]
+) -> list[dict[str, Any]]:
+    """Who served a model's answers in a role: those of which nobody was named, too, where others were."""
+    counts = [(by.names, count) for by, count in served.items() if (by.config, by.role) == (model, role)]
+    unnamed = answered.get((model, role), 0) - sum(count for _, count in counts)
+    return listed([*counts, (NOBODY, unnamed)] if unnamed > 0 else counts)
 
 
 def _config_of(config: RunConfig, name: str, role: str) -> ModelConfig:

@@ -19,6 +19,7 @@ from rambla_ray.results.failures import error_lines
 from rambla_ray.results.lease import LEASE, HeldFolder, Lease
 from rambla_ray.results.sample_writer import DRAFT, SampleWriter
 from rambla_ray.results.samples import file_name, refuse_newer
+from rambla_ray.results.served import Served
 from rambla_ray.results.shapes import StoredConfig
 from rambla_ray.results.versions import versions
 from rambla_ray.storage import Folder
@@ -186,6 +187,7 @@ class RunDirectory:
         spent: Sequence[Mapping[str, Any]],
         answered: Mapping[tuple[str, str], int],
         invocation: Mapping[str, Any],
+        served: Mapping[Served, int] | None = None,
     ) -> None:
         """Write calls.json: what the run took, over all its invocations.
 
@@ -194,9 +196,10 @@ class RunDirectory:
             spent: as `calls_document` takes it.
             answered: as `calls_document` takes it.
             invocation: the present one, as `results.calls.invocation` makes it.
+            served: as `calls_document` takes it; None where no reply named anything.
         """
         invocations = [*self._earlier_invocations, invocation]
-        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations)))
+        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations, served or {})))
 
     def write_errors(self) -> None:
         """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
+from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
 from rambla_ray.schema import Outcome, Role
@@ -19,13 +20,15 @@ LONGEST_LINE = 1000  # A printed line is cut at so many characters.
 PLAIN_WIDTH = 150  # Characters: the width of tables where the output is no terminal.
 EXAMPLE_CHARS = 60  # An answer in a warning is cut at so many characters.
 READERS_DIFFER = 0.02  # The readers may differ on this share of a cell's answers before a warning says so.
-COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "coverage", "worst to best", "outcomes")
+COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "cut", "coverage", "worst to best", "outcomes")
 EFFECT_COLUMNS = (
     *("model", "task", "compared with", "pairs", "change, points", "95 % interval"),
     *("right→wrong", "wrong→right", "same answer", "p (Holm)"),
 )
 CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "failed")
 CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
+# Columns of what few endpoints report stand behind these, where any of it is not 0.
+RARE_COUNTS = {"tokens in": ("cached", "cached_tokens"), "tokens out": ("reasoning", "reasoning_tokens")}
 LEFT = ("model", "role", "task", "compared with", "outcomes")  # These columns are aligned to the left.
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
 
@@ -80,6 +83,7 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
                 cell["task"] + (f" {cell['variant']}" if cell["variant"] else ""),
                 str(cell["n"]),
                 *_headline(cell),
+                _percent(cell["cut"]["share"] if cell.get("cut") else None),
                 _percent(cell["coverage"]),
                 _interval(cell["accuracy"]["bounds"]),
                 ", ".join([_scored(cell), *(f"{count} {outcome}" for outcome, count in others.items())]),
@@ -132,7 +136,7 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
             of_model = f" ({by_model} were read by {scores['roles']['reader']}, no rules)" if by_model else ""
             differ = f"the readers differ on {readers['differ']} of {cell['n']} answers{of_model}"
             lines.append(f"{where}: {differ}: {examples}")
-    return lines
+    return [*lines, *cut_lines(scores, scores.get("limits", {})), *served_lines(scores)]
 
 
 def _failure_lines(directory: RunDirectory, scores: Mapping[str, Any]) -> list[str]:
@@ -186,8 +190,10 @@ def effect_lines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What metrics.json and calls.json hold, each target under the name that people call it by."""
+    """What metrics.json and calls.json hold, each target under the name that people call it by; beside the former the
+    limits of its models' answers."""
     labels, scores, calls = directory.model_labels(), directory.read_metrics(), directory.read_calls()
+    scores["limits"] = limits_of((directory.read_config() or {}).get("question", {}))
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
     for entry in calls["models"] if calls else ():
@@ -207,12 +213,28 @@ def score_table(scores: Mapping[str, Any]) -> Table:
 
 def calls_table(calls: Mapping[str, Any]) -> Table:
     """What the run took over all its invocations: one row per model and role."""
-    table = plain_table(CALL_COLUMNS, title="What it took")
-    for entry in calls["models"]:
-        counts = (entry[name] for name in (*CALL_COUNTS, "prompt_tokens", "completion_tokens"))
-        cost = "—" if entry["cost_usd"] is None else f"${entry['cost_usd']:.4f}"
-        add_row(table, [entry["model"], entry["role"], *map(str, counts), cost, f"{entry['waited_s']:.1f} s"])
+    rows = [_calls_row(entry) for entry in calls["models"]]
+    rare = [name for name, _ in RARE_COUNTS.values()]
+    columns = [name for name in _calls_columns() if name not in rare or any(row[name] != "0" for row in rows)]
+    table = plain_table(columns, title="What it took")
+    for row in rows:
+        add_row(table, [row[name] for name in columns])
     return table
+
+
+def _calls_columns() -> list[str]:
+    """All columns that the table of calls may have, in order."""
+    return [column for name in CALL_COLUMNS for column in (name, *RARE_COUNTS.get(name, ())[:1])]
+
+
+def _calls_row(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What calls.json holds of one model in one role, by the columns of the table."""
+    counts = {name: entry[name] for name in CALL_COUNTS}
+    counts |= {"tokens in": entry["prompt_tokens"], "tokens out": entry["completion_tokens"]}
+    counts |= {name: entry.get(key, 0) for name, key in RARE_COUNTS.values()}
+    cost = "—" if entry["cost_usd"] is None else f"${entry['cost_usd']:.4f}"
+    words = {"model": entry["model"], "role": entry["role"], "cost": cost, "waited": f"{entry['waited_s']:.1f} s"}
+    return words | {name: str(count) for name, count in counts.items()}
 
 
 def calls_line(calls: Mapping[str, Any] | None) -> str:

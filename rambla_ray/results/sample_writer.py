@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rambla_ray.errors import NotWritten, UserError
 from rambla_ray.results.samples import FORMAT_KEY, ROWS_PER_GROUP, SAMPLES_FORMAT, SPEC_KEY, file_name, open_file
+from rambla_ray.results.served import NAMED, Served, count_answers
 from rambla_ray.schema import SAMPLE_SCHEMA
 from rambla_ray.storage import Folder
 
@@ -29,6 +30,7 @@ PENDING_BYTES = 64 * 2**20  # So much may wait for row groups to fill, over all 
 _FEW_VALUES = [
     *("model", "task", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
     *(f"steps.list.element.{name}" for name in ("stage", "role", "model", "finish_reason", "error_kind", "error")),
+    *(f"steps.list.element.{name}" for name in (*NAMED, "batch")),
 ]
 
 
@@ -42,12 +44,14 @@ class SampleWriter:
         target: the model under test.
         spec: what `results.directory.scoring_spec` gives; every task in it gets a file, if only an empty one.
 
-    `outcomes` counts the samples by how they ended; `answered` counts, per (model, role), the steps with an answer.
+    `outcomes` counts the samples by how they ended; `answered` counts, per (model, role), the steps with an answer,
+    and `served` those of them whose reply named who served it.
     """
 
     def __init__(self, folder: Folder, target: str, spec: Mapping[str, Any]) -> None:
         self.outcomes: Counter[str] = Counter()
         self.answered: Counter[tuple[str, str]] = Counter()
+        self.served: Counter[Served] = Counter()
         self._unwritten: NotWritten | None = None
         schema = SAMPLE_SCHEMA.with_metadata(
             {SPEC_KEY: json.dumps(spec, sort_keys=True).encode(), FORMAT_KEY: str(SAMPLES_FORMAT).encode()}
@@ -76,7 +80,10 @@ class SampleWriter:
 
     def _add(self, table: pa.Table) -> None:
         self.outcomes.update(_value_counts(table["outcome"].combine_chunks()))
-        self.answered.update(_answered_steps(table))
+        for served, count in count_answers(table["steps"].combine_chunks().flatten()).items():
+            self.answered[served.config, served.role] += count
+            if any(served.names):
+                self.served[served] += count
         tasks = table["task"].unique().to_pylist()
         for task in tasks:
             self._files[task].add(table if len(tasks) == 1 else table.filter(pc.equal(table["task"], task)))
@@ -172,15 +179,3 @@ class _TaskFile:
 def _value_counts(values: pa.Array) -> dict[Any, int]:
     """How often each value occurs."""
     return {entry["values"]: entry["counts"] for entry in values.value_counts().to_pylist()}
-
-
-def _answered_steps(table: pa.Table) -> dict[tuple[str, str], int]:
-    """Per (model, role), the number of steps with an answer."""
-    steps = table["steps"].combine_chunks().flatten()
-    model, role, error = (steps.field(name) for name in ("model", "role", "error_kind"))
-    pairs = pc.binary_join_element_wise(model, role, "\n").filter(pc.equal(error, ""))
-    counts = {}
-    for pair, count in _value_counts(pairs).items():
-        name, _, played = pair.rpartition("\n")
-        counts[name, played] = count
-    return counts

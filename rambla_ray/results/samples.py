@@ -13,13 +13,14 @@ from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rambla_ray.errors import UserError
 from rambla_ray.inputs import parse_json
 from rambla_ray.results.documents import Damaged, Unreadable, check_shape
 from rambla_ray.results.shapes import ScoringSpec
-from rambla_ray.schema import SAMPLE_SCHEMA, Role
+from rambla_ray.schema import DETAIL_FIELDS, SAMPLE_SCHEMA, STEP_TYPE, Role
 from rambla_ray.storage import Folder
 
 SAMPLES_FORMAT = 1  # A change to the columns that an older reader would misread raises it; a new column does not.
@@ -28,6 +29,8 @@ FORMAT_KEY = b"rambla_ray.format"  # The Parquet metadata with SAMPLES_FORMAT; f
 ROWS_PER_GROUP = 2048
 
 _TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
+_OF_STEP = "steps.list.element."
+_LATER = {f"{_OF_STEP}{name}" for name in DETAIL_FIELDS}  # A file of an earlier version is without these.
 
 
 def file_name(target: str, task: str) -> str:
@@ -94,7 +97,10 @@ def open_file(folder: Folder, name: str, **options: Any) -> Iterator[StoredFile]
 
 
 class StoredFile:
-    """A Parquet file of samples that is open. What is read of it is valid, or an error of `open_file`."""
+    """A Parquet file of samples that is open. What is read of it is valid, or an error of `open_file`.
+
+    Columns that an earlier version did not write are read as 0 or empty.
+    """
 
     def __init__(self, file: pq.ParquetFile) -> None:
         self.schema_arrow, self.metadata = file.schema_arrow, file.metadata
@@ -102,21 +108,31 @@ class StoredFile:
         self._file = file
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        return _valid(self._file.read(columns=self._known(columns)), columns)
+        return self._whole(self._file.read(columns=self._known(columns)), columns)
 
     def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        return _valid(self._file.read_row_group(group, columns=self._known(columns)), columns)
+        return self._whole(self._file.read_row_group(group, columns=self._known(columns)), columns)
 
     def iter_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch in self._file.iter_batches(ROWS_PER_GROUP, columns=self._known(columns)):
-            yield _valid(batch, columns)
+            yield self._whole(batch, columns)
 
     def _known(self, columns: Sequence[str]) -> list[str]:
-        """The same columns. Raises ValueError where the file has one not, or of another type."""
-        for column in columns:
+        """The columns that the file has. Raises ValueError where another is missing, or is of another type."""
+        known = [column for column in columns if not self._is_earlier_than(column)]
+        for column in known:
             if _type_at(self.schema_arrow, column) != _type_at(SAMPLE_SCHEMA, column):
                 raise ValueError(f"it has no column {column} of samples")
-        return list(columns)
+        return known
+
+    def _is_earlier_than(self, column: str) -> bool:
+        return column in _LATER and _type_at(self.schema_arrow, column) is None
+
+    def _whole(self, rows: Any, columns: Sequence[str]) -> Any:
+        """The rows with all columns. Raises ValueError, ArrowException."""
+        rows = _valid(rows, columns)
+        absent = [column.removeprefix(_OF_STEP) for column in columns if self._is_earlier_than(column)]
+        return _with_empty(rows, [field for field in STEP_TYPE if field.name in absent]) if absent else rows
 
 
 def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
@@ -137,6 +153,18 @@ def _valid(rows: Any, columns: Sequence[str]) -> Any:
     if missing := [name for name in rows.schema.names if rows.column(name).null_count]:
         raise ValueError(f"column {missing[0]} has empty cells")
     return rows
+
+
+def _with_empty(rows: Any, fields: Sequence[pa.Field]) -> Any:
+    """The rows, in whose steps further columns are 0 or empty."""
+    number = rows.schema.get_field_index("steps")
+    steps = rows.column(number)
+    steps = steps.combine_chunks() if isinstance(steps, pa.ChunkedArray) else steps
+    flat = steps.flatten()
+    empty = [pa.repeat(pa.scalar("" if field.type == pa.string() else 0, field.type), len(flat)) for field in fields]
+    struct = pa.StructArray.from_arrays([*flat.flatten(), *empty], fields=[*flat.type, *fields])
+    offsets = pa.array(accumulate(pc.list_value_length(steps).to_pylist(), initial=0), pa.int32())
+    return rows.set_column(number, "steps", pa.ListArray.from_arrays(offsets, struct))
 
 
 def last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rambla_ray.results.samples import StoredTask, read_spec
+from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
 from rambla_ray.schema import Outcome, Role
 from rambla_ray.scoring import metrics, original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
@@ -23,12 +24,12 @@ from rambla_ray.storage import Folder
 
 # The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
 # that makes other numbers of the same samples raises it.
-SCORING = 2
+SCORING = 3
 TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
     *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
-    *(f"steps.list.element.{name}" for name in ("role", "prompt_tokens", "completion_tokens", "error_kind")),
+    *(f"steps.list.element.{name}" for name in (*STEP_NAMES, "prompt_tokens", "completion_tokens")),
 ]
 
 
@@ -46,12 +47,24 @@ class ScoredTask(StoredTask):
         super().__init__(folder, target, task)
         self._scores_against = scores_against
 
-    @cached_property
+    @property
     def cells(self) -> dict[str, Cell]:
         """One cell per variant."""
+        return self._read[0]
+
+    @property
+    def step_counts(self) -> Mapping[str, StepCounts]:
+        """Per variant, what is counted of its steps."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Cell], Mapping[str, StepCounts]]:
         field = self._scores_against
         table = self.read([*_SCORED_COLUMNS, *(["fields"] if field else [])])
-        return {} if table is None else _cells(table, field)
+        if table is None:
+            return {}, {}
+        steps = _without_reader(table["steps"].combine_chunks())
+        return _cells(table, steps, field), count_steps(table["variant"], steps)
 
     @cached_property
     def read_by_reader(self) -> Counter[str]:
@@ -65,10 +78,10 @@ class ScoredTask(StoredTask):
         return Counter(asked["variant"].filter(pc.equal(asked["outcome"], Outcome.SCORED.value)).to_pylist())
 
 
-def _cells(table: pa.Table, scores_against: str | None) -> dict[str, Cell]:
+def _cells(table: pa.Table, steps: pa.Array, scores_against: str | None) -> dict[str, Cell]:
     """The samples of a file as cells, by variant; `table` has `_SCORED_COLUMNS`, and `fields` where one is named."""
     columns = {name: table[name] for name in CELL_SCHEMA.names if name in table.column_names}
-    columns |= _of_steps(_without_reader(table["steps"].combine_chunks()))
+    columns |= _of_steps(steps)
     columns["row"] = pa.array(np.arange(table.num_rows))
     columns["scores_against"] = pa.repeat("", table.num_rows)
     if scores_against:
@@ -136,6 +149,7 @@ def score(folder: Folder) -> dict[str, Any]:
             }
             for variant, cell in variants.items():
                 own = metrics.cell_metrics(cell, task_spec["labels"], samples.texts, task_spec.get("judge", ""))
+                own = samples.step_counts[variant].added_to(own)
                 if Role.READER in spec["roles"]:
                     own["read_by"] = _read_by(cell, samples.read_by_reader[variant])
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))

@@ -65,6 +65,19 @@ class _Score(Shape):
     roc_auc: _Estimate | None
 
 
+class _Cut(Shape):
+    count: int
+    share: float
+
+
+class _ServedBy(Shape):
+    role: str
+    model: str
+    system_fingerprint: str
+    provider: str
+    answers: int
+
+
 class _Cell(Shape):
     model: str
     task: str
@@ -77,6 +90,9 @@ class _Cell(Shape):
     score: _Score = _Score(roc_auc=None)
     readers: _Readers | None = None
     read_by: dict[str, int] = {}
+    cut: _Cut | None = None
+    cut_by_role: dict[str, int] = {}
+    served_by: list[_ServedBy] = []
     label_bias: dict[str, _Estimate | None] | None = None
 
 
@@ -116,6 +132,8 @@ class _ModelCalls(Shape):
     completion_tokens: int
     cost_usd: float | None
     waited_s: float
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class _Invocation(Shape):
@@ -150,8 +168,19 @@ class _StoredTaskConfig(Shape):
     answer: dict[str, Any]
 
 
+class _StoredModel(Shape):
+    params: dict[str, Any] = {}
+
+
+class _StoredRole(Shape):
+    config_name: str
+    config: _StoredModel
+
+
 class _Question(Shape):
     tasks: dict[str, _StoredTaskConfig]
+    targets: dict[str, _StoredModel] = {}
+    roles: dict[str, _StoredRole] = {}
 
 
 class StoredConfig(Shape):

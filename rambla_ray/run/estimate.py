@@ -104,7 +104,7 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
     }
     if level.config.price:
         answers = (len(known) + later_calls) * level.config.params.longest_answer
-        estimate["cost_usd_at_most"] = level.config.price.cost(tokens, answers)
+        estimate["cost_usd_at_most"] = level.config.price.most(tokens, answers)
     return estimate
 
 

@@ -26,6 +26,7 @@ from rambla_ray.ledger.presence import Presence
 from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
+from rambla_ray.results.served import Served
 from rambla_ray.run.cluster import connected_cluster
 from rambla_ray.run.placement import Cluster, Level, Placement, calls_per_actor, waiting_reason
 from rambla_ray.run.plan import Plan
@@ -54,6 +55,7 @@ class Run:
         calls: how many were made in this invocation; known once it has ended.
         ended: how many samples have ended.
         answered: per (model, role), how many steps have an answer.
+        served: by who served them, how many of those answers there are whose replies named it.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ class Run:
     calls: int = 0
     ended: int = 0
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    served: Counter[Served] = field(default_factory=Counter)
 
     @classmethod
     def start(cls, plan: Plan, directory: RunDirectory, words: Sequence[str], *, drain_s: float = DRAIN_S) -> Self:
@@ -166,6 +169,7 @@ class Run:
                 self.ended += ended.num_rows
         finally:
             self.answered += writer.answered
+            self.served += writer.served
             writer.close()
 
     def _stream(self, target: str) -> Iterator[pa.Table]:
@@ -247,7 +251,7 @@ class Run:
         """Write what the run took, as far as that is known. Raises NotWritten."""
         if counts is not None:
             now = invocation(self.started, counts["calls"], counts["work"], counts["lost"], finished=finished)
-            self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now)
+            self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now, self.served)
             self.directory.write_env(counts["models"])
 
 
@@ -261,16 +265,21 @@ def _reason(error: BaseException) -> str:
 def _start_ledger(config: RunConfig, placements: Mapping[str, Placement], segment: str) -> Any:
     """The run's ledger service, on this node, where it outlives its own death."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    prices = {
-        (level.name, str(role)): level.config.price
+    configs = {
+        (level.name, str(role)): level.config
         for placement in placements.values()
         for level in placement.levels
         for role in level.roles
     }
+    prices = {key: model.price for key, model in configs.items()}
+    batched = frozenset(key for key, model in configs.items() if getattr(model, "batch", None) is not None)
     return (
         ray.remote(LedgerService)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
-        .remote(config.ledger, config.run_id, config.options.budget, prices, config.options.modes, segment)
+        .remote(
+            *(config.ledger, config.run_id, config.options.budget, prices, config.options.modes, segment),
+            batched=batched,
+        )
     )
 
 

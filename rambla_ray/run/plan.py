@@ -206,7 +206,7 @@ class Plan:
 def _refuse_unpriced(levels: Sequence[Level]) -> None:
     """Refuse a budget in dollars that binds nothing, or not all that is charged. Raises UserError."""
     unpriced = [level for level in levels if level.config.params.is_charged and not level.config.price]
-    if unpriced or not any(level.config.price and level.config.price.cost(1, 1) for level in levels):
+    if unpriced or not any(level.config.price and level.config.price.most(1, 1) for level in levels):
         models = ", ".join(dict.fromkeys(level.name for level in unpriced or levels))
         raise UserError(
             f"budget.usd needs to know what model {models} charges: give it a price "
