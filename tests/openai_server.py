@@ -161,12 +161,16 @@ class OpenAIServer:
             app.router.add_post(f"{prefix}/chat/completions", self._complete)
             app.router.add_post(f"{prefix}/completions", self._complete)
             app.router.add_post(f"{prefix}/embeddings", self._embed)
+        self.add_routes(app)
         # Cancelling the handler of a client that left is what ends a hang and keeps `in_flight` true.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, HOST, port, backlog=1024).start()
         self.azure_base = f"http://{HOST}:{self._runner.addresses[0][1]}"
         self.base_url = f"{self.azure_base}/v1"
+
+    def add_routes(self, app: web.Application) -> None:
+        """Add what a server of more than this API has."""
 
     async def stop(self) -> None:
         await self._runner.cleanup()

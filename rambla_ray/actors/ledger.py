@@ -19,16 +19,18 @@ from typing import Any
 import ray
 
 from rambla_ray.actors.ledger_answers import ModelAnswers
+from rambla_ray.actors.ledger_batches import RunBatches
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
 from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
 from rambla_ray.actors.ledger_records import Records
 from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
-from rambla_ray.actors.model import NO_SIZE, Answered, Size
+from rambla_ray.actors.model import NO_SIZE, Answered, BatchCounts, Size
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import NotStored
 from rambla_ray.file_modes import Modes
+from rambla_ray.ledger.batches import BatchMark
 from rambla_ray.ledger.claims import OWNER_SILENT_S, Claim, Claims
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.record import Kind, peek
@@ -72,6 +74,7 @@ class LedgerService:
         self._clock = clock or WakingClock()
         self._ledger = Ledger(folder, run_id, self._clock, segment)
         self._records = Records(folder, self._ledger, run_id, partial(self._stop, "ledger"))
+        self._batches = RunBatches(self._ledger, self._records)
         self._meter = BudgetMeter(
             budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if _has_died_before() else 0
         )
@@ -212,11 +215,15 @@ class LedgerService:
             self._waiters.end(request_id)
 
     def _declare_dead(self, owner: str) -> None:
-        """Each request that an owner was asking counts one death, and is free again."""
+        """Each request that an owner was asking is free again, and counts one death unless it is in a batch."""
+        spared = self._grants.release(owner, filter(self._batches.hold, self._claims.asked_by(owner)))
         lost = self._grants.declare_dead(owner)
+        self._records.note(Kind.RELEASE, spared)
         self._records.note(Kind.DEATH, lost)
-        for name in {model for _, model, _ in lost}:
-            self._board.notify(f"model {name}: an actor died; what it was asking is asked again")
+        for what, asked in (("what it was asking is asked again", lost), ("its batches go on", spared)):
+            for name in {model for _, model, _ in asked}:
+                self._board.notify(f"model {name}: an actor died; {what}")
+        self._waiters.wake(spared)
         self._waiters.wake(lost)
 
     def _check_budget(self) -> None:
@@ -272,6 +279,18 @@ class LedgerService:
         """What a local model's actor has done since it started."""
         self._board.report_usage(owner, model, usage)
 
+    async def mark_batch(self, line: bytes) -> None:
+        """Take a line about a provider's batch in; returns when it is durable. Raises NotStored."""
+        await self._batches.mark(line)
+
+    async def batches_among(self, request_ids: list[str]) -> list[BatchMark]:
+        """The provider's batches that hold any of these requests."""
+        return self._batches.among(request_ids)
+
+    async def report_batches(self, owner: str, model: str, counts: BatchCounts) -> None:
+        """What the batches that an owner waits for have done."""
+        self._batches.report(owner, model, counts)
+
     async def progress(self) -> dict[str, Any]:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         spent = self._ledger.spent
@@ -282,6 +301,7 @@ class LedgerService:
             "spent": [{"model": model, "role": role, **asdict(spent[model, role])} for model, role in sorted(spent)],
             "models": self._board.models,
             "work": self._board.usage(),
+            "batches": self._batches.describe(),
             "notes": self._board.notes(),
             "budget": self._meter.describe(),
             "stopped": self._stopped and (self._stopped[0], self._records.lost.explain(self._stopped[1])),

@@ -23,7 +23,7 @@ from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
-from rambla_ray.config.sections import Chaos
+from rambla_ray.config.sections import Batch, Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
 from rambla_ray.ledger.record import Record
@@ -124,7 +124,8 @@ class PoolActor:
         config = self._config
         config.hide()
         try:
-            self._model = config.kind(config.params, config.pool, config.rate)
+            model = config.kind(config.params, config.pool, config.rate)
+            self._model = _batched(model, config.batch) if config.batch else model
             self._model.attach(self._ledger.run_context(self._chaos))
             identity = self._model.identity()
             self._identity = Identity(identity)
@@ -263,7 +264,7 @@ class PoolActor:
         if isinstance(claim, Record):
             return claim
         self._granted += 1
-        kill_every = self._chaos.kill_actor_every
+        kill_every = 0 if self._config.batch else self._chaos.kill_actor_every  # A batch holds all that is asked.
         if kill_every and self._granted >= kill_every and not claim:
             os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
         try:
@@ -284,6 +285,13 @@ class PoolActor:
         except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             return await self._ledger.store_failure(request_id, role, CallError(ErrorKind.INTERNAL, reason))
+
+
+def _batched(model: Any, terms: Batch) -> Model:
+    """A model that is asked in batches; local models do not import what that takes."""
+    from rambla_ray.actors.api.batched import BatchedModel
+
+    return BatchedModel(model, terms)
 
 
 def _check_askable(stage: Generate, fields: Mapping[str, str], prompt: str) -> None:

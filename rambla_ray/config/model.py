@@ -19,7 +19,7 @@ from pydantic import (
 from rambla_ray import redaction
 from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
 from rambla_ray.config.explain import explain
-from rambla_ray.config.sections import Name, Pool, Price, Rate
+from rambla_ray.config.sections import Batch, Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
 from rambla_ray.tasks.closed import Closed
@@ -53,6 +53,19 @@ class ModelParams(Closed):
     def longest_answer(self) -> int:
         """The longest answer in tokens, for the estimate of costs; 0 where it is not known."""
         return 0
+
+    @property
+    def batch_fault(self) -> str:
+        """Why its requests cannot be sent as the provider's batches; empty where they can."""
+        return "has no batch API; leave batch out"
+
+    def check_batches(self) -> None:
+        """Check that the endpoint has a batch API, without a call that costs anything.
+
+        Raises:
+            UserError: it says that it has none.
+        """
+        return None
 
     def resolved(self) -> Self:
         """These params with what comes from the environment filled in, so that a run explains itself.
@@ -139,6 +152,11 @@ class ModelConfig(Closed):
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
+    batch: Batch | None = Field(
+        None,
+        exclude_if=lambda batch: batch is None,
+        description="send what a run needs as batches of the provider, which take up to a day and cost half",
+    )
     _borrowed: Borrowings = PrivateAttr(default_factory=dict)
 
     @property
@@ -163,6 +181,14 @@ class ModelConfig(Closed):
             redaction.hide(self.params.key_variable)
         for written, value in texts_by_name(self._borrowed):
             redaction.show_by_name(value, written)
+
+    @field_validator("batch")
+    @classmethod
+    def _has_a_batch_api(cls, batch: Batch | None, info: ValidationInfo) -> Batch | None:
+        params = info.data.get("params")
+        if batch is not None and isinstance(params, ModelParams) and (fault := params.batch_fault):
+            raise UserError(f"{info.data['name']} {fault}")
+        return batch
 
     @field_validator("params", mode="plain")
     @classmethod

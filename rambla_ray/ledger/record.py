@@ -4,8 +4,10 @@ A record is one line, `crc32 kind request_id run json`, where `run` is a tag mad
 covers everything behind it, so that a line that is torn or damaged is recognised.
 
 The number of the format stands in the JSON body, as its first member: `{"v":2,...`. A body without it, which is what
-this version writes, is of format 1. A reader ignores members that it does not know, so that adding one needs no new
-number; what an older reader would misunderstand needs one. A line of a newer format raises `NewerFormat`.
+this version writes of all but batches, is of format 1; a line about a provider's batch (see `batches`) is of format 2,
+so that a version that does not know of batches says that it skips something. A reader ignores members that it does not
+know, so that adding one needs no new number; what an older reader would misunderstand needs one. A line of a newer
+format raises `NewerFormat`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 from rambla_ray.schema import DETAIL_FIELDS, NO_CALL, NO_DETAILS, TRACE_FIELDS, CallTrace, ReplyDetails, Response, Try
 
-FORMAT = 1  # The number of the format that is written, and the highest that is read.
+FORMAT = 2  # The highest number of a format that is read. All but lines about batches are written in format 1.
 
 DEEP, DEEP_BYTES = 200, 1000  # A line of fewer brackets, or bytes, can be parsed, however they are nested.
 
@@ -27,8 +29,8 @@ _KIND = len(b"cccccccc ")
 _REQUEST_ID = slice(_KIND + len(b"k "), _KIND + len(b"k ") + 64)
 _RUN_TAG = slice(_REQUEST_ID.stop + 1, _REQUEST_ID.stop + 1 + 8)
 _BODY = _RUN_TAG.stop + 1
-_FORMAT_KEY = "v"
-_NUMBERED = f'{{"{_FORMAT_KEY}":'.encode()  # How a body begins that has a number.
+FORMAT_KEY = "v"
+_NUMBERED = f'{{"{FORMAT_KEY}":'.encode()  # How a body begins that has a number.
 _ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name not in ("trace", "details"))
 # Most lines do without these, and a reply's details, which stand in a line only where they are not 0 or empty.
 _RARE_FIELDS = tuple(name for name in TRACE_FIELDS if name.startswith("failed_"))
@@ -51,6 +53,7 @@ class Kind(StrEnum):
     CLAIM = "c"  # somebody is about to ask; one that nothing follows was in flight when its process died
     RELEASE = "r"  # whoever claimed the request did not ask after all
     DEATH = "d"  # the process that was asking died
+    BATCH = "b"  # what is known of a provider's batch; the batch's tag is in the place of a request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,12 @@ class Record:
         if response is None:
             body |= {"error_kind": self.error_kind, "error": self.error}
             body |= {"attempts": trace.attempts, "waited_s": trace.waited_s, "tries": trace.tries, **rare}
-            return _line(Kind.FAILURE, self.request_id, self.run_id, body)
+            return stored_line(Kind.FAILURE, self.request_id, self.run_id, body)
         body |= {name: getattr(response, name) for name in _ANSWER_FIELDS}
         body |= {name: getattr(trace, name) for name in _USUAL_FIELDS} | rare
         if response.details is not NO_DETAILS:
             body |= {name: value for name in DETAIL_FIELDS if (value := getattr(response.details, name))}
-        return _line(Kind.ANSWER, self.request_id, self.run_id, body)
+        return stored_line(Kind.ANSWER, self.request_id, self.run_id, body)
 
     @classmethod
     def from_line(cls, line: bytes) -> Record:
@@ -112,10 +115,11 @@ class Record:
 
 def mark_line(kind: Kind, request_id: str, run_id: str, model: str, role: str) -> bytes:
     """The stored form of a claim, a release or a death of a request."""
-    return _line(kind, request_id, run_id, {"run": run_id, "model": model, "role": role})
+    return stored_line(kind, request_id, run_id, {"run": run_id, "model": model, "role": role})
 
 
-def _line(kind: Kind, request_id: str, run_id: str, body: dict[str, Any]) -> bytes:
+def stored_line(kind: Kind, request_id: str, run_id: str, body: dict[str, Any]) -> bytes:
+    """A line with its checksum and a line break."""
     text = json.dumps(body, separators=(",", ":"))
     rest = f"{kind} {request_id} {run_tag(run_id)} {text}".encode()
     return b"%08x %s\n" % (zlib.crc32(rest), rest)
@@ -142,7 +146,7 @@ def check(line: bytes) -> tuple[str, str, bytes]:
     if len(line) <= _BODY or int(line[: _KIND - 1], 16) != zlib.crc32(line[_KIND:].rstrip(b"\n")):
         raise ValueError("damaged record")
     if line.startswith(_NUMBERED, _BODY):
-        number = body_of(line)[_FORMAT_KEY]
+        number = body_of(line)[FORMAT_KEY]
         if not isinstance(number, int) or number > FORMAT:
             raise NewerFormat(str(number))
     elif len(line) > DEEP_BYTES and line.count(b"[") + line.count(b"{") > DEEP:

@@ -25,6 +25,7 @@ from rambla_ray.tasks.transforms import Transform
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
+MOST_BLOCKS_AT_ONCE = 128  # Of each (task, variant) one more: each block in an actor takes a thread there.
 # The column `fields` holds each item's fields as a JSON string.
 ITEM_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")])
 
@@ -103,7 +104,7 @@ class Plan:
             columns = [[item.root_id for item in items], [json.dumps(item.fields) for item in items]]
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
-    def blocks(self, first: Level) -> list[dict[str, Any]]:
+    def blocks(self, first: Level, *, in_batches: bool = False) -> list[dict[str, Any]]:
         """One target's samples as blocks: `count` items from `first` on, of a task and variant.
 
         For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike
@@ -114,6 +115,7 @@ class Plan:
 
         Args:
             first: the first pool of the target's stream, settled.
+            in_batches: a pool of the stream asks in batches of its provider, and so has all blocks at once.
         """
         pool = first.config.pool
         total, most = self.samples_per_target, ROWS_PER_BLOCK
@@ -121,6 +123,8 @@ class Plan:
         if not is_local:
             most = max(most, min(MOST_ROWS_PER_BLOCK, max(pool.max_concurrency, total // 512)))
         rows = max(1, min(most, math.ceil(total / (2 * pool.largest))))
+        if in_batches:
+            rows = max(rows, math.ceil(total / MOST_BLOCKS_AT_ONCE))
         blocks = [
             {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
             for (name, variant), count in self.expected.items()
@@ -187,6 +191,8 @@ class Plan:
             params = level.config.params
             try:
                 params.preflight(same_machine=same_machine)
+                if level.config.batch and same_machine:
+                    params.check_batches()
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
         for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -88,6 +88,25 @@ class Wire:
                     return read(HttpReply(response.status, response.headers, b"".join(parts)))
                 async with self._large:
                     return read(await _large_reply(response, parts))
+        except aiohttp.ClientError as error:
+            raise _call_error(error) from None
+        except OSError as error:
+            raise _connection_error(error) from None
+
+    async def exchange(
+        self, method: str, url: URL, read: Callable[[aiohttp.ClientResponse], Awaitable[T]], **options: Any
+    ) -> T:
+        """Send a request of any method, and return what `read` makes of the open reply.
+
+        Raises:
+            CallError: as `post` does.
+        """
+        session = self._session
+        if session is None or self._loop is not asyncio.get_running_loop():
+            session = self._open(url)
+        try:
+            async with session.request(method, url, allow_redirects=False, **options) as response:
+                return await read(response)
         except aiohttp.ClientError as error:
             raise _call_error(error) from None
         except OSError as error:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from yarl import URL
 
+from rambla_ray.actors.api.batch_http import BatchWire
+from rambla_ray.actors.api.batch_provider import BatchProvider
 from rambla_ray.actors.api.endpoint_params import EndpointParams
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
@@ -21,6 +23,7 @@ from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
 
+CONTENT_TYPE = "content-type"
 PLACEHOLDER = "<the text of a request>"  # Stands in a form's body; a call's text replaces it.
 
 
@@ -54,6 +57,16 @@ class HTTPModel(BaseAPIModel):
         self._use_body(form.body)
         self._url = form.url
         self._wire = Wire(form.headers, pool.max_concurrency, trusted_authorities)
+
+    def batches(self) -> BatchProvider:
+        """The provider's batch API. Raises CallError (`load`): this model has none."""
+        raise CallError(ErrorKind.LOAD, f"{type(self).__name__} has no batch API")
+
+    def batch_wire(self, base: str) -> BatchWire:
+        """The way to a batch API whose paths stand behind `base`."""
+        headers = {name: value for name, value in self.form(self._key).headers.items() if name.lower() != CONTENT_TYPE}
+        timeout_s, give_up_after_s = self._rate.timeout_s, self._rate.give_up_after_s
+        return BatchWire(URL(base), lambda: headers, lambda: self._key, timeout_s, give_up_after_s)
 
     @abstractmethod
     def form(self, key: str) -> Form:

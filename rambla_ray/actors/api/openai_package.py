@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 if TYPE_CHECKING:
     import httpx2
     import openai
+    from yarl import URL
 
 PING_S = 5.0  # An endpoint may take so long to give a sign of life.
 
@@ -79,6 +80,23 @@ def list_models(url: str, key: str, azure_version: str | None, proxy: str | None
     except openai.OpenAIError as error:
         cause = error.__cause__ or error
         raise ConnectionError(f"{type(cause).__name__}: {cause}") from None
+
+
+def list_batches(url: str, key: str, proxy: URL | None) -> int:
+    """Ask for the list of batches, which costs nothing; returns the HTTP status. Raises ConnectionError: no reply."""
+    import openai
+
+    http = openai.DefaultHttpxClient(
+        proxy=str(proxy) if proxy else None, trust_env=False, verify=trusted_authorities()
+    )
+    try:
+        with open_client(url, key, http=http) as client:
+            client.batches.with_raw_response.list(limit=1, timeout=PING_S)
+    except openai.APIStatusError as error:
+        return error.status_code
+    except openai.OpenAIError as error:
+        raise ConnectionError(str(error)) from None
+    return 200
 
 
 def trusted_authorities() -> ssl.SSLContext:

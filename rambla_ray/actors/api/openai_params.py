@@ -10,7 +10,8 @@ from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
-from rambla_ray.actors.api.openai_package import list_models
+from rambla_ray.actors.api.openai_batches import NO_SUCH_API
+from rambla_ray.actors.api.openai_package import list_batches, list_models
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KEY_VARIABLE
 from rambla_ray.display import folded
@@ -70,6 +71,22 @@ class OpenAIEndpointParams(EndpointParams):
     def remarks(self) -> tuple[str, ...]:
         note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
         return (note,) if self.async_calls is False else ()
+
+    @property
+    def batch_fault(self) -> str:
+        if self.azure_version is None:
+            return ""
+        way_out = "name its v1 API: api_type: openai, base_url: https://<resource>.openai.azure.com/openai/v1"
+        return f"asks Azure by deployment, whose batches are not sent; {way_out}"
+
+    def check_batches(self) -> None:
+        try:
+            status = list_batches(self.endpoint, self.read_key(), proxy_of(URL(self.endpoint)))
+        except (CallError, ConnectionError):  # The run finds out, and says so as always.
+            return
+        if status in NO_SUCH_API:
+            where = self.endpoint.partition("?")[0]
+            raise UserError(f"{where} has no batch API (HTTP {status} to a question for its batches); leave batch out")
 
     def ping(self) -> str:
         """Ask for its list of models; many that are like the API have none, and answer all the same."""
