@@ -32,6 +32,7 @@ class FakeBatch:
     asked: Json
     created: float
     ends_at: float
+    refusal: str
     is_cancelled: bool = False
     results: asyncio.Task[list[Json]] | None = None  # What came of each line, once that is needed.
 
@@ -139,7 +140,7 @@ class BatchServer(OpenAIServer):
         assert len({line["custom_id"] for line in lines}) == len(lines)
         now = time.time()
         name = f"batch_{len(self.batches)}"
-        self.batches[name] = FakeBatch(name, lines, asked, now, now + self.script.takes_s)
+        self.batches[name] = FakeBatch(name, lines, asked, now, now + self.script.takes_s, self.script.refusal)
         if self.script.creations and (status := self.script.creations.pop(0)) != 200:
             raise bad_request("Broken.", status)
         return web.json_response(await self._described(request, self.batches[name]))
@@ -199,8 +200,8 @@ class BatchServer(OpenAIServer):
         }
         if not is_over:
             return body
-        if self.script.refusal:
-            return {**body, "status": "failed", "errors": {"data": [{"message": self.script.refusal, "line": 1}]}}
+        if batch.refusal:
+            return {**body, "status": "failed", "errors": {"data": [{"message": batch.refusal, "line": 1}]}}
         results = await self._answers(batch)
         good = [line for line in results if line["response"] and line["response"]["status_code"] == 200]
         bad = [line for line in results if line not in good]
