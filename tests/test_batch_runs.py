@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import report
 from batch_server import BatchServer, Script
-from conftest import Bench
+from conftest import KEY, Bench
 from faults import Fault
 from openai_server import OpenAIServer
 
@@ -45,7 +45,7 @@ def test_a_run_in_a_batch_gives_the_same_bytes_as_the_live_run(
     assert done.read("metrics.json") == live.read("metrics.json")
     assert (server.live_calls, len(server.batches)) == (asked, 1)
     assert done.run.name == live.run.name
-    assert "batch" not in live.read("config.yaml")
+    assert "\n    batch:" not in live.read("config.yaml")
     assert {step["batch"] for step in steps(done)} == {"batch_0"}
     assert "batch batch_0 of 114 requests was sent" in done.err
     took = calls(done)
@@ -55,8 +55,53 @@ def test_a_run_in_a_batch_gives_the_same_bytes_as_the_live_run(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_a_batch_does_not_answer_is_asked_live(bench: Run) -> None:
-    faults = [Fault("500", match="one", times=1)]
-    with BatchServer(Script(expires=("two",)), faults=faults) as server:
-        done = bench(words(server))
+def test_what_a_batch_does_not_answer_is_asked_live_or_fails(bench: Run) -> None:
+    """The judge's stage waits for the target's batch, whose model is asked live by the judge's."""
+    with BatchServer(Script(expires=("aspirin", "Aspirin")), faults=[Fault("500", match="trial", times=1)]) as server:
+        failing = bench(words(server, "run_id=r", batch="{max_wait_s: 60, then: fail, poll_s: 0.05}"))
+        failed = calls(failing)["failed"]
+        unasked = [step for step in steps(failing) if "was not asked" in step["error"]]
+        done = bench(words(server, "run_id=r"))
+    assert failing.status in (0, 2), failing.err
+    assert failed + len(unasked) > 0
+    assert {step["error_kind"] for step in steps(failing)} <= {"", "server", "timeout"}
     assert done.status == 0, done.err
+    assert not any(step["error_kind"] for step in steps(done))
+
+
+def test_an_endpoint_without_batches_is_refused_before_anything_is_asked(
+    bench: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with BatchServer(Script(status=404)) as server:
+        done = bench(words(server, "address=local"))
+        host = server.base_url
+    assert done.status == 1
+    reason = "has no batch API (HTTP 404 to a question for its batches); leave batch out"
+    assert done.err == f"error: model openai_chat: {host} {reason}\n"
+    assert (server.live_calls, server.files) == (0, {})
+
+
+REFUSED = {
+    "model.batch={max_wait: 3}": "max_wait",
+    "model.batch={max_wait_s: 0}": "max_wait_s",
+    "model.batch={then: later}": "then",
+    "model.batch=yes": "batch",
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_a_section_that_cannot_be_is_one_line(bench: Run, word: str) -> None:
+    done = bench(["model=openai_chat", "model.params.api_type=openai", word, "dry_run=true"])
+    assert (done.status, done.out) == (1, "")
+    (line,) = done.err.splitlines()
+    assert REFUSED[word] in line
+
+
+def test_a_model_without_a_batch_api_and_azure_by_deployment_are_refused_in_one_line(bench: Run) -> None:
+    for model, words_of in (("mock", "has no batch API"), ("openai_chat", "asks Azure by deployment")):
+        azure = ["model.params.api_type=azure", "model.params.base_url=https://a.b", "model.params.api_version=1"]
+        done = bench([f"model={model}", *(azure if model != "mock" else []), "model.batch={}", "dry_run=true"])
+        assert done.status == 1
+        (line,) = done.err.splitlines()
+        assert words_of in line

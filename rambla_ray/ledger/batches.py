@@ -3,6 +3,9 @@
 A batch is written down before it is sent for, under a tag of its own, and again with what became known since: where
 its input is, the provider's name of it, how it ended. So a run that died at any moment finds its batches again. A
 request is in the last batch that was written down with it, until it has an answer or a failure.
+
+Its lines have the tag of no run, as it serves every run that asks one of its requests. So versions that do not know of
+batches pass over them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rambla_ray.ledger.record import FORMAT, FORMAT_KEY, Kind, stored_line
+from rambla_ray.ledger.record import Kind, stored_line
+
+NO_RUN = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class BatchMark:
         return self._line({name: getattr(self, name) for name in names})
 
     def _line(self, members: dict[str, Any]) -> bytes:
-        return stored_line(Kind.BATCH, self.tag, self.run_id, {FORMAT_KEY: FORMAT, "run": self.run_id, **members})
+        return stored_line(Kind.BATCH, self.tag, NO_RUN, {"run": self.run_id, **members})
 
 
 @dataclass(slots=True)

@@ -4,10 +4,8 @@ A record is one line, `crc32 kind request_id run json`, where `run` is a tag mad
 covers everything behind it, so that a line that is torn or damaged is recognised.
 
 The number of the format stands in the JSON body, as its first member: `{"v":2,...`. A body without it, which is what
-this version writes of all but batches, is of format 1; a line about a provider's batch (see `batches`) is of format 2,
-so that a version that does not know of batches says that it skips something. A reader ignores members that it does not
-know, so that adding one needs no new number; what an older reader would misunderstand needs one. A line of a newer
-format raises `NewerFormat`.
+this version writes, is of format 1. A reader ignores members that it does not know, so that adding one needs no new
+number; what an older reader would misunderstand needs one. A line of a newer format raises `NewerFormat`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 
 from rambla_ray.schema import DETAIL_FIELDS, NO_CALL, NO_DETAILS, TRACE_FIELDS, CallTrace, ReplyDetails, Response, Try
 
-FORMAT = 2  # The highest number of a format that is read. All but lines about batches are written in format 1.
+FORMAT = 1  # The number of the format that is written, and the highest that is read.
 
 DEEP, DEEP_BYTES = 200, 1000  # A line of fewer brackets, or bytes, can be parsed, however they are nested.
 
@@ -29,8 +27,8 @@ _KIND = len(b"cccccccc ")
 _REQUEST_ID = slice(_KIND + len(b"k "), _KIND + len(b"k ") + 64)
 _RUN_TAG = slice(_REQUEST_ID.stop + 1, _REQUEST_ID.stop + 1 + 8)
 _BODY = _RUN_TAG.stop + 1
-FORMAT_KEY = "v"
-_NUMBERED = f'{{"{FORMAT_KEY}":'.encode()  # How a body begins that has a number.
+_FORMAT_KEY = "v"
+_NUMBERED = f'{{"{_FORMAT_KEY}":'.encode()  # How a body begins that has a number.
 _ANSWER_FIELDS = tuple(name for name in Response.__annotations__ if name not in ("trace", "details"))
 # Most lines do without these, and a reply's details, which stand in a line only where they are not 0 or empty.
 _RARE_FIELDS = tuple(name for name in TRACE_FIELDS if name.startswith("failed_"))
@@ -146,7 +144,7 @@ def check(line: bytes) -> tuple[str, str, bytes]:
     if len(line) <= _BODY or int(line[: _KIND - 1], 16) != zlib.crc32(line[_KIND:].rstrip(b"\n")):
         raise ValueError("damaged record")
     if line.startswith(_NUMBERED, _BODY):
-        number = body_of(line)[FORMAT_KEY]
+        number = body_of(line)[_FORMAT_KEY]
         if not isinstance(number, int) or number > FORMAT:
             raise NewerFormat(str(number))
     elif len(line) > DEEP_BYTES and line.count(b"[") + line.count(b"{") > DEEP:
