@@ -11,6 +11,7 @@ import pytest
 from batch_server import BatchServer, Script
 from driver import DEMO_YES_NO, Driver, calls_of, metrics_of, repeats
 from faults import bad_request
+from waiting import wait_until
 
 pytestmark = pytest.mark.processes
 BATCH = "model.batch={max_wait_s: 600, poll_s: 0.2}"
@@ -52,11 +53,20 @@ def kill_all(driver: Driver) -> None:
             process.kill()
 
 
+def kill_the_actor_alone(driver: Driver, server: BatchServer) -> None:
+    """SIGKILL to the model's actor while a batch runs; returns when another waits for it."""
+    look = "GET /v1/batches/batch_0"
+    wait_until(lambda: server.seen[look], "a look at the batch")
+    driver.kill("PoolActor")
+    before = server.seen[look]
+    wait_until(lambda: server.seen[look] > before + 2, "the looks of another actor")
+
+
 POINTS: dict[str, Callable[[BatchServer], Killer]] = {
     "before its input is uploaded": lambda server: Killer(server, "POST /v1/files"),
     "before it is created": lambda server: Killer(server, "POST /v1/batches"),
     "before its name is stored": lambda server: Killer(server, "POST /v1/batches", is_served=True),
-    "while it runs": lambda server: Killer(server, "GET /v1/batches/", 3),
+    "while it runs": lambda server: Killer(server, "GET /v1/batches/", 2),
     "while its results are read": lambda server: Killer(server, "GET /v1/files/"),
 }
 
@@ -69,9 +79,13 @@ def test_a_run_that_is_killed_at_each_point_of_its_batch_pays_once(tmp_path: Pat
         for name, killer_at in POINTS.items():
             if name == "while its results are read":
                 server.batches["batch_0"].ends_at = 0
+            server.on_request = server.on_reply = nothing
+            driver = Driver(server, tmp_path / "batch", BATCH)
+            if name == "while it runs":
+                kill_the_actor_alone(driver, server)
             killer = killer_at(server)
-            killer.driver = Driver(server, tmp_path / "batch", BATCH)
-            ended, _, err = killer.driver.finish()
+            killer.driver = driver
+            ended, _, err = driver.finish()
             assert ended == -9, f"{name}: {err}"
         server.on_request = server.on_reply = nothing
         status, _, err = Driver(server, tmp_path / "batch", BATCH).finish()

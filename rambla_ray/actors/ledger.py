@@ -218,6 +218,7 @@ class LedgerService:
         """Each request that an owner was asking is free again, and counts one death unless it is in a batch."""
         spared = self._grants.release(owner, filter(self._batches.hold, self._claims.asked_by(owner)))
         lost = self._grants.declare_dead(owner)
+        self._batches.forget(owner)
         self._records.note(Kind.RELEASE, spared)
         self._records.note(Kind.DEATH, lost)
         for what, asked in (("what it was asking is asked again", lost), ("its batches go on", spared)):

@@ -43,9 +43,17 @@ class RunBatches:
         """Replace what an owner's batches have done."""
         self._counts.setdefault(model, {})[owner] = counts
 
+    def forget(self, owner: str) -> None:
+        """An owner is dead; whoever takes its place reports its batches."""
+        for of in self._counts.values():
+            of.pop(owner, None)
+
     def describe(self) -> dict[str, BatchCounts]:
         """By model, its batches under way; none of those that have none."""
-        totals = {model: BatchCounts(*map(sum, zip(*of.values()))) for model, of in self._counts.items()}  # noqa: B905
+        totals = {
+            model: BatchCounts(*(sum(counts[place] for counts in of.values()) for place in range(3)))
+            for model, of in self._counts.items()
+        }
         return {model: counts for model, counts in totals.items() if counts.batches}
 
 

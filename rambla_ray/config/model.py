@@ -209,6 +209,12 @@ class ModelConfig(Closed):
     def _with_its_own_fields(self, params: ModelParams, info: SerializationInfo) -> dict[str, Any]:
         return params.model_dump(mode=info.mode)
 
+    def preflight(self, *, same_machine: bool) -> None:
+        """Check what can be checked without a call that costs anything; see `ModelParams.preflight`."""
+        self.params.preflight(same_machine=same_machine)
+        if self.batch is not None and same_machine:
+            self.params.check_batches()
+
     @property
     def kind(self) -> type[Any]:
         """The class that runs it, a subclass of `rambla_ray.actors.base.Model`."""

@@ -188,11 +188,8 @@ class Plan:
         if self.config.options.budget.usd is not None:
             _refuse_unpriced(list(levels.values()))
         for level in levels.values():
-            params = level.config.params
             try:
-                params.preflight(same_machine=same_machine)
-                if level.config.batch and same_machine:
-                    params.check_batches()
+                level.config.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
         for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
