@@ -20,6 +20,8 @@ MODEL_MAP: Mapping[str, str] = {
     "openai_35_chat": "rambla_ray.actors.openai:OpenAIChat",
     "openai_completion": "rambla_ray.actors.openai:OpenAICompletion",
     "openai_embeddings": "rambla_ray.actors.openai:OpenAIEmbeddings",
+    "openai_responses": "rambla_ray.actors.openai_responses:OpenAIResponses",
+    "anthropic_messages": "rambla_ray.actors.anthropic:AnthropicMessages",
     "huggingface_llm": "rambla_ray.actors.huggingface:HuggingFaceLLM",
     "huggingface_nli": "rambla_ray.actors.judges:HuggingFaceNLI",
     "huggingface_embeddings": "rambla_ray.actors.judges:HuggingFaceEmbeddings",

@@ -12,11 +12,11 @@ from typing import Any
 
 import openai_models
 import pytest
-from batch_server import BatchServer
 from openai_models import QUICK, Chat, build
 
 from rambla_ray.actors.api import batch_http, batch_queue, batch_run
 from rambla_ray.actors.api.batched import BatchedModel
+from rambla_ray.actors.api.http_model import HTTPModel
 from rambla_ray.actors.model import BatchCounts, RunContext
 from rambla_ray.config.sections import Batch, Rate
 from rambla_ray.errors import CallError, Draining, ErrorKind
@@ -84,20 +84,18 @@ class Asker:
     """One life of a model actor: a model that asks in batches, and stores what comes as the pool does.
 
     Args:
-        server: the endpoint.
+        server: the endpoint, or a model of one.
         folder: of the ledger.
         terms: keys of the section `batch`.
     """
 
-    def __init__(
-        self, server: BatchServer | str, folder: Path, *, kind: type[Any] = Chat, run: str = RUN, **terms: Any
-    ) -> None:
+    def __init__(self, server: Any, folder: Path, *, kind: type[Any] = Chat, run: str = RUN, **terms: Any) -> None:
         ASKERS.append(self)
         self.book = Book(folder, run)
         self.notes: list[str] = []
         rate = Rate(give_up_after_s=2, timeout_s=5)
         section = Batch(**{"max_wait_s": 60, "poll_s": 0.02, **terms})
-        self.model = BatchedModel(build(server, kind, rate=rate), section)
+        self.model = BatchedModel(server if isinstance(server, HTTPModel) else build(server, kind, rate=rate), section)
         self.model.attach(RunContext(notify=self.notes.append, batches=self.book))
 
     async def ask_one(self, prompt: str) -> Response | CallError | Draining:

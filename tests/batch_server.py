@@ -17,8 +17,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from anthropic_server import AnthropicServer
 from faults import APIError, Json, bad_request
-from openai_server import RECORD, OpenAIServer, default_answer
+from openai_server import OpenAIServer
+from responses_server import ResponsesServer
 
 IN_BATCH = "x-in-batch"  # A header of the calls that the server makes for the lines of a batch.
 
@@ -73,6 +75,7 @@ class BatchServer(OpenAIServer):
         self.on_request: Callable[[str], None] = lambda what: None
         self.on_reply: Callable[[str], None] = lambda what: None
         self.seen: Counter[str] = Counter()
+        self.middlewares = (self._look,)
         super().__init__(**options)
 
     @property
@@ -80,22 +83,25 @@ class BatchServer(OpenAIServer):
         """Calls that were made outside of a batch."""
         return self.seen["live"]
 
-    def add_routes(self, app: web.Application) -> None:
-        app.middlewares.append(self._look)
-        app.router.add_post("/v1/files", self._upload)
-        app.router.add_get("/v1/files/{name}/content", self._content)
-        app.router.add_delete("/v1/files/{name}", self._delete)
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        super().add_routes(router)
+        router.add_post("/v1/files", self._upload)
+        router.add_get("/v1/files/{name}/content", self._content)
+        router.add_delete("/v1/files/{name}", self._delete)
         for base in ("/v1/batches", "/v1/messages/batches"):
-            app.router.add_get(base, self._list)
-            app.router.add_post(base, self._create)
-            app.router.add_get(f"{base}/{{name}}", self._state)
-            app.router.add_post(f"{base}/{{name}}/cancel", self._cancel)
-        app.router.add_get("/v1/messages/batches/{name}/results", self._results)
-        app.router.add_delete("/v1/messages/batches/{name}", self._delete)
+            router.add_get(base, self._list)
+            router.add_post(base, self._create)
+            router.add_get(f"{base}/{{name}}", self._state)
+            router.add_post(f"{base}/{{name}}/cancel", self._cancel)
+        router.add_get("/v1/messages/batches/{name}/results", self._results)
+        router.add_delete("/v1/messages/batches/{name}", self._delete)
 
     @web.middleware
     async def _look(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        is_live = request.path.endswith(("completions", "embeddings")) and IN_BATCH not in request.headers
+        is_live = (
+            request.path.endswith(("completions", "embeddings", "responses", "messages"))
+            and IN_BATCH not in request.headers
+        )
         self.seen["live"] += is_live
         what = f"{request.method} {request.path}"
         self.seen[what] += 1
@@ -202,7 +208,7 @@ class BatchServer(OpenAIServer):
             return body
         if batch.refusal:
             return {**body, "status": "failed", "errors": {"data": [{"message": batch.refusal, "line": 1}]}}
-        results = await self._answers(batch)
+        results = await self._outcomes(batch)
         good = [line for line in results if line["response"] and line["response"]["status_code"] == 200]
         bad = [line for line in results if line not in good]
         is_whole = all(self._is_asked(batch, line) for line in batch.lines)
@@ -222,45 +228,56 @@ class BatchServer(OpenAIServer):
         name = next((name for name, known in self.files.items() if known == content), None)
         return name or self._keep(content)
 
-    async def _answers(self, batch: FakeBatch) -> list[Json]:
+    async def _outcomes(self, batch: FakeBatch) -> list[Json]:
         """What came of each line, asked once."""
         if batch.results is None:
             batch.results = asyncio.create_task(self._ask_all(batch))
         return await asyncio.shield(batch.results)
 
     async def _ask_all(self, batch: FakeBatch) -> list[Json]:
-        headers = {"Authorization": f"Bearer {self.key}", IN_BATCH: "1"}
-        async with aiohttp.ClientSession(self.azure_base, headers=headers) as session:
-            return await asyncio.gather(*(self._answer(session, batch, line) for line in batch.lines))
+        async with aiohttp.ClientSession(self.azure_base, headers={**self.own_headers(), IN_BATCH: "1"}) as session:
+            return await asyncio.gather(*(self._outcome(session, batch, line) for line in batch.lines))
 
-    async def _answer(self, session: aiohttp.ClientSession, batch: FakeBatch, line: Json) -> Json:
+    async def _outcome(self, session: aiohttp.ClientSession, batch: FakeBatch, line: Json) -> Json:
         if not self._is_asked(batch, line):
             error = {"code": "batch_expired", "message": "This request could not be executed in time."}
             return {"custom_id": line["custom_id"], "response": None, "error": error}
-        async with session.post(line["url"], json=line["body"]) as reply:
+        body = line["body"] if "body" in line else line["params"]
+        async with session.post(line.get("url", "/v1/messages"), json=body) as reply:
             response = {"status_code": reply.status, "body": await reply.json()}
         return {"custom_id": line["custom_id"], "response": response, "error": None}
 
     async def _results(self, request: web.Request) -> web.Response:
-        """Anthropic's lines. A prompt with `refused` in it is an error."""
+        """What came of each line, in Anthropic's words."""
         batch = self._named(request)
-        lines = [
-            json.dumps({"custom_id": line["custom_id"], "result": self._result(batch, line)}) for line in batch.lines
-        ]
-        return web.Response(text="\n".join(lines))
+        unasked = {"type": "canceled" if batch.is_cancelled else "expired"}
+        lines = [{"custom_id": it["custom_id"], "result": _result(it, unasked)} for it in await self._outcomes(batch)]
+        return web.Response(text="\n".join(map(json.dumps, lines)))
 
-    def _result(self, batch: FakeBatch, line: Json) -> Json:
-        if not self._is_asked(batch, line):
-            return {"type": "canceled" if batch.is_cancelled else "expired"}
-        prompt = line["params"]["messages"][0]["content"]
-        if "refused" in prompt:
-            error = {"type": "invalid_request_error", "message": "max_tokens: is too large"}
-            return {"type": "errored", "error": {"type": "error", "error": error}}
-        return {"type": "succeeded", "message": {"content": [{"type": "text", "text": default_answer(prompt, "c")}]}}
+    def own_headers(self) -> dict[str, str]:
+        """Those of the calls that the server makes."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+class ClaudeBatches(BatchServer, AnthropicServer):
+    """Anthropic's API with batches."""
+
+    def own_headers(self) -> dict[str, str]:
+        return {"x-api-key": self.key, "anthropic-version": "2023-06-01"}
+
+
+class ResponsesBatches(BatchServer, ResponsesServer):
+    """OpenAI's Responses API with batches."""
+
+
+def _result(answered: Json, unasked: Json) -> Json:
+    response = answered["response"]
+    if response is None:
+        return unasked
+    if response["status_code"] == 200:
+        return {"type": "succeeded", "message": response["body"]}
+    return {"type": "errored", "error": response["body"]}
 
 
 def _written(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat()
-
-
-__all__ = ["RECORD", "BatchServer", "FakeBatch", "Script"]

@@ -52,6 +52,8 @@ FILES: Mapping[str, dict[str, Any]] = {
 # By the kind of model, params of which each can stand in a config without a checkpoint.
 _PARAMS: Mapping[str, dict[str, Any]] = {
     "openai_embeddings": {"engine": "embedding-test", "api_type": "openai", "base_url": ENDPOINT},
+    "openai_responses": {"engine": "gpt-test", "api_type": "openai", "base_url": ENDPOINT},
+    "anthropic_messages": {"engine": "claude-test", "base_url": ENDPOINT, "api_key_var": "OPENAI_API_KEY"},
     "huggingface_llm": {"model_name": "checkpoint"},
     "huggingface_nli": {"model_name": "checkpoint"},
     "huggingface_embeddings": {"model_name": "checkpoint"},

@@ -101,6 +101,8 @@ class OpenAIServer:
     all of them.
     """
 
+    middlewares: tuple[Any, ...] = ()  # Of aiohttp, around what answers.
+
     def __init__(
         self,
         *,
@@ -154,14 +156,10 @@ class OpenAIServer:
 
     async def start(self, port: int = 0) -> None:
         """Listen, in the running event loop; port 0 takes a free one, to be found in the base URLs."""
-        app = web.Application(client_max_size=64 * 1024**2, middlewares=[self._watch])
+        app = web.Application(client_max_size=64 * 1024**2, middlewares=[self._watch, *self.middlewares])
         app.router.add_get("/stats", self._stats)
         app.router.add_get("/v1/models", self._models)
-        for prefix in ("/v1", "/openai/deployments/{engine}"):
-            app.router.add_post(f"{prefix}/chat/completions", self._complete)
-            app.router.add_post(f"{prefix}/completions", self._complete)
-            app.router.add_post(f"{prefix}/embeddings", self._embed)
-        self.add_routes(app)
+        self.add_routes(app.router)
         # Cancelling the handler of a client that left is what ends a hang and keeps `in_flight` true.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -169,8 +167,20 @@ class OpenAIServer:
         self.azure_base = f"http://{HOST}:{self._runner.addresses[0][1]}"
         self.base_url = f"{self.azure_base}/v1"
 
-    def add_routes(self, app: web.Application) -> None:
-        """Add what a server of more than this API has."""
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Where the API answers, which a server of another API has elsewhere."""
+        for prefix in ("/v1", "/openai/deployments/{engine}"):
+            router.add_post(f"{prefix}/chat/completions", self._complete)
+            router.add_post(f"{prefix}/completions", self._complete)
+            router.add_post(f"{prefix}/embeddings", self._embed)
+
+    def bears_key(self, request: web.Request) -> bool:
+        bearer, azure_key = request.headers.get("Authorization"), request.headers.get("api-key")
+        return bearer == f"Bearer {self.key}" or azure_key == self.key
+
+    def error_reply(self, error: APIError) -> web.Response:
+        """An error in the shape of the API."""
+        return error.response()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
@@ -201,14 +211,13 @@ class OpenAIServer:
         if self.in_flight >= self.together:
             self._were_together.set()
         try:
-            bearer, azure_key = request.headers.get("Authorization"), request.headers.get("api-key")
-            if bearer != f"Bearer {self.key}" and azure_key != self.key:
+            if not self.bears_key(request):
                 raise APIError(*ERRORS["401"])
             response = await handler(request)
         except APIError as error:
-            response = error.response()
+            response = self.error_reply(error)
         except web.HTTPException as error:  # no such path, body too large
-            response = bad_request(error.reason, error.status).response()
+            response = self.error_reply(bad_request(error.reason, error.status))
         except Exception:  # `answer` failed: aiohttp logs it and replies 500
             record.status = 500
             raise

@@ -35,6 +35,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         self.read_checkpoint()
         params = self.params
         self._chat = self._load_chat_template() if params.needs_chat_template else None
+        self._chats: dict[str, ChatTemplate] = {}  # By the system prompt of a task's stage.
         self._template_doubles_bos = self._formatted_prompt_begins_twice()
         self._backend, self._reason = self._choose_backend()
         self._generation = self._resolved_generation()
@@ -68,6 +69,22 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             file = weights.chat_template_file(Path(name))
             where = f"chat template ({file})" if file else "chat template"
             raise self.load_error(f"its {where} {error}; mend it, or give message_formatting_template") from None
+
+    def _chat_for(self, system: str) -> ChatTemplate:
+        """The chat template, tried with a system prompt. Raises CallError (`load`): others fare no better."""
+        if self._chat is None:
+            raise self.load_error("a prompt without chat template has no place for a system prompt")
+        if system not in self._chats:
+            try:
+                self._chats[system] = self._chat.with_system(system)
+            except ValueError as error:
+                reason = f"its chat template {error}; put the system prompt of the task into its template"
+                raise self.load_error(reason) from None
+        return self._chats[system]
+
+    def request_identity(self, request: Request) -> dict[str, object]:
+        own = super().request_identity(request)
+        return {**own, **self._chat_for(request.system).identity()} if request.system else own
 
     def _formatted_prompt_begins_twice(self) -> bool:
         """Whether `message_formatting_template` begins with the token that the tokenizer puts first as well."""
@@ -194,6 +211,12 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
     def _tokens_of(self, request: Request) -> list[int]:
         params = self.params
         messages = [message._asdict() for message in request.messages]
+        if request.system:
+            turns = [
+                {"role": "system", "content": request.system},
+                {"role": "user", "content": request.prompt.strip()},
+            ]
+            return self._chat_for(request.system).tokens(turns)
         alone = messages[0]["content"] if [message["role"] for message in messages] == ["user"] else None
         if request.verbatim or (not params.is_finetuned and not messages):
             text = request.prompt

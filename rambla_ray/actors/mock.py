@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import re
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -44,6 +45,10 @@ class MockParams(ModelParams):
     word_s: float = Field(0.0, ge=0, le=60, description="seconds before each word of an answer that is streamed")
     error_rate: float = Field(0.0, ge=0, le=1, description="share of requests, drawn per sample, that fail for good")
     context_tokens: int = Field(32768, gt=0, le=10**9, description="longest prompt, at four characters a token")
+
+    @property
+    def takes_system_prompt(self) -> bool:
+        return True  # It reads none, as it reads no prompt.
 
 
 class MockModel(BaseAPIModel):
@@ -101,7 +106,8 @@ class MockModel(BaseAPIModel):
 
     def _answer(self, request: Request, draw: random.Random) -> str:
         if not request.choices and not (request.messages and self.params.behaviour == "constant"):
-            return " ".join(request.text.split()[-40:])  # This is a text for the next stage, not an answer.
+            text = replace(request, system="").text
+            return " ".join(text.split()[-40:])  # This is a text for the next stage, not an answer.
         match self.params.behaviour:
             case "constant":
                 return self.params.answer

@@ -12,12 +12,14 @@ from rambla_ray.actors.api.http_model import PLACEHOLDER, Form, HTTPModel
 from rambla_ray.actors.api.openai_batches import OpenAIBatches
 from rambla_ray.actors.api.openai_package import written_request
 from rambla_ray.actors.api.openai_params import (
+    ChatParams,
     CompletionParams,
     OpenAIEmbeddingsParams,
     OpenAIEndpointParams,
     TextParams,
 )
-from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, token_count, vectors
+from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, vectors
+from rambla_ray.actors.api.reply_fields import token_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response
@@ -48,7 +50,7 @@ class OpenAIModel(HTTPModel):
 
     def batches(self) -> BatchProvider:
         base = self.params.endpoint
-        return OpenAIBatches(self.batch_wire(base), self._url.path.removeprefix(URL(base).path.rstrip("/")))
+        return OpenAIBatches(self.batch_wire(URL(base)), self._url.path.removeprefix(URL(base).path.rstrip("/")))
 
     def write(self, client: openai.OpenAI) -> None:
         """Let the package write a request with `PLACEHOLDER` as its text."""
@@ -60,33 +62,43 @@ class OpenAITextModel(OpenAIModel):
 
     params: TextParams
 
-    def options(self) -> dict[str, Any]:
-        """The generation parameters of a request body."""
-        return {
-            "model": self.params.engine,
-            "temperature": self.params.temperature,
-            "max_tokens": self.params.max_tokens,
-            "top_p": self.params.top_p,
-        }
+    def generation(self) -> dict[str, Any]:
+        """The engine and the generation parameters of a request's body."""
+        return {"model": self.params.engine, **self.params.generation()}
 
     def max_answer_tokens(self, request: Request) -> int:
-        return request.options.max_tokens or self.params.max_tokens
+        return request.options.max_tokens or self.params.longest_answer
+
+    def overrides(self, request: Request) -> dict[str, Any]:
+        """The members of a body that a request's own options set."""
+        own = request.options.overrides()
+        return {self.params.limit_name if name == "max_tokens" else name: value for name, value in own.items()}
 
 
 class OpenAIChat(OpenAITextModel):
-    """`/chat/completions`: the prompt as one user message, no system message, as RAmBLA sends it."""
+    """`/chat/completions`: the prompt as one user message, as RAmBLA sends it; a system prompt, if any, before it."""
 
-    Params: ClassVar[type[ModelParams]] = TextParams
+    Params: ClassVar[type[ModelParams]] = ChatParams
 
     def write(self, client: openai.OpenAI) -> None:
-        client.chat.completions.create(messages=[{"role": "user", "content": PLACEHOLDER}], **self.options())
+        messages: Any = [turn._asdict() for turn in self._turns(Request(PLACEHOLDER))]
+        client.chat.completions.create(messages=messages, **self.generation())
+
+    def _turns(self, request: Request) -> tuple[Message, ...]:
+        """The conversation. A system prompt of its own wins over that of a stage, which wins over the config's."""
+        turns = request.messages or (Message("user", request.prompt),)
+        system = request.system or self.params.system_prompt
+        if not system or any(turn.role == "system" for turn in turns):
+            return turns
+        return (Message("system", system), *turns)
 
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.verbatim:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the chat API, which continues no bare text")
-        messages = request.messages or (Message("user", request.prompt),)
-        options = request.options.overrides()
-        return {**options, "messages": [turn._asdict() for turn in messages]} if options or request.messages else {}
+        options = self.overrides(request)
+        if not (options or request.messages or request.system):
+            return {}
+        return {**options, "messages": [turn._asdict() for turn in self._turns(request)]}
 
     def read(self, body: Any, request: Request) -> Response:
         return chat_answer(body)
@@ -98,12 +110,12 @@ class OpenAICompletion(OpenAITextModel):
     Params: ClassVar[type[ModelParams]] = CompletionParams
 
     def write(self, client: openai.OpenAI) -> None:
-        client.completions.create(prompt=PLACEHOLDER, **self.options())
+        client.completions.create(prompt=PLACEHOLDER, **self.generation())
 
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.messages:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the completion API, which takes no messages")
-        options = request.options.overrides()
+        options = self.overrides(request)
         return {**options, "prompt": request.prompt} if options else {}
 
     def read(self, body: Any, request: Request) -> Response:

@@ -251,7 +251,7 @@ class PoolActor:
         }
         if isinstance(stage, Compare) and self._scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
-        return Request(prompts.render(stage.template, sample.fields), **hints)
+        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)
 
     async def _record(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
         """The record of a request: from the ledger, or asked now and stored before anything else sees it.

@@ -2,8 +2,9 @@
 
 No list of the names that secrets have is complete, so the keys decide. The keys in `BY_VALUE` hold paths and URLs,
 those in `CONFIG_NAMES` names of configs; without them a run would not say where it was, so they are stored as they
-are. A number, a boolean, one of a key's few choices, and the keys in `BY_NAME` are used, and stored by name beside a
-digest of the value, so that another value is another run. Any other text is refused: it would travel on, into samples.
+are. A number, a boolean, one of a key's few choices, and what is sent to the endpoint alone (`BY_NAME`, `EXTRAS`) are
+used, and stored by name beside a digest of the value, so that another value is another run. Any other text is refused:
+it would travel on, into samples.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ CONFIG_NAMES = frozenset(
 )  # if there is such a config
 # Azure's deployment and version, which nobody but the endpoint is sent.
 BY_NAME = frozenset({"params.engine", "params.api_version"})
+EXTRAS = (
+    ("params", "extra_headers"),
+    ("params", "extra_body"),
+)  # All in here, whatever it is called, is sent so, too.
 
 Place = tuple[str | int, ...]  # The keys and list indices that lead to a value.
 
@@ -101,6 +106,11 @@ def key_of(place: Place) -> str:
     return ".".join(key for key in place if isinstance(key, str))
 
 
+def is_by_name(place: Place) -> bool:
+    """Whether a text at a place is used, and stored by its variable's name."""
+    return key_of(place) in BY_NAME or place[:2] in EXTRAS
+
+
 def without_config_names(
     borrowed: Borrowings, known: Callable[[Literal["model", "task"]], Sequence[str]]
 ) -> dict[Place, Borrowed]:
@@ -127,7 +137,7 @@ def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: C
     """
     for place, (written, value) in borrowed.items():
         stored = value_at(checked, place, value)
-        if isinstance(stored, str) and key_of(place) not in BY_NAME and takes_text(place):
+        if isinstance(stored, str) and not is_by_name(place) and takes_text(place):
             raise UserError(
                 f"{dotted(place)}: {written} is a text, which would be stored with the run: write it into the config; "
                 "a key stays in the environment, by its name in api_key_var"
@@ -136,7 +146,7 @@ def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: C
 
 def texts_by_name(borrowed: Borrowings) -> list[tuple[str, str]]:
     """What is used as a text without being stored: what stands for it, and the text."""
-    return [(one.written, str(one.value)) for place, one in borrowed.items() if key_of(place) in BY_NAME]
+    return [(one.written, str(one.value)) for place, one in borrowed.items() if is_by_name(place)]
 
 
 def value_at(document: Any, place: Place, missing: Any = None) -> Any:

@@ -50,6 +50,16 @@ class ModelParams(Closed):
         return None
 
     @property
+    def takes_system_prompt(self) -> bool:
+        """Whether the model honours `Request.system`; a task that has a system prompt is refused where it does not."""
+        return False
+
+    @property
+    def system_prompt(self) -> str:
+        """The system prompt of every request that has none of its own; empty without one."""
+        return ""
+
+    @property
     def longest_answer(self) -> int:
         """The longest answer in tokens, for the estimate of costs; 0 where it is not known."""
         return 0

@@ -36,7 +36,8 @@ class StageLoad:
     @classmethod
     def of(cls, stage: Generate, items: Sequence[Item]) -> StageLoad:
         """The load of a stage that gets these items, at least one."""
-        texts = (_prompt(stage, item) for item in items if not item.fault)
+        before = f"{stage.system}\n" if stage.system else ""
+        texts = (before + _prompt(stage, item) for item in items if not item.fault)
         sizes = ((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
         return cls(stage, np.fromiter(sizes, dtype=_PROMPT), example=_prompt(stage, items[0]))
 
@@ -94,6 +95,8 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
     known = distinct(first)
     later_calls = sum(load.calls for load in later)
     tokens = int(known["tokens"].sum()) + sum(load.tokens for load in later)
+    if system := level.config.params.system_prompt:
+        tokens += len(system) // CHARS_PER_TOKEN * _calls_without_own_system(first, later)
     estimate: dict[str, Any] = {
         "unique_calls": len(known),
         "later_calls_at_most": later_calls,
@@ -103,6 +106,12 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
         answers = (len(known) + later_calls) * level.config.params.longest_answer
         estimate["cost_usd_at_most"] = level.config.price.cost(tokens, answers)
     return estimate
+
+
+def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageLoad]) -> int:
+    """How many calls go out with the model config's system prompt: those of stages that have none of their own."""
+    own = [load for load in first if not load.stage.system]
+    return len(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
 
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:

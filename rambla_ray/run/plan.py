@@ -54,6 +54,7 @@ class Plan:
         for target in config.targets:
             for level in self.levels(target):
                 _check_produces(level, config.tasks)
+                _check_system_prompts(level, config.tasks)
 
     @property
     def notes(self) -> list[str]:
@@ -275,6 +276,21 @@ def _labelled(name: str, task: TaskConfig, items: list[Item]) -> list[Item]:
     if all(label == known for label, known in label_of.items()):
         return items  # Tasks that change nothing share their items.
     return [replace(item, fields={**item.fields, field: label_of[item.fields[field]]}) for item in items]
+
+
+def _check_system_prompts(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
+    """Refuse a stage with a system prompt whose model sends none; one that compares two texts reads no prompt."""
+    params = level.config.params
+    if params.takes_system_prompt or params.produces == SCORE:
+        return
+    for name, task in tasks.items():
+        for stage in task.generates:
+            if stage.role in level.roles and stage.system:
+                raise UserError(
+                    f"task {name} gives its {stage.role} a system prompt ({stage.kind}.system), which model "
+                    f"{level.name} ({level.config.name}) has no place for: choose a chat model, or put it into the "
+                    "template"
+                )
 
 
 def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:

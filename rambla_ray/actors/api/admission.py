@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rambla_ray.errors import RamblaError
 
 EARLY_S = 0.001  # A timer may go off so much before its time, since uvloop rounds.
+FIRST_CALL_S = 2.0  # The first call of all goes alone for so long at most.
 SAME_PAUSE_S = 0.05  # A pause that is reported a second time may seem longer by what the message took.
 
 
@@ -42,12 +43,16 @@ class Admission:
 
     Limits from outside come as `allowed`, `metered` and `promise`; `on_change` and `on_unused` inform their source.
 
+    The first call of all may go alone, so that what is wrong with every call (a key, an engine, a param) costs one.
+
     Args:
         allowed: calls that may be in flight at once.
     """
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
+        self.first_goes_alone = False  # Until the first call has ended, or for `FIRST_CALL_S`.
+        self._first_timer: asyncio.TimerHandle | None = None
         self.metered = False  # A call needs a free slot and a permit that `promise` issues.
         self.is_held: Callable[[], bool] = lambda: False  # Nobody is let in while it is true, until `resume`.
         self.on_change: Callable[[], None] = lambda: None  # Called when slots or the queue have changed.
@@ -81,7 +86,7 @@ class Admission:
             raise self._refusal()
         if (
             self._in_flight < self.allowed
-            and not (self._waiting or self.metered)
+            and not (self._waiting or self.metered or self.first_goes_alone)
             and not (self.paused_until and self._is_paused())
             and self._probe_at is None
             and not self.is_held()
@@ -114,6 +119,10 @@ class Admission:
         self._in_flight -= 1
         if permit.is_probe:
             self._probe_is_out = False
+        if self._first_timer is not None and not unused:
+            self.first_goes_alone = False
+            self._first_timer.cancel()
+            self._first_timer = None
         if unused and permit.reserved:
             self.on_unused(permit.reserved)
         self.resume()
@@ -159,6 +168,10 @@ class Admission:
     def end_probing(self) -> None:
         """Let everybody in again."""
         self._probe_at, self._probe_is_out = None, False
+        self.resume()
+
+    def _let_others_follow(self) -> None:
+        self.first_goes_alone = False
         self.resume()
 
     def _take_back_promises(self, until: float) -> None:
@@ -220,6 +233,8 @@ class Admission:
     def _admit(self, waiter: _Waiter, permit: Permit) -> None:
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
+        if self.first_goes_alone and self._first_timer is None:
+            self._first_timer = asyncio.get_running_loop().call_later(FIRST_CALL_S, self._let_others_follow)
         if self.is_probing:
             self._probe_is_out = True
             permit = permit._replace(is_probe=True)
@@ -238,7 +253,8 @@ class Admission:
         if self._probe_at is not None:
             is_due = asyncio.get_running_loop().time() >= self._probe_at
             return 1 if is_due and not self._probe_is_out and not self._promised else 0
-        return self.allowed - self._in_flight - len(self._promised)
+        allowed = min(self.allowed, 1) if self.first_goes_alone else self.allowed
+        return allowed - self._in_flight - len(self._promised)
 
     @property
     def lacks_permits(self) -> bool:

@@ -57,6 +57,7 @@ class BaseAPIModel(Model):
     def attach(self, context: RunContext) -> None:
         super().attach(context)
         self._admission.is_held = context.is_held
+        self._admission.first_goes_alone = context.stops and self.Params.is_charged
         self._watch.notify = context.notify
         self._doubt.context = context
         if self._talk is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,17 +15,21 @@ from rambla_ray.actors.api.batch_http import BatchWire
 from rambla_ray.actors.api.batch_provider import BatchProvider
 from rambla_ray.actors.api.endpoint_params import EndpointParams
 from rambla_ray.actors.api.engine import BaseAPIModel
+from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
 from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities
 from rambla_ray.actors.api.openai_replies import charge
+from rambla_ray.actors.api.refused_params import refused_members, unsupported
 from rambla_ray.actors.api.waits import limit_reset_s
+from rambla_ray.actors.model import Size, byte_count
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
 
 CONTENT_TYPE = "content-type"
-PLACEHOLDER = "<the text of a request>"  # Stands in a form's body; a call's text replaces it.
+# Stands in a form's body; a call's text replaces it. No param's text is the same by chance, or by intent.
+PLACEHOLDER = f"<the text of a request {secrets.token_hex(16)}>"
 
 
 class Form(NamedTuple):
@@ -54,19 +59,20 @@ class HTTPModel(BaseAPIModel):
         super().__init__(params, pool, rate)
         self._key = params.read_key()
         form = self.form(self._key)
-        self._use_body(form.body)
+        self._use_body(with_members(form.body, params.extra_body))
         self._url = form.url
-        self._wire = Wire(form.headers, pool.max_concurrency, trusted_authorities)
+        self._wire = Wire(with_headers(form.headers, params.extra_headers), pool.max_concurrency, trusted_authorities)
 
     def batches(self) -> BatchProvider:
         """The provider's batch API. Raises CallError (`load`): this model has none."""
         raise CallError(ErrorKind.LOAD, f"{type(self).__name__} has no batch API")
 
-    def batch_wire(self, base: str) -> BatchWire:
+    def batch_wire(self, base: URL) -> BatchWire:
         """The way to a batch API whose paths stand behind `base`."""
-        headers = {name: value for name, value in self.form(self._key).headers.items() if name.lower() != CONTENT_TYPE}
+        sent = with_headers(self.form(self._key).headers, self.params.extra_headers)
+        headers = {name: value for name, value in sent.items() if name.lower() != CONTENT_TYPE}
         timeout_s, give_up_after_s = self._rate.timeout_s, self._rate.give_up_after_s
-        return BatchWire(URL(base), lambda: headers, lambda: self._key, timeout_s, give_up_after_s)
+        return BatchWire(base, lambda: headers, lambda: self._key, timeout_s, give_up_after_s)
 
     @abstractmethod
     def form(self, key: str) -> Form:
@@ -82,6 +88,17 @@ class HTTPModel(BaseAPIModel):
 
     def scope(self) -> str:
         return f"{self.params.base_url} {self.params.api_key_var}"
+
+    def estimate_tokens(self, request: Request) -> int:
+        return super().estimate_tokens(request) + len(self._system_beside(request)) // 4
+
+    def size(self, request: Request) -> Size:
+        prompt_bytes, answer_tokens = super().size(request)
+        return prompt_bytes + byte_count(self._system_beside(request)), answer_tokens
+
+    def _system_beside(self, request: Request) -> str:
+        """The config's system prompt, where it goes out with a request whose text does not hold it."""
+        return "" if request.system else self.params.system_prompt
 
     async def call(self, request: Request) -> Response:
         return await self._wire.post(self._url, self.body(request), partial(self.read_reply, request))
@@ -102,6 +119,10 @@ class HTTPModel(BaseAPIModel):
         """The JSON that stands in `PLACEHOLDER`: the prompt as a string."""
         return json.dumps(request.prompt).encode()
 
+    def holds_answer(self, body: dict[str, Any]) -> bool:
+        """Whether the body of a 2xx has what the API answers with; another body may say what went wrong."""
+        return bool(body.get("choices") or body.get("data"))
+
     @abstractmethod
     def read(self, body: Any, request: Request) -> Response:
         """The answer in a parsed body of a 2xx. What the body lacks may raise the error that the look-up raises."""
@@ -110,17 +131,17 @@ class HTTPModel(BaseAPIModel):
         """The answer in a reply. Raises CallError: what the endpoint says instead."""
 
         def redacted(text: str) -> str:
-            return redact(text, self._key, "\n".join(filter(None, (request.text, request.pair))))
+            return redact(text, self._key, self._asked(request))
 
         if not 200 <= reply.status < 300:
-            raise status_error(reply, redacted)
+            raise self._about_params(status_error(reply, redacted), reply, request, redacted)
         wait_s = limit_reset_s(reply.headers)
         if wait_s:
             self.pause(wait_s)
         body: Any = None
         try:
             body = json.loads(reply.body)
-            error = error_in(body, reply, redacted)
+            error = error_in(body, reply, redacted, self.holds_answer)
             if error is None:
                 return self.read(body, request)
         except CallError as no_answer:
@@ -130,4 +151,23 @@ class HTTPModel(BaseAPIModel):
                 raise not_json(reply, redacted) from None
             message = f"the reply is not what the API promises ({type(fault).__name__})"
             error = charge(CallError(ErrorKind.GARBAGE, message), body)
-        raise error
+        raise self._about_params(error, reply, request, redacted)
+
+    def _asked(self, request: Request) -> str:
+        """All texts that a request asks with."""
+        return "\n".join(filter(None, (self._system_beside(request), request.text, request.pair)))
+
+    def _about_params(
+        self, error: CallError, reply: HttpReply, request: Request, redacted: Callable[[str], str]
+    ) -> CallError:
+        """An error, or where what is refused is a param, which all requests have, one that says what to write."""
+        if error.kind is not ErrorKind.BAD_REQUEST:
+            return error
+        fixed = self._shared.keys() - QUESTION - self.own_fields(request).keys()
+        inside = {name for outer in fixed if isinstance(self._shared[outer], dict) for name in self._shared[outer]}
+        for member in refused_members(reply.body, redacted, self._asked(request)):
+            is_fixed = member.partition(".")[0] in fixed | inside
+            way_out = self.params.way_out(member, error.message) if is_fixed else None
+            if way_out is not None:
+                return unsupported(error, f"engine {self.params.engine} does not take {member}: {way_out}")
+        return error

@@ -15,7 +15,6 @@ from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.ledger.batches import BatchMark
 
-NO_SUCH_API = (404, 405, 501)  # Statuses of an endpoint that has none.
 NAME = "rambla"  # The key of a batch's metadata under which its tag stands.
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 UNASKED = frozenset({"batch_expired", "batch_cancelled"})  # Codes of lines that say that a request was not asked.

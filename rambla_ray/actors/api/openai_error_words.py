@@ -30,7 +30,7 @@ _STATUS_OF_CODE = (
     (401, re.compile(r"unauthenticated|unauthorized|authentication|invalid_api_key")),
     (403, re.compile(r"permission|forbidden")),
     (404, re.compile(r"not.?found")),
-    (400, re.compile(r"invalid.?(argument|request)|failed_precondition|bad.?request|out_of_range|validation")),
+    (400, re.compile(r"invalid.?(argument|request|prompt)|failed_precondition|bad.?request|out_of_range|validation")),
 )
 
 PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
@@ -84,6 +84,11 @@ class ErrorWords:
         if match := _STATUS_IN_TEXT.match(self.text.lower()):
             return int(match[1])
         return 429 if RATE_LIMIT.search(self.text.lower()) else 500
+
+
+def objects_in(body: Any) -> list[dict[str, Any]]:
+    """The objects of an error, those of the error itself first."""
+    return [level for level in _levels(body, DEEPEST) if isinstance(level, dict)]
 
 
 def _levels(value: Any, depth: int) -> Iterator[dict[str, Any] | str]:

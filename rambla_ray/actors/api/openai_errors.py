@@ -57,7 +57,8 @@ _ANSWER_TOO_LONG = re.compile(
 _ANSWER_AND_CONTEXT = re.compile(r"too large: (\d{1,12})\b.*context length is (\d{1,12})\b")
 
 _FILTERED = re.compile(  # Codes.
-    r"content_?filter|content_policy|responsibleaipolicy|data_?inspection_?failed|sensitive_?content|censor|^1301$"
+    r"content_?filter|(content|bio|misalignment)_policy|responsibleaipolicy|data_?inspection_?failed"
+    r"|sensitive_?content|censor|^1301$"
 )
 _REFUSED = re.compile(
     r"content[ _]?(filter|management|polic|moderation|exists risk)|usage (polic|guideline)|policy[ _]violation"
@@ -97,9 +98,18 @@ def not_json(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
     return CallError(ErrorKind.GARBAGE, f"the reply is {what}{f': {words}' if words else ''}")
 
 
-def error_in(body: Any, reply: HttpReply, redacted: Callable[[str], str]) -> CallError | None:
-    """The error in the parsed body of a 2xx, read as the status that its code names; None where there is an answer."""
-    if isinstance(body, dict) and (body.get("choices") or body.get("data")):
+def error_in(
+    body: Any, reply: HttpReply, redacted: Callable[[str], str], holds_answer: Callable[[dict[str, Any]], bool]
+) -> CallError | None:
+    """The error in the parsed body of a 2xx, read as the status that its code names; None where there is an answer.
+
+    Args:
+        body: the reply's, parsed.
+        reply: as it came.
+        redacted: makes the endpoint's words safe.
+        holds_answer: whether an object has what the API answers with.
+    """
+    if isinstance(body, dict) and holds_answer(body):
         error = _broken_off(body)
     elif isinstance(body, list):
         error = next((item for item in body[:1] if isinstance(item, dict) and item.get("error")), None)

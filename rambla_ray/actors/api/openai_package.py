@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl
 if TYPE_CHECKING:
     import httpx2
     import openai
-    from yarl import URL
 
 PING_S = 5.0  # An endpoint may take so long to give a sign of life.
 
@@ -82,21 +81,16 @@ def list_models(url: str, key: str, azure_version: str | None, proxy: str | None
         raise ConnectionError(f"{type(cause).__name__}: {cause}") from None
 
 
-def list_batches(url: str, key: str, proxy: URL | None) -> int:
-    """Ask for the list of batches, which costs nothing; returns the HTTP status. Raises ConnectionError: no reply."""
-    import openai
+def get_status(url: str, headers: Mapping[str, str], proxy: str | None) -> tuple[int, float]:
+    """The same of an endpoint that is not like OpenAI's: GET the URL."""
+    import httpx2
 
-    http = openai.DefaultHttpxClient(
-        proxy=str(proxy) if proxy else None, trust_env=False, verify=trusted_authorities()
-    )
     try:
-        with open_client(url, key, http=http) as client:
-            client.batches.with_raw_response.list(limit=1, timeout=PING_S)
-    except openai.APIStatusError as error:
-        return error.status_code
-    except openai.OpenAIError as error:
-        raise ConnectionError(str(error)) from None
-    return 200
+        with httpx2.Client(proxy=proxy, trust_env=False, verify=trusted_authorities(), timeout=PING_S) as client:
+            began = time.monotonic()
+            return client.get(url, headers=dict(headers)).status_code, time.monotonic() - began
+    except httpx2.HTTPError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
 def trusted_authorities() -> ssl.SSLContext:

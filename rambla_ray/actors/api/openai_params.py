@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
-from rambla_ray.actors.api.openai_batches import NO_SUCH_API
-from rambla_ray.actors.api.openai_package import list_batches, list_models
-from rambla_ray.actors.api.proxy import proxy_of
+from rambla_ray.actors.api.extras import JsonObject, omitted
+from rambla_ray.actors.api.openai_package import list_models
+from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
 from rambla_ray.config.model import KEY_VARIABLE
-from rambla_ray.display import folded
-from rambla_ray.errors import CallError, UserError
+from rambla_ray.errors import UserError
+from rambla_ray.tasks.prompts import SystemPrompt
 
 PLAIN_URL = "https://api.openai.com/v1"
+LONGEST_ANSWER = 10**8  # Tokens.
+# The generation parameters, under the names that they have in a request's body.
+GENERATION = (
+    *("temperature", "max_tokens", "top_p", "max_completion_tokens", "reasoning_effort", "verbosity", "seed", "stop"),
+    *("frequency_penalty", "presence_penalty", "service_tier", "response_format"),
+)
+OF_THINKING = ("max_completion_tokens", "reasoning_effort")  # Params that models take which refuse RAmBLA's defaults.
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class OpenAIEndpointParams(EndpointParams):
@@ -79,33 +87,12 @@ class OpenAIEndpointParams(EndpointParams):
         way_out = "name its v1 API: api_type: openai, base_url: https://<resource>.openai.azure.com/openai/v1"
         return f"asks Azure by deployment, whose batches are not sent; {way_out}"
 
-    def check_batches(self) -> None:
-        try:
-            status = list_batches(self.endpoint, self.read_key(), proxy_of(URL(self.endpoint)))
-        except (CallError, ConnectionError):  # The run finds out, and says so as always.
-            return
-        if status in NO_SUCH_API:
-            where = self.endpoint.partition("?")[0]
-            raise UserError(f"{where} has no batch API (HTTP {status} to a question for its batches); leave batch out")
+    def list_of_batches(self, key: str) -> tuple[URL, dict[str, str]]:
+        base, _, query = self.endpoint.partition("?")
+        return URL(f"{base}/batches?{query}").update_query(limit=1), {"authorization": f"Bearer {key}"}
 
-    def ping(self) -> str:
-        """Ask for its list of models; many that are like the API have none, and answer all the same."""
-        try:
-            proxy = proxy_of(URL(self.endpoint))
-            status, seconds = list_models(
-                self.endpoint, self.read_key(), self.azure_version, str(proxy) if proxy else None
-            )
-        except CallError as error:
-            raise UserError(error.message) from None
-        except ConnectionError as error:
-            reason = folded(str(error), 120)
-            raise UserError(f"cannot be reached: check params.base_url, and the way there ({reason})") from None
-        if status in (401, 403):
-            reason = f"turns the key in {self.api_key_var} away (HTTP {status})"
-            raise UserError(f"{reason}; put a valid one where Ray starts")
-        if status != 200:
-            return f"answers (HTTP {status} to a question for its models)"
-        return f"answers, and takes the key in {self.api_key_var} ({seconds:.1f} s)"
+    def list_models(self, key: str, proxy: str | None) -> tuple[int, float]:
+        return list_models(self.endpoint, key, self.azure_version, proxy)
 
 
 def _version_of_environment() -> str | None:
@@ -117,15 +104,89 @@ def _version_of_environment() -> str | None:
 
 
 class TextParams(OpenAIEndpointParams):
-    """Generation parameters of the chat and completion APIs."""
+    """Generation parameters that the chat and completion APIs share. What is null is not sent."""
 
-    temperature: float = Field(ge=0, le=2, description="0 for the most likely answer")
-    max_tokens: int = Field(800, gt=0, le=10**8, description="longest answer, in tokens")
-    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 for the most likely answer")
+    max_tokens: int | None = Field(800, gt=0, le=LONGEST_ANSWER, description="longest answer, in tokens")
+    top_p: float | None = Field(0.95, gt=0, le=1, description="nucleus sampling")
+    seed: int | None = omitted("of the engine's draws", ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[tuple[Stop, ...], Field(min_length=1, max_length=64)] | None = omitted(
+        "the text, or the texts, before which an answer ends"
+    )
+    frequency_penalty: float | None = omitted("against words that have come often", ge=-2, le=2)
+    presence_penalty: float | None = omitted("against words that have come at all", ge=-2, le=2)
+
+    @property
+    def limit_name(self) -> str:
+        """By which name the longest answer is sent."""
+        return "max_tokens"
 
     @property
     def longest_answer(self) -> int:
-        return self.max_tokens
+        """The limit that is sent; without any, what estimates and budgets take for one."""
+        return self.sent_limit or ASSUMED_ANSWER_TOKENS
+
+    @property
+    def sent_limit(self) -> int | None:
+        """The longest answer that requests ask for, in tokens."""
+        limit = (self.extra_body or {}).get(self.limit_name, getattr(self, self.limit_name))
+        return limit if type(limit) is int and limit > 0 else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if self.sent_limit is not None:
+            return super().remarks
+        note = f"engine {self.engine}: no longest answer is sent; estimates and budgets count {ASSUMED_ANSWER_TOKENS}"
+        return (*super().remarks, f"{note} tokens for each (params.{self.limit_name} sets one)")
+
+    def generation(self) -> dict[str, Any]:
+        """The members of a request's body for these params, under the API's names."""
+        own = {name: getattr(self, name) for name in GENERATION if name in type(self).model_fields}
+        return {name: value for name, value in own.items() if value is not None}
+
+
+class ChatParams(TextParams):
+    """The chat API: what today's models take besides."""
+
+    max_completion_tokens: int | None = omitted(
+        "longest answer, in tokens, with what is thought; max_tokens is not sent then", gt=0, le=LONGEST_ANSWER
+    )
+    reasoning_effort: Printable | None = omitted("how much is thought: a word of the engine's, such as low")
+    verbosity: Printable | None = omitted("how long answers are: a word of the engine's, such as low")
+    service_tier: Printable | None = omitted("a word of the endpoint's, such as flex")
+    response_format: JsonObject | None = omitted("the form of answers, such as {type: json_object}")
+    system: SystemPrompt | None = omitted("a system prompt, sent before each prompt")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults_that_thinking_models_refuse(cls, value: Any) -> Any:
+        """Send `top_p` and `max_tokens` only where they are given, beside what only today's models take."""
+        if isinstance(value, dict) and any(value.get(name) is not None for name in OF_THINKING):
+            return {"top_p": None, "max_tokens": None, **value}
+        return value
+
+    def resolved(self) -> Self:
+        params = super().resolved()
+        return params.model_copy(update={"max_tokens": None}) if params.max_completion_tokens else params
+
+    @property
+    def limit_name(self) -> str:
+        is_older = self.max_tokens is not None or (self.max_completion_tokens or self.reasoning_effort) is None
+        return "max_tokens" if is_older else "max_completion_tokens"
+
+    @property
+    def takes_system_prompt(self) -> bool:
+        return True
+
+    @property
+    def system_prompt(self) -> str:
+        return self.system or ""
+
+    def way_out(self, member: str, words: str) -> str | None:
+        way_out = super().way_out(member, words)
+        if way_out == "set params.max_tokens: null" and "max_completion_tokens" in words:
+            return f"set params.max_completion_tokens: {self.max_tokens}"
+        return way_out
 
 
 class CompletionParams(TextParams):

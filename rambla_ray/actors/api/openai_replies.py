@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
+from rambla_ray.actors.api.reply_fields import completion_tokens, prompt_tokens, token_count
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Response, well_formed
@@ -141,17 +142,11 @@ def _shown(reason: Any) -> str:
     return folded(reason)[:LONGEST_REASON] if reason and isinstance(reason, str) else str(Ending.STOP)
 
 
-def token_count(usage: Any, name: str) -> int:
-    """A number of tokens in a reply's `usage`; 0 where that is no such number."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count < 2**31 else 0
-
-
 def charge(error: CallError, body: Any) -> CallError:
     """The error of a parsed body, with the tokens that the body says it cost."""
     usage = body.get("usage") if isinstance(body, dict) else None
-    error.prompt_tokens = token_count(usage, "prompt_tokens")
-    error.completion_tokens = token_count(usage, "completion_tokens")
+    error.prompt_tokens = prompt_tokens(usage)
+    error.completion_tokens = completion_tokens(usage)
     return error
 
 

@@ -88,6 +88,23 @@ class ChatTemplate:
         refuse_endless(source, self._strftime, {**self.tokenizer.special_tokens_map, **variables})
         return self.render(messages)
 
+    def with_system(self, system: str) -> Self:
+        """The template for prompts that begin with a system prompt.
+
+        Raises:
+            ValueError: one gets lost in it, or cannot be rendered. The reason is a predicate in one line.
+        """
+        messages = [{"role": "system", "content": system}, *_user(SENTINEL)]
+        try:
+            first, second = (replace(self, day=day).try_on(messages) for day in TWO_DAYS)
+        except Excess:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_takes_parts_only`
+            raise ValueError(_refusal(error, "a system prompt")) from None
+        if system.strip() not in first or SENTINEL not in first:
+            raise ValueError("loses the text of a system prompt, or of the user's message behind it")
+        return replace(self, names_day=first != second)
+
     def tokens(self, messages: Messages) -> list[int]:
         """The prompt's tokens. Raises whatever the template does, often jinja2's TemplateError."""
         self._set_day()
@@ -148,9 +165,9 @@ def _takes_parts_only(tokenizer: Any, day: date) -> bool:
     raise ValueError(reason)
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception, what: str = "a user's message") -> str:
     words = folded(str(error), LONGEST_REASON)
     if isinstance(error, TemplateSyntaxError):
         return f"is broken in line {error.lineno}: {words}"
     kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-    return f"refuses a user's message: {kind}{words}"
+    return f"refuses {what}: {kind}{words}"

@@ -171,6 +171,10 @@ class HuggingFaceParams(CheckpointParams):
         """Whether prompts go through the chat template that the tokenizer brings."""
         return self.is_finetuned and not self.message_formatting_template
 
+    @property
+    def takes_system_prompt(self) -> bool:
+        return self.needs_chat_template
+
     def resolved(self) -> Self:
         """Refuse generation options that transformers does not know, or the backend cannot honour."""
         if self.backend == "vllm":
