@@ -202,7 +202,7 @@ def measure(runner: str, given: argparse.Namespace, items: Sequence[Mapping[str,
             sys.exit(f"{runner}: {done.fault}")
         if len(endpoint.batches) != 1:
             sys.exit(f"{runner} made {len(endpoint.batches)} batches")
-    return done.seconds - given.takes
+    return done.seconds - float(given.takes)
 
 
 def main() -> None:

@@ -16,12 +16,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import ray
-
 from rambla_ray.actors.ledger_answers import ModelAnswers
 from rambla_ray.actors.ledger_batches import RunBatches
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
+from rambla_ray.actors.ledger_deaths import Deaths, has_died_before
 from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
 from rambla_ray.actors.ledger_records import Records
 from rambla_ray.actors.ledger_turns import Turns
@@ -38,13 +37,6 @@ from rambla_ray.ledger.store import Ledger
 from rambla_ray.storage import Folder
 
 WAIT_S = 1.0  # One call waits for so long for another's answer, before it claims again.
-
-
-def _has_died_before() -> bool:
-    """Whether this process is another life of the service."""
-    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
-        return False
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class LedgerService:
@@ -76,7 +68,7 @@ class LedgerService:
         self._records = Records(folder, self._ledger, run_id, partial(self._stop, "ledger"))
         self._batches = RunBatches(self._ledger, self._records)
         self._meter = BudgetMeter(
-            budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if _has_died_before() else 0
+            budget, prices, self._ledger.spent, blind_s=OWNER_SILENT_S if has_died_before() else 0
         )
         self._claims = Claims(self._ledger.deaths, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
@@ -84,6 +76,7 @@ class LedgerService:
         self._grants = Grants(self._claims, self._meter, self._waiters, partial(self._stop, "budget"))
         self._board = RunBoard()
         self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
+        self._deaths = Deaths(self._claims, self._grants, self._batches, self._records, self._waiters, self._board)
         self._beating: asyncio.Task[None] | None = None
         self._stopped: tuple[str, str] | None = None
         for note in load_notes(self._ledger, location):
@@ -101,7 +94,7 @@ class LedgerService:
         """
         before = self._claims.register(owner, actor_id, self._clock.now())
         if before is not None:
-            self._declare_dead(before)
+            self._deaths.declare(before)
         for holding in asking:
             if self._records.line(holding.request_id) is None:
                 self._grants.restore(owner, model, holding)
@@ -115,7 +108,7 @@ class LedgerService:
         In a run with a budget, `sizes` says of each what a call may cost.
         """
         self._claims.heartbeat(owner, self._clock.now())
-        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
+        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._deaths.declare))
         async with self._turns.turn(
             request_id for request_id, _ in wanted if request_id not in self._records.failures
         ):
@@ -167,7 +160,7 @@ class LedgerService:
                 line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
         except TimeoutError:
             if other is not None and self._claims.is_silent(other, self._clock.now()):
-                self._declare_dead(other)
+                self._deaths.declare(other)
         else:
             if line is not None:
                 return line
@@ -213,19 +206,6 @@ class LedgerService:
             self._meter.drop(owner, request_id)
             self._claims.end(request_id)
             self._waiters.end(request_id)
-
-    def _declare_dead(self, owner: str) -> None:
-        """Each request that an owner was asking is free again, and counts one death unless it is in a batch."""
-        spared = self._grants.release(owner, filter(self._batches.hold, self._claims.asked_by(owner)))
-        lost = self._grants.declare_dead(owner)
-        self._batches.forget(owner)
-        self._records.note(Kind.RELEASE, spared)
-        self._records.note(Kind.DEATH, lost)
-        for what, asked in (("what it was asking is asked again", lost), ("its batches go on", spared)):
-            for name in {model for _, model, _ in asked}:
-                self._board.notify(f"model {name}: an actor died; {what}")
-        self._waiters.wake(spared)
-        self._waiters.wake(lost)
 
     def _check_budget(self) -> None:
         """Let nothing that waits in a model for its turn be sent once the budget is spent.

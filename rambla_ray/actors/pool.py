@@ -212,7 +212,7 @@ class PoolActor:
         request_id = ""
         try:
             model = self._loaded_model()
-            _check_askable(stage, sample.fields, prompt)
+            prompts.check_askable(stage.reads(), sample.fields, prompt)
             request_id = self._identity.request_id(model.request_identity(request))
             record = await self._record(model, request_id, stage.role, request)
         except CallError as error:  # nothing was asked
@@ -292,15 +292,3 @@ def _batched(model: Any, terms: Batch) -> Model:
     from rambla_ray.actors.api.batched import BatchedModel
 
     return BatchedModel(model, terms)
-
-
-def _check_askable(stage: Generate, fields: Mapping[str, str], prompt: str) -> None:
-    """Raises CallError when a sample cannot be asked: a field is empty, or the text is not valid Unicode."""
-    empty = sorted(name for name in stage.reads() if not fields[name].strip())
-    if empty:
-        raise CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        message = f"lone surrogate at character {error.start} of the prompt"
-        raise CallError(ErrorKind.BAD_ITEM, message) from None

@@ -11,7 +11,7 @@ from rambla_ray.actors.api.engine import LONGEST_TEXT, REASON_CHARACTERS
 from rambla_ray.actors.api.forbidden import Forbidden
 from rambla_ray.actors.api.http_model import HTTPModel
 from rambla_ray.actors.model import Emit, Model, RunContext, Size
-from rambla_ray.config.sections import Batch
+from rambla_ray.config.sections import Batch, Rate
 from rambla_ray.errors import RETRYABLE, CallError, ErrorKind
 from rambla_ray.schema import NO_CALL, CallTrace, Request, Response, Try
 
@@ -37,7 +37,7 @@ class BatchedModel(Model):
         if context.batches is not None:
             self._queue = BatchQueue(
                 *(self._live.batches(), context.batches, self._terms),
-                *(self._live.give_up_after_s, context.notify),
+                *((self._live.rate or Rate()).give_up_after_s, context.notify),
             )
 
     def identity(self) -> dict[str, object]:

@@ -69,11 +69,6 @@ class BaseAPIModel(Model):
         """What shares the limits: the endpoint, a space, and the *name* of the key."""
 
     @property
-    def give_up_after_s(self) -> float:
-        """How long a request may take, waits included, in seconds."""
-        return self._rate.give_up_after_s
-
-    @property
     def _endpoint(self) -> str:
         """The endpoint's name in messages."""
         return self.scope().partition(" ")[0].partition("?")[0]
