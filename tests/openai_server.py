@@ -101,6 +101,8 @@ class OpenAIServer:
     all of them.
     """
 
+    middlewares: tuple[Any, ...] = ()  # Of aiohttp, around what answers.
+
     def __init__(
         self,
         *,
@@ -154,7 +156,7 @@ class OpenAIServer:
 
     async def start(self, port: int = 0) -> None:
         """Listen, in the running event loop; port 0 takes a free one, to be found in the base URLs."""
-        app = web.Application(client_max_size=64 * 1024**2, middlewares=[self._watch])
+        app = web.Application(client_max_size=64 * 1024**2, middlewares=[self._watch, *self.middlewares])
         app.router.add_get("/stats", self._stats)
         app.router.add_get("/v1/models", self._models)
         self.add_routes(app.router)

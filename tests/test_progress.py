@@ -27,6 +27,7 @@ class Counts:
             "notes": [],
             "budget": "",
             "work": {},
+            "batches": {},
         }
         self.counts |= changes
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
+from rambla_ray.actors.api.anthropic_batches import AnthropicBatches
 from rambla_ray.actors.api.anthropic_params import AnthropicParams
 from rambla_ray.actors.api.anthropic_replies import messages_answer
+from rambla_ray.actors.api.batch_provider import BatchProvider
 from rambla_ray.actors.api.conversation import alternating, system_of
 from rambla_ray.actors.api.http_model import PLACEHOLDER, Form, HTTPModel
 from rambla_ray.config.model import ModelParams
@@ -23,6 +25,9 @@ class AnthropicMessages(HTTPModel):
     def form(self, key: str) -> Form:
         body = {"messages": [{"role": "user", "content": PLACEHOLDER}], **self.params.members()}
         return Form(self.params.url("messages"), self.params.headers(key), json.dumps(body).encode())
+
+    def batches(self) -> BatchProvider:
+        return AnthropicBatches(self.batch_wire(self.params.url("")))
 
     def max_answer_tokens(self, request: Request) -> int:
         return request.options.max_tokens or self.params.longest_answer

@@ -16,19 +16,20 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import ray
-
 from rambla_ray.actors.ledger_answers import ModelAnswers
+from rambla_ray.actors.ledger_batches import RunBatches
 from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
+from rambla_ray.actors.ledger_deaths import Deaths, has_died_before
 from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
 from rambla_ray.actors.ledger_records import Records
 from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
-from rambla_ray.actors.model import NO_SIZE, Answered, Size
+from rambla_ray.actors.model import NO_SIZE, Answered, BatchCounts, Size
 from rambla_ray.config.sections import Budget, Price
 from rambla_ray.errors import NotStored
 from rambla_ray.file_modes import Modes
+from rambla_ray.ledger.batches import BatchMark
 from rambla_ray.ledger.claims import OWNER_SILENT_S, Claim, Claims
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.record import Kind, peek
@@ -36,13 +37,6 @@ from rambla_ray.ledger.store import Ledger
 from rambla_ray.storage import Folder
 
 WAIT_S = 1.0  # One call waits for so long for another's answer, before it claims again.
-
-
-def _has_died_before() -> bool:
-    """Whether this process is another life of the service."""
-    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
-        return False
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class LedgerService:
@@ -74,8 +68,9 @@ class LedgerService:
         self._clock = clock or WakingClock()
         self._ledger = Ledger(folder, run_id, self._clock, segment)
         self._records = Records(folder, self._ledger, run_id, partial(self._stop, "ledger"))
+        self._batches = RunBatches(self._ledger, self._records)
         self._meter = BudgetMeter(
-            budget, prices, self._ledger.spent, batched, blind_s=OWNER_SILENT_S if _has_died_before() else 0
+            budget, prices, self._ledger.spent, batched, blind_s=OWNER_SILENT_S if has_died_before() else 0
         )
         self._claims = Claims(self._ledger.deaths, self._ledger.others.are_asking)
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
@@ -83,6 +78,7 @@ class LedgerService:
         self._grants = Grants(self._claims, self._meter, self._waiters, partial(self._stop, "budget"))
         self._board = RunBoard()
         self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
+        self._deaths = Deaths(self._claims, self._grants, self._batches, self._records, self._waiters, self._board)
         self._beating: asyncio.Task[None] | None = None
         self._stopped: tuple[str, str] | None = None
         for note in load_notes(self._ledger, location):
@@ -100,7 +96,7 @@ class LedgerService:
         """
         before = self._claims.register(owner, actor_id, self._clock.now())
         if before is not None:
-            self._declare_dead(before)
+            self._deaths.declare(before)
         for holding in asking:
             if self._records.line(holding.request_id) is None:
                 self._grants.restore(owner, model, holding)
@@ -114,7 +110,7 @@ class LedgerService:
         In a run with a budget, `sizes` says of each what a call may cost.
         """
         self._claims.heartbeat(owner, self._clock.now())
-        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._declare_dead))
+        self._beating = self._beating or asyncio.create_task(self._turns.beat(self._clock, self._deaths.declare))
         async with self._turns.turn(
             request_id for request_id, _ in wanted if request_id not in self._records.failures
         ):
@@ -166,7 +162,7 @@ class LedgerService:
                 line = await asyncio.wait_for(asyncio.shield(future), WAIT_S)
         except TimeoutError:
             if other is not None and self._claims.is_silent(other, self._clock.now()):
-                self._declare_dead(other)
+                self._deaths.declare(other)
         else:
             if line is not None:
                 return line
@@ -212,14 +208,6 @@ class LedgerService:
             self._meter.drop(owner, request_id)
             self._claims.end(request_id)
             self._waiters.end(request_id)
-
-    def _declare_dead(self, owner: str) -> None:
-        """Each request that an owner was asking counts one death, and is free again."""
-        lost = self._grants.declare_dead(owner)
-        self._records.note(Kind.DEATH, lost)
-        for name in {model for _, model, _ in lost}:
-            self._board.notify(f"model {name}: an actor died; what it was asking is asked again")
-        self._waiters.wake(lost)
 
     def _check_budget(self) -> None:
         """Let nothing that waits in a model for its turn be sent once the budget is spent.
@@ -274,6 +262,18 @@ class LedgerService:
         """What a local model's actor has done since it started."""
         self._board.report_usage(owner, model, usage)
 
+    async def mark_batch(self, line: bytes) -> None:
+        """Take a line about a provider's batch in; returns when it is durable. Raises NotStored."""
+        await self._batches.mark(line)
+
+    async def batches_among(self, request_ids: list[str]) -> list[BatchMark]:
+        """The provider's batches that hold any of these requests."""
+        return self._batches.among(request_ids)
+
+    async def report_batches(self, owner: str, model: str, counts: BatchCounts) -> None:
+        """What the batches that an owner waits for have done."""
+        self._batches.report(owner, model, counts)
+
     async def progress(self) -> dict[str, Any]:
         """Counts so far: the run's spending over all its invocations, what is in flight, what the models are."""
         spent = self._ledger.spent
@@ -284,6 +284,7 @@ class LedgerService:
             "spent": [{"model": model, "role": role, **asdict(spent[model, role])} for model, role in sorted(spent)],
             "models": self._board.models,
             "work": self._board.usage(),
+            "batches": self._batches.describe(),
             "notes": self._board.notes(),
             "budget": self._meter.describe(),
             "stopped": self._stopped and (self._stopped[0], self._records.lost.explain(self._stopped[1])),

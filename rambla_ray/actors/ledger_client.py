@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from rambla_ray.actors.ledger_batches import BatchBook
 from rambla_ray.actors.ledger_budget import Holding
 from rambla_ray.actors.ledger_grants import Terms
 from rambla_ray.actors.model import NO_SIZE, Answered, RunContext, Size
@@ -78,6 +79,10 @@ class LedgerClient:
             answered=self.answered,
             charge=self.charge,
             reserve=self.reserve,
+            batches=BatchBook(
+                *(self._service, self._run_id, self._owner, self._model, self._names.key),
+                *(self._asking, _ASKED.get),
+            ),
         )
 
     def is_late(self) -> bool:

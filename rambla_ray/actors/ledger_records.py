@@ -64,6 +64,12 @@ class Records:
             if kind == Kind.FAILURE:
                 self.failures[request_id] = line
 
+    async def mark_batch(self, line: bytes) -> None:
+        """Take a line about a provider's batch in; returns when it is durable. Raises NotStored."""
+        with self._writing():
+            self._ledger.add_batch(line)
+            await self._commits.wait()
+
     def mark(self, kind: Kind, requests: Iterable[Claimed]) -> None:
         """Note claims, releases or deaths. Raises NotStored."""
         with self._writing():

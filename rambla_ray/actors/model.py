@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Protocol
 
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Chaos, Pool, Rate
+from rambla_ray.ledger.batches import BatchMark
 from rambla_ray.schema import SCORE, Request, Response, well_formed
 
 Emit = Callable[[str], None]
@@ -33,6 +34,30 @@ class Answered(Enum):
     NOW = "now"  # In this invocation.
     BEFORE = "before"  # In an earlier one, or another run: the key may have been withdrawn since.
     NEVER = "never"
+
+
+class BatchCounts(NamedTuple):
+    """What a model's batches of its provider have done, of those that are under way."""
+
+    batches: int = 0
+    done: int = 0
+    requests: int = 0
+
+
+class BatchBook(Protocol):
+    """What a model knows of its run's batches, and writes down of them; see `actors.ledger_batches.BatchBook`."""
+
+    asked: Callable[[], str]
+
+    def new(self, request_ids: Iterable[str]) -> BatchMark: ...
+
+    async def among(self, request_ids: list[str]) -> list[BatchMark]: ...
+
+    async def write(self, line: bytes) -> None: ...
+
+    async def stored(self, request_ids: Iterable[str]) -> None: ...
+
+    def report(self, counts: BatchCounts) -> None: ...
 
 
 async def _never() -> Answered:
@@ -70,6 +95,7 @@ class RunContext:
             waits a moment for it, and raises Draining when the run is being stopped.
         answered: whether the model has answered the run, in any actor; asked by one none of whose requests has an
             answer, it waits for those of the others.
+        batches: of the provider, as the run's ledger has them; None outside of a run.
         stops: whether an error that no other call would escape ends it, so that nothing more is asked.
     """
 
@@ -79,6 +105,7 @@ class RunContext:
     charge: Callable[[int, int], None] = lambda prompt_tokens, completion_tokens: None
     reserve: Callable[[], Awaitable[bool]] = _always
     answered: Callable[[], Awaitable[Answered]] = _never
+    batches: BatchBook | None = None
     stops: bool = True
 
 

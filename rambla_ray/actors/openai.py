@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from yarl import URL
 
+from rambla_ray.actors.api.batch_provider import BatchProvider
 from rambla_ray.actors.api.http_model import PLACEHOLDER, Form, HTTPModel
+from rambla_ray.actors.api.openai_batches import OpenAIBatches
 from rambla_ray.actors.api.openai_package import written_request
 from rambla_ray.actors.api.openai_params import (
     ChatParams,
@@ -46,6 +48,10 @@ class OpenAIModel(HTTPModel):
         request = written_request(self.params.endpoint, key, self.params.azure_version, self.write)
         headers = {name: value for name, value in request.headers.items() if not name.startswith(OWN_HEADERS)}
         return Form(URL(str(request.url), encoded=True), headers, request.content)
+
+    def batches(self) -> BatchProvider:
+        base = self.params.endpoint
+        return OpenAIBatches(self.batch_wire(URL(base)), self._url.path.removeprefix(URL(base).path.rstrip("/")))
 
     def write(self, client: openai.OpenAI) -> None:
         """Let the package write a request with `PLACEHOLDER` as its text."""

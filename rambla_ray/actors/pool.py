@@ -23,7 +23,7 @@ from rambla_ray.actors.ledger_client import LedgerClient
 from rambla_ray.actors.model import Model, hide_gpus, without_lone_surrogates
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig
-from rambla_ray.config.sections import Chaos
+from rambla_ray.config.sections import Batch, Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
 from rambla_ray.ledger.record import Record
@@ -123,7 +123,8 @@ class PoolActor:
         config = self._config
         config.hide()
         try:
-            self._model = config.kind(config.params, config.pool, config.rate)
+            model = config.kind(config.params, config.pool, config.rate)
+            self._model = _batched(model, config.batch) if config.batch else model
             self._model.attach(self._ledger.run_context(self._chaos))
             identity = self._model.identity()
             self._identity = Identity(identity)
@@ -210,7 +211,7 @@ class PoolActor:
         request_id = ""
         try:
             model = self._loaded_model()
-            _check_askable(stage, sample.fields, prompt)
+            prompts.check_askable(stage.reads(), sample.fields, prompt)
             request_id = self._identity.request_id(model.request_identity(request))
             record = await self._record(model, request_id, stage.role, request)
         except CallError as error:  # nothing was asked
@@ -262,7 +263,7 @@ class PoolActor:
         if isinstance(claim, Record):
             return claim
         self._granted += 1
-        kill_every = self._chaos.kill_actor_every
+        kill_every = 0 if self._config.batch else self._chaos.kill_actor_every  # A batch holds all that is asked.
         if kill_every and self._granted >= kill_every and not claim:
             os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
         try:
@@ -282,13 +283,8 @@ class PoolActor:
             return await self._ledger.store_failure(request_id, role, CallError(ErrorKind.INTERNAL, reason))
 
 
-def _check_askable(stage: Generate, fields: Mapping[str, str], prompt: str) -> None:
-    """Raises CallError when a sample cannot be asked: a field is empty, or the text is not valid Unicode."""
-    empty = sorted(name for name in stage.reads() if not fields[name].strip())
-    if empty:
-        raise CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        message = f"lone surrogate at character {error.start} of the prompt"
-        raise CallError(ErrorKind.BAD_ITEM, message) from None
+def _batched(model: Any, terms: Batch) -> Model:
+    """A model that is asked in batches; local models do not import what that takes."""
+    from rambla_ray.actors.api.batched import BatchedModel
+
+    return BatchedModel(model, terms)

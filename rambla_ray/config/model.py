@@ -23,7 +23,7 @@ from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_
 from rambla_ray.config.explain import explain
 from rambla_ray.config.key_command import KeyCommand, read_token
 from rambla_ray.config.printed_token import Token
-from rambla_ray.config.sections import Name, Pool, Price, Rate
+from rambla_ray.config.sections import Batch, Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
 from rambla_ray.schema import canonical_json
@@ -73,6 +73,19 @@ class ModelParams(Closed):
     def longest_answer(self) -> int:
         """The longest answer in tokens, for the estimate of costs; 0 where it is not known."""
         return 0
+
+    @property
+    def batch_fault(self) -> str:
+        """Why its requests cannot be sent as the provider's batches; empty where they can."""
+        return "has no batch API; leave batch out"
+
+    def check_batches(self) -> None:
+        """Check that the endpoint has a batch API, without a call that costs anything.
+
+        Raises:
+            UserError: it says that it has none.
+        """
+        return None
 
     def resolved(self) -> Self:
         """These params with what comes from the environment filled in, so that a run explains itself.
@@ -210,6 +223,11 @@ class ModelConfig(Closed):
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
+    batch: Batch | None = Field(
+        None,
+        exclude_if=lambda batch: batch is None,
+        description="send what a run needs as batches of the provider, which take up to a day and cost half",
+    )
     _borrowed: Borrowings = PrivateAttr(default_factory=dict)
 
     @property
@@ -235,6 +253,14 @@ class ModelConfig(Closed):
         for written, value in texts_by_name(self._borrowed):
             redaction.show_by_name(value, written)
 
+    @field_validator("batch")
+    @classmethod
+    def _has_a_batch_api(cls, batch: Batch | None, info: ValidationInfo) -> Batch | None:
+        params = info.data.get("params")
+        if batch is not None and isinstance(params, ModelParams) and (fault := params.batch_fault):
+            raise UserError(f"{info.data['name']} {fault}")
+        return batch
+
     @field_validator("params", mode="plain")
     @classmethod
     def _as_declared(cls, value: Any, info: ValidationInfo) -> Any:
@@ -253,6 +279,12 @@ class ModelConfig(Closed):
     @field_serializer("params")
     def _with_its_own_fields(self, params: ModelParams, info: SerializationInfo) -> dict[str, Any]:
         return params.model_dump(mode=info.mode)
+
+    def preflight(self, *, same_machine: bool) -> None:
+        """Check what can be checked without a call that costs anything; see `ModelParams.preflight`."""
+        self.params.preflight(same_machine=same_machine)
+        if self.batch is not None and same_machine:
+            self.params.check_batches()
 
     @property
     def kind(self) -> type[Any]:

@@ -230,6 +230,7 @@ class RunConfig(Closed):
             del whole["options"][key]
         for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
             del config["pool"], config["rate"], config["price"]
+            config.pop("batch", None)
         del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
         if Role.READER not in self.roles:
             del whole["options"]["reader"]

@@ -187,6 +187,21 @@ class Price(Closed):
         return self.batch_factor if in_batch else 1.0
 
 
+class Batch(Closed):
+    """Requests are sent as batches of the provider, which take up to a day and cost half."""
+
+    max_wait_s: float = Field(
+        86400.0,
+        ge=SHORTEST_S,
+        le=30 * 86400,
+        description="how long a batch is waited for; then it is cancelled, and what it did is taken",
+    )
+    then: Literal["live", "fail"] = Field(
+        "live", description="what becomes of requests that a batch did not answer: they are asked live, or fail"
+    )
+    poll_s: float = Field(60.0, ge=0.01, le=3600, description="longest time between two looks at a batch")
+
+
 class ReaderOptions(Closed):
     """What the reader is asked, in a run that has one (`roles.reader`)."""
 

@@ -62,6 +62,10 @@ class Claims:
         """Who asks a request, if anybody does."""
         return self._owner_of.get(request_id)
 
+    def asked_by(self, owner: str) -> list[str]:
+        """The request_ids that an owner asks."""
+        return list(self._asking.get(owner, {}))
+
     def asked_by_others(self, model: str, owners: Container[str]) -> bool:
         """Whether an owner that is none of these asks something of a model."""
         return any(

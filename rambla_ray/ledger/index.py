@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rambla_ray.ledger.record import Kind, NewerFormat, check, peek
+from rambla_ray.ledger.batches import Batches
+from rambla_ray.ledger.record import Kind, NewerFormat, body_of, check, peek
 from rambla_ray.ledger.segments import Segment
 from rambla_ray.ledger.spent import Tally
+
+_ENDS = (Kind.ANSWER, Kind.FAILURE)
 
 
 class Index:
@@ -17,7 +20,8 @@ class Index:
     """
 
     def __init__(self, run_id: str) -> None:
-        self.tally = Tally(run_id)
+        self.batches = Batches()
+        self.tally = Tally(run_id, self.batches)
         self.damaged = 0  # lines that were skipped because they are torn or damaged
         self.newer: Counter[str] = Counter()  # number of a newer format → lines that were skipped for it
         self._where: dict[bytes, int] = {}  # request_id → the place of its answer, packed; see `_packed`
@@ -53,6 +57,11 @@ class Index:
 
     def take_checked(self, kind: str, request_id: str, tag: bytes, line: bytes, segment: int, offset: int) -> None:
         """Remember where an answer stands, and count what is this run's."""
+        if kind == Kind.BATCH:
+            self.batches.take(request_id, body_of(line))
+            return
+        if self.batches and kind in _ENDS:
+            self.batches.end(request_id)
         if tag == self.tally.tag:
             self.tally.add(kind, request_id, line)
         if kind == Kind.ANSWER:

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     CLAIM = "c"  # somebody is about to ask; one that nothing follows was in flight when its process died
     RELEASE = "r"  # whoever claimed the request did not ask after all
     DEATH = "d"  # the process that was asking died
+    BATCH = "b"  # what is known of a provider's batch; the batch's tag is in the place of a request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,12 @@ class Record:
         if response is None:
             body |= {"error_kind": self.error_kind, "error": self.error}
             body |= {"attempts": trace.attempts, "waited_s": trace.waited_s, "tries": trace.tries, **rare}
-            return _line(Kind.FAILURE, self.request_id, self.run_id, body)
+            return stored_line(Kind.FAILURE, self.request_id, self.run_id, body)
         body |= {name: getattr(response, name) for name in _ANSWER_FIELDS}
         body |= {name: getattr(trace, name) for name in _USUAL_FIELDS} | rare
         if response.details is not NO_DETAILS:
             body |= {name: value for name in DETAIL_FIELDS if (value := getattr(response.details, name))}
-        return _line(Kind.ANSWER, self.request_id, self.run_id, body)
+        return stored_line(Kind.ANSWER, self.request_id, self.run_id, body)
 
     @classmethod
     def from_line(cls, line: bytes) -> Record:
@@ -112,10 +113,11 @@ class Record:
 
 def mark_line(kind: Kind, request_id: str, run_id: str, model: str, role: str) -> bytes:
     """The stored form of a claim, a release or a death of a request."""
-    return _line(kind, request_id, run_id, {"run": run_id, "model": model, "role": role})
+    return stored_line(kind, request_id, run_id, {"run": run_id, "model": model, "role": role})
 
 
-def _line(kind: Kind, request_id: str, run_id: str, body: dict[str, Any]) -> bytes:
+def stored_line(kind: Kind, request_id: str, run_id: str, body: dict[str, Any]) -> bytes:
+    """A line with its checksum and a line break."""
     text = json.dumps(body, separators=(",", ":"))
     rest = f"{kind} {request_id} {run_tag(run_id)} {text}".encode()
     return b"%08x %s\n" % (zlib.crc32(rest), rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 from rambla_ray.ledger.record import Kind, Record, body_of, run_tag
@@ -99,10 +100,11 @@ class Tally:
 
     Args:
         run_id: the run; lines of others are left out.
+        in_batches: requests that are in a provider's batch: who claims one again makes no further call.
     """
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, in_batches: Container[str] = ()) -> None:
+        self._run_id, self._in_batches = run_id, in_batches
         self.tag = run_tag(run_id).encode()
         self.spent: dict[tuple[str, str], Spent] = {}  # by (model, role)
         self.deaths: Counter[str] = Counter()  # request_id → processes that died asking it
@@ -120,6 +122,8 @@ class Tally:
             return
         spent = self.spent.setdefault((str(body["model"]), str(body["role"])), Spent())
         if kind == Kind.CLAIM:
+            if self._open.get(request_id) and request_id in self._in_batches:
+                return
             self._open[request_id] += 1
             spent.repeated += 1  # until its end is found
             return

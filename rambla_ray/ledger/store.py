@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rambla_ray.ledger.batches import Batches
 from rambla_ray.ledger.clock import WakingClock
 from rambla_ray.ledger.index import Index
 from rambla_ray.ledger.others import Others
@@ -160,6 +161,15 @@ class Ledger:
         for line in lines:
             self._index.take_checked(*peek(line), line, self._own_number, offset)
             offset += len(line)
+
+    def add_batch(self, line: bytes) -> None:
+        """Take a line about a provider's batch in; it is durable after the next `commit`. Raises OSError."""
+        self._append([line])
+
+    @property
+    def batches(self) -> Batches:
+        """The provider's batches, of any run, that hold requests without an end."""
+        return self._index.batches
 
     def join(self) -> None:
         """Be seen by those who write into the folder, too, before there is anything to write."""

@@ -104,6 +104,7 @@ class Progress:
         return (
             f"{elapsed:.0f} s: {ended}/{self._total} samples{f' ({outcomes})' if outcomes else ''}, "
             f"{counts['calls']} calls, {counts['in_flight']} in flight, {ended / elapsed:.1f} samples/s{budget}"
+            f"{''.join(f'; {self._label(key)} {_batches(*it)}' for key, it in sorted(counts['batches'].items()))}"
             f"{''.join(f'; {self._label(key)} {_local_usage(work)}' for key, work in sorted(counts['work'].items()))}"
         )
 
@@ -119,6 +120,11 @@ class Progress:
             model = self._labels.get(spent["model"], spent["model"]) if is_target else spent["model"]
             add_row(table, [model, spent["role"], *(str(spent[key]) for key in LIVE_COUNTS)])
         return table
+
+
+def _batches(batches: int, done: int, requests: int) -> str:
+    """How far a model's batches are."""
+    return f"{batches} {'batch' if batches == 1 else 'batches'}, {done:,} of {requests:,} done"
 
 
 def _local_usage(actors: Sequence[Mapping[str, float]]) -> str:

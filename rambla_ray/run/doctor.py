@@ -126,7 +126,7 @@ def _look_around(node_id: str, address: str, has: NodeResources, configs: Mappin
     faults = {}
     for name, config in configs.items():
         try:
-            config.params.preflight(same_machine=True)
+            config.preflight(same_machine=True)
         except UserError as error:
             faults[name] = str(error)
     free = shutil.disk_usage(tempfile.gettempdir()).free / GIB

@@ -28,12 +28,13 @@ from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
 from rambla_ray.results.served import Served
 from rambla_ray.run.cluster import connected_cluster
-from rambla_ray.run.placement import Cluster, Level, Placement, calls_per_actor, waiting_reason
+from rambla_ray.run.placement import Cluster, Level, Placement, blocks_at_once, waiting_reason
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.stopping import OrderlyStop
 from rambla_ray.storage import Folder
 
 DRAIN_S = 30.0  # A run that is being stopped waits so long for what is in flight.
+NEVER = -1  # Ray Data's word for no timeout.
 STALL_MARGIN_S = 900.0  # Loading and large batches may take so long beyond the slowest request without any progress.
 
 
@@ -176,13 +177,14 @@ class Run:
         """All samples of a target, as they come out of the last pool, block by block."""
         placement = self.placements[target]
         first, last = placement.levels[0], placement.levels[-1]
-        blocks = self.plan.blocks(first)
+        blocks = self.plan.blocks(first, in_batches=any(level.config.batch for level in placement.levels))
         rows = max(block["count"] for block in blocks)
         self._configure_ray_data(placement)
         stream: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])
         for level in placement.levels:
             source = Source(target, self.items) if level is first else None
-            stream = self._through(stream, level, rows, source, is_last=level is last)
+            at_once = blocks_at_once(level, rows, len(blocks))
+            stream = self._through(stream, level, at_once, source, is_last=level is last)
             if not placement.together:
                 stream = stream.materialize()  # This pool ends before the next begins.
         for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -197,14 +199,14 @@ class Run:
         context.print_on_execution_start = self.plan.config.options.verbose
         rates = [level.config.rate for level in placement.levels]
         slowest_s = max(rate.give_up_after_s + rate.timeout_s for rate in rates)
-        context.execution_no_progress_timeout_s = STALL_MARGIN_S + slowest_s
+        in_batches = any(level.config.batch for level in placement.levels)  # Their own deadline bounds them.
+        context.execution_no_progress_timeout_s = NEVER if in_batches else STALL_MARGIN_S + slowest_s
 
     def _through(
-        self, stream: ray.data.Dataset, level: Level, rows: int, source: Source | None, *, is_last: bool
+        self, stream: ray.data.Dataset, level: Level, at_once: int, source: Source | None, *, is_last: bool
     ) -> ray.data.Dataset:
-        """The stream through one pool."""
+        """The stream through one pool, whose actors each work on so many blocks at once."""
         pool = level.pool
-        calls = calls_per_actor(pool, rows)
         return stream.map(
             PoolActor,
             fn_constructor_args=(
@@ -222,8 +224,8 @@ class Run:
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,
                 max_size=pool.largest,
-                max_concurrent_calls_per_actor=calls,
-                max_tasks_in_flight_per_actor=2 * calls,
+                max_concurrent_calls_per_actor=at_once,
+                max_tasks_in_flight_per_actor=2 * at_once,
             ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,

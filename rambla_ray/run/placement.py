@@ -171,7 +171,9 @@ def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:
     pool = model.pool
     _refuse_parts(model.name, pool)
     if not model.config.params.is_local:
-        settled = pool.model_copy(update={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0})
+        actors = {"min_size": 1, "max_size": 1} if model.config.batch else {}  # All it asks goes into few batches.
+        takes = {"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0}
+        settled = pool.model_copy(update={**actors, **takes})
     else:
         most = 1.0 if cluster.grows else cluster.node_gpus
         gpus = pool.num_gpus if pool.num_gpus is not None else min(1.0, most)
@@ -253,14 +255,22 @@ def waiting_reason(model: PooledModel, cluster: Cluster) -> str:
 def run_together(levels: Sequence[PooledModel], cluster: Cluster) -> bool:
     """Whether a stream's pools run at the same time, or one after another, each freed before the next.
 
-    They do where the cluster, as it is, holds them all, unless one local model would be loaded twice. Whether nodes
-    that an autoscaler brings would hold them is not known: a pool that waits for its node stops the whole stream.
+    They do where the cluster, as it is, holds them all, unless one local model would be loaded twice, or one asks in
+    batches, which need all samples at once. Whether nodes that an autoscaler brings would hold them is not known: a
+    pool that waits for its node stops the whole stream.
     """
     local = [level.config for level in levels if level.config.params.is_local]
+    if len(levels) > 1 and any(level.config.batch for level in levels):
+        return False
     if any(config in local[:place] for place, config in enumerate(local)):
         return False
     taking = [level.pool for level in levels if any(actor_resources(level.pool))]
     return len(taking) <= 1 or cluster.holds(taking)
+
+
+def blocks_at_once(level: Level, rows_per_block: int, blocks: int) -> int:
+    """How many of a stream's blocks one actor of a level works on at once: all, where it asks in batches."""
+    return blocks if level.config.batch else calls_per_actor(level.pool, rows_per_block)
 
 
 def calls_per_actor(pool: Pool, rows_per_block: int) -> int:

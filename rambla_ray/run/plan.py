@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,14 +17,13 @@ from rambla_ray.data.source import load_dataset
 from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
+from rambla_ray.run.blocks import blocks_of
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
 from rambla_ray.tasks.transforms import Transform
 
-ROWS_PER_BLOCK = 16  # A block has at most so many rows.
-MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
 # The column `fields` holds each item's fields as a JSON string.
 ITEM_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")])
 
@@ -104,30 +102,9 @@ class Plan:
             columns = [[item.root_id for item in items], [json.dumps(item.fields) for item in items]]
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
-    def blocks(self, first: Level) -> list[dict[str, Any]]:
-        """One target's samples as blocks: `count` items from `first` on, of a task and variant.
-
-        For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike
-        is computed once.
-
-        A block is the unit of streaming, of retry and of overhead: small enough that each actor gets some and a slow
-        model's answers come in steadily, large enough that its own cost is small beside that of its calls.
-
-        Args:
-            first: the first pool of the target's stream, settled.
-        """
-        pool = first.config.pool
-        total, most = self.samples_per_target, ROWS_PER_BLOCK
-        is_local = first.config.params.is_local
-        if not is_local:
-            most = max(most, min(MOST_ROWS_PER_BLOCK, max(pool.max_concurrency, total // 512)))
-        rows = max(1, min(most, math.ceil(total / (2 * pool.largest))))
-        blocks = [
-            {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
-            for (name, variant), count in self.expected.items()
-            for start in range(0, count, rows)
-        ]
-        return sorted(blocks, key=lambda block: block["first"]) if is_local else blocks
+    def blocks(self, first: Level, *, in_batches: bool = False) -> list[dict[str, Any]]:
+        """One target's samples as blocks; see `blocks_of`."""
+        return blocks_of(self.expected, first.config, in_batches=in_batches)
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
@@ -185,9 +162,8 @@ class Plan:
         if self.config.options.budget.usd is not None:
             _refuse_unpriced(list(levels.values()))
         for level in levels.values():
-            params = level.config.params
             try:
-                params.preflight(same_machine=same_machine)
+                level.config.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
         for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from rambla_ray.display import one_line
+from rambla_ray.errors import CallError, ErrorKind
 
 LONGEST = 10_000_000  # Characters of a template.
 WIDEST = 1000  # So many characters a placeholder may pad its text to, or keep of it.
@@ -60,3 +61,15 @@ def _as_system(text: str) -> str:
 
 SystemPrompt = Annotated[str, Field(max_length=LONGEST), AfterValidator(_as_system)]  # As it stands: no placeholders.
 Template = Annotated[str, Field(max_length=LONGEST), AfterValidator(_checked)]
+
+
+def check_askable(reads: Iterable[str], fields: Mapping[str, str], prompt: str) -> None:
+    """Raises CallError when a sample cannot be asked: a field that is read is empty, or the text is no Unicode."""
+    empty = sorted(name for name in reads if not fields[name].strip())
+    if empty:
+        raise CallError(ErrorKind.BAD_ITEM, f"field '{empty[0]}' is empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        message = f"lone surrogate at character {error.start} of the prompt"
+        raise CallError(ErrorKind.BAD_ITEM, message) from None

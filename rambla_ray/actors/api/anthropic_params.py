@@ -71,6 +71,13 @@ class AnthropicParams(PromptedParams):
         base, mark, query = self.endpoint.partition("?")
         return URL(f"{base}/v1/{path}{mark}{query}")
 
+    @property
+    def batch_fault(self) -> str:
+        return ""
+
+    def list_of_batches(self, key: str) -> tuple[URL, dict[str, str]]:
+        return self.url("messages/batches").update_query(limit=1), self.headers(key)
+
     def headers(self, key: str) -> dict[str, str]:
         """Those of every request; a token of a command is not the API's own kind of key."""
         bearer = {"authorization": f"Bearer {key}"} if self.api_key_command else {"x-api-key": key}

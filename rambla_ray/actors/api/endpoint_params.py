@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 from yarl import URL
 
-from rambla_ray.actors.api.extras import ExtraBody, ExtraHeaders, omitted
+from rambla_ray.actors.api.extras import ExtraBody, ExtraHeaders, omitted, with_headers
+from rambla_ray.actors.api.openai_package import get_status
 from rambla_ray.actors.api.proxy import proxy_of
 from rambla_ray.config.model import KeyedParams
 from rambla_ray.display import folded
@@ -21,6 +22,7 @@ def _as_printable(text: str) -> str:
     return text
 
 
+NO_SUCH_API = (404, 405, 501)  # Statuses of an endpoint without batches, asked for them.
 Printable = Annotated[str, Field(max_length=1000), AfterValidator(_as_printable)]
 
 
@@ -76,6 +78,22 @@ class EndpointParams(KeyedParams):
             ConnectionError: there is no reply; the message holds the cause.
         """
         raise NotImplementedError
+
+    def list_of_batches(self, key: str) -> tuple[URL, dict[str, str]]:
+        """Where the endpoint lists its batches, and the headers to ask for that."""
+        raise NotImplementedError
+
+    def check_batches(self) -> None:
+        try:
+            key, proxy = self.read_key(), proxy_of(URL(self.endpoint))
+            url, headers = self.list_of_batches(key)
+            sent = with_headers(headers, self.extra_headers)
+            status, _ = get_status(str(url), sent, str(proxy) if proxy else None)
+        except (CallError, ConnectionError):  # The run finds out, and says so as always.
+            return
+        if status in NO_SUCH_API:
+            where = self.endpoint.partition("?")[0]
+            raise UserError(f"{where} has no batch API (HTTP {status} to a question for its batches); leave batch out")
 
     def ping(self) -> str:
         """Ask for its list of models; many that are like the API have none, and answer all the same."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -90,28 +90,55 @@ class Wire:
             CallError: connection, garbage (no HTTP), oversized, unavailable (no way there that waiting would open),
                 load (no proxy that can be used), auth (no token); and what `read` raises.
         """
-        if self._tokens is None:
-            return await self._post(url, body, read)
-        headers = await self._tokens.headers()
-        try:
-            return await self._post(url, body, partial(_unless_unauthorized, read), headers)
-        except _Unauthorized:
-            headers = await self._tokens.headers_after(headers)
-        return await self._post(url, body, read, headers)
+        return await self.exchange("POST", url, partial(self._read_whole, read), lambda: {"data": body})
 
-    async def _post(
-        self, url: URL, body: bytes, read: Callable[[HttpReply], T], headers: Mapping[str, str] | None = None
+    async def _read_whole(self, read: Callable[[HttpReply], T], response: aiohttp.ClientResponse) -> T:
+        parts: list[bytes] = []
+        if await _ends_within(SMALL_BYTES, response, parts):
+            return read(HttpReply(response.status, response.headers, b"".join(parts)))
+        async with self._large:
+            return read(await _large_reply(response, parts))
+
+    async def exchange(
+        self,
+        method: str,
+        url: URL,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        make: Callable[[], Mapping[str, Any]],
+    ) -> T:
+        """Send a request of any method, and return what `read` makes of the open reply.
+
+        Args:
+            method: of HTTP.
+            url: where it goes.
+            read: reads the reply.
+            make: returns what the request has, as aiohttp takes it; called each time that it is sent.
+
+        Raises:
+            CallError: as `post` does.
+        """
+        if self._tokens is None:
+            return await self._exchange(method, url, read, make())
+        bearing = await self._tokens.headers()
+        try:
+            return await self._exchange(method, url, partial(_unless_unauthorized, read), _with(bearing, make()))
+        except _Unauthorized:
+            bearing = await self._tokens.headers_after(bearing)
+        return await self._exchange(method, url, read, _with(bearing, make()))
+
+    async def _exchange(
+        self,
+        method: str,
+        url: URL,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        options: Mapping[str, Any],
     ) -> T:
         session = self._session
         if session is None or self._loop is not asyncio.get_running_loop():
             session = self._open(url)
         try:
-            async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                parts: list[bytes] = []
-                if await _ends_within(SMALL_BYTES, response, parts):
-                    return read(HttpReply(response.status, response.headers, b"".join(parts)))
-                async with self._large:
-                    return read(await _large_reply(response, parts))
+            async with session.request(method, url, allow_redirects=False, **options) as response:
+                return await read(response)
         except aiohttp.ClientError as error:
             raise _call_error(error) from None
         except OSError as error:
@@ -153,10 +180,17 @@ class Wire:
         self.close()
 
 
-def _unless_unauthorized(read: Callable[[HttpReply], T], reply: HttpReply) -> T:
-    if reply.status == 401:
+async def _unless_unauthorized(
+    read: Callable[[aiohttp.ClientResponse], Awaitable[T]], response: aiohttp.ClientResponse
+) -> T:
+    if response.status == 401:
         raise _Unauthorized
-    return read(reply)
+    return await read(response)
+
+
+def _with(headers: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request has, with more headers."""
+    return {**options, "headers": {**options.get("headers", {}), **headers}}
 
 
 def _call_error(error: aiohttp.ClientError) -> CallError:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from yarl import URL
 
+from rambla_ray.actors.api.batch_http import AT_ONCE, BatchWire
+from rambla_ray.actors.api.batch_provider import BatchProvider
 from rambla_ray.actors.api.endpoint_params import EndpointParams
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
@@ -26,6 +28,7 @@ from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
 
+CONTENT_TYPE = "content-type"
 # Stands in a form's body; a call's text replaces it. No param's text is the same by chance, or by intent.
 PLACEHOLDER = f"<the text of a request {secrets.token_hex(16)}>"
 KEY_PLACEHOLDER = "key-of-a-command"  # Stands in a form's headers where each call has its own.
@@ -61,9 +64,19 @@ class HTTPModel(BaseAPIModel):
         form = self.form(self._lasting_key)
         self._use_body(with_members(form.body, params.extra_body))
         self._url = form.url
-        headers = {name: value for name, value in form.headers.items() if KEY_PLACEHOLDER not in value}
-        headers = dict(with_headers(headers, params.extra_headers))
-        self._wire = Wire(headers, pool.max_concurrency, trusted_authorities, self._tokens)
+        lasting = {name: value for name, value in form.headers.items() if KEY_PLACEHOLDER not in value}
+        self._headers = with_headers(lasting, params.extra_headers)
+        self._wire = Wire(self._headers, pool.max_concurrency, trusted_authorities, self._tokens)
+
+    def batches(self) -> BatchProvider:
+        """The provider's batch API. Raises CallError (`load`): this model has none."""
+        raise CallError(ErrorKind.LOAD, f"{type(self).__name__} has no batch API")
+
+    def batch_wire(self, base: URL) -> BatchWire:
+        """The way to a batch API whose paths stand behind `base`."""
+        headers = {name: value for name, value in self._headers.items() if name.lower() != CONTENT_TYPE}
+        wire = Wire(headers, AT_ONCE, trusted_authorities, self._tokens)
+        return BatchWire(base, wire, lambda: self._key, self._rate.timeout_s, self._rate.give_up_after_s)
 
     @abstractmethod
     def form(self, key: str) -> Form:

@@ -6,6 +6,7 @@ import os
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
@@ -78,6 +79,17 @@ class OpenAIEndpointParams(EndpointParams):
     def remarks(self) -> tuple[str, ...]:
         note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
         return (note,) if self.async_calls is False else ()
+
+    @property
+    def batch_fault(self) -> str:
+        if self.azure_version is None:
+            return ""
+        way_out = "name its v1 API: api_type: openai, base_url: https://<resource>.openai.azure.com/openai/v1"
+        return f"asks Azure by deployment, whose batches are not sent; {way_out}"
+
+    def list_of_batches(self, key: str) -> tuple[URL, dict[str, str]]:
+        base, _, query = self.endpoint.partition("?")
+        return URL(f"{base}/batches?{query}").update_query(limit=1), {"authorization": f"Bearer {key}"}
 
     def list_models(self, key: str, proxy: str | None) -> tuple[int, float]:
         is_token = self.api_key_command is not None

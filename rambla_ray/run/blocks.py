@@ -1,0 +1,43 @@
+"""Blocks: the units in which a target's samples stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rambla_ray.config.model import ModelConfig
+
+ROWS_PER_BLOCK = 16  # A block has at most so many rows.
+MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
+MOST_BLOCKS_AT_ONCE = 128  # Of each (task, variant) one more: each block in an actor takes a thread there.
+
+
+def blocks_of(
+    expected: Mapping[tuple[str, str], int], first: ModelConfig, *, in_batches: bool = False
+) -> list[dict[str, Any]]:
+    """One target's samples as blocks: `count` items from `first` on, of a task and variant.
+
+    For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike is
+    computed once.
+
+    A block is the unit of streaming, of retry and of overhead: small enough that each actor gets some and a slow
+    model's answers come in steadily, large enough that its own cost is small beside that of its calls.
+
+    Args:
+        expected: how many samples each (task, variant) has.
+        first: the model of the stream's first pool, which is settled.
+        in_batches: a model of the stream asks in batches of its provider, and so has all blocks at once.
+    """
+    total, most, is_local = sum(expected.values()), ROWS_PER_BLOCK, first.params.is_local
+    if not is_local:
+        most = max(most, min(MOST_ROWS_PER_BLOCK, max(first.pool.max_concurrency, total // 512)))
+    rows = max(1, min(most, math.ceil(total / (2 * first.pool.largest))))
+    if in_batches:
+        rows = max(rows, math.ceil(total / MOST_BLOCKS_AT_ONCE))
+    blocks = [
+        {"task": name, "variant": variant, "first": start, "count": min(rows, count - start)}
+        for (name, variant), count in expected.items()
+        for start in range(0, count, rows)
+    ]
+    return sorted(blocks, key=lambda block: block["first"]) if is_local else blocks
