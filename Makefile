@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup bench test test-all check format nodes
+.PHONY: help setup bench test test-all check format reference nodes
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,6 +38,9 @@ check: setup ## formatting, lint, types, declared dependencies
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: setup ## write docs/models.md anew, from the descriptions in the code
+	$(BIN)/python jobs/reference.py
 
 nodes: setup ## build the wheel that cluster.yaml carries to the nodes, in dist/
 	rm -rf build dist

@@ -202,7 +202,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("job", ["bench", "report", "serve"])
+@pytest.mark.parametrize("job", ["bench", "reference", "report", "serve"])
 def test_help_imports_neither_ray_nor_torch(job):
     loaded = loaded_by(f"import sys; sys.path.insert(0, 'jobs'); import {job}; {job}.main(['--help'])")
     assert not loaded & {"ray", "torch", "openai", "transformers", "pydantic"}
