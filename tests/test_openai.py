@@ -118,6 +118,20 @@ def test_a_missing_key_is_refused_on_the_driver_naming_its_variable(
     assert caught.value.kind == ErrorKind.AUTH
 
 
+def test_an_endpoint_without_a_key_needs_no_variable_and_gets_no_key_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-of-an-administrator")
+    with OpenAIServer(answer=str.upper, key="none") as server:
+        model = build(server, api_key_var=None)
+        model.params.preflight(same_machine=True)
+        assert answer(model, "hello").text == "HELLO"
+        assert model.params.ping().startswith("answers, and takes requests without a key")
+    assert model.params.key_variable is None
+    with OpenAIServer() as server, pytest.raises(UserError, match="turns requests without a key away"):
+        params(base_url=server.base_url, api_key_var=None).ping()
+
+
 def test_async_calls_false_is_accepted_with_a_note() -> None:
     given = params(async_calls=False)
     given.preflight(same_machine=True)

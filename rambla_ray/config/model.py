@@ -130,9 +130,9 @@ class KeyedParams(ModelParams):
 
     is_charged: ClassVar[bool] = True
 
-    api_key_var: str = Field(
+    api_key_var: str | None = Field(
         pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case",
+        description="NAME of the environment variable with the key, in upper case; null where none is needed",
     )
     api_key_command: KeyCommand | None = Field(
         None,
@@ -161,19 +161,23 @@ class KeyedParams(ModelParams):
     def key_name(self) -> str:
         """What tells one key from another, without showing it, as one word: those with the same one share limits."""
         if self.api_key_command is None:
-            return self.api_key_var
+            return self.api_key_var or "no-key"
         return f"command-{hashlib.sha256(canonical_json(self.api_key_command).encode()).hexdigest()[:16]}"
 
     @property
     def key_source(self) -> str:
         """The key, as messages call it."""
-        return "the token of api_key_command" if self.api_key_command else f"the key in {self.api_key_var}"
+        if self.api_key_command is not None:
+            return "the token of api_key_command"
+        return f"the key in {self.api_key_var}" if self.api_key_var else "requests without a key"
 
     def preflight(self, *, same_machine: bool) -> None:
         """The key's variable must be set where calls are made, and hold what can be sent; a command must give one."""
         if self.api_key_command is not None:
             if same_machine:
                 self._try_command()
+            return
+        if self.api_key_var is None:
             return
         key = os.environ.get(self.api_key_var, "").strip()
         if same_machine and not key:
@@ -193,13 +197,15 @@ class KeyedParams(ModelParams):
         return read_token(self.api_key_command or (), self.api_key_ttl_s)
 
     def read_key(self) -> str:
-        """The key, to be called where the model runs.
+        """The key, to be called where the model runs; empty where the endpoint takes none.
 
         Raises:
             CallError: `auth`: the variable is not set there, or holds what no HTTP header can; a command gives none.
         """
         if self.api_key_command is not None:
             return self.read_token().text
+        if self.api_key_var is None:
+            return ""
         key = os.environ.get(self.api_key_var, "").strip()
         if not key:
             raise CallError(

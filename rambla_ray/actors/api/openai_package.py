@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
+NO_KEY = "none"  # What the package, which wants a key, sends to an endpoint that needs none.
 PING_S = 5.0  # An endpoint may take so long to give a sign of life.
 
 
@@ -33,6 +34,7 @@ def open_client(
 
     base, _, query = url.partition("?")
     options: dict[str, Any] = {"default_query": dict(parse_qsl(query, keep_blank_values=True)), "http_client": http}
+    key = key or NO_KEY
     if azure_version is not None:
         options["azure_ad_token" if is_token else "api_key"] = key
         return openai.AzureOpenAI(azure_endpoint=base, api_version=azure_version, max_retries=0, **options)

@@ -37,10 +37,10 @@ class OpenAIEndpointParams(EndpointParams):
     )
     base_url: str | None = Field(None, description="OPENAI_API_BASE when not given")
     api_version: Printable | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
-    api_key_var: str = Field(
+    api_key_var: str | None = Field(
         "OPENAI_API_KEY",
         pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case",
+        description="NAME of the environment variable with the key, in upper case; null where none is needed",
     )
     async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
 
