@@ -205,7 +205,7 @@ def test_nothing_is_created_but_through_a_folder() -> None:
     assert not creates_files(ast.parse("open(place, 'rb')", mode="eval").body)
 
 
-# Runs in one process and on its one cluster, for each of which a line of words comes.
+# Runs in one process, on its one cluster, whose umask is the process's; an argument has the words of a run.
 RUNS = """
 import sys, bench, ray
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -223,15 +223,15 @@ sys.exit(max(bench.main(["model=mock", "limit=4", *words.split()]) for words in 
     ],
 )
 def test_a_whole_run_is_its_owners(umask: int, runs: list[tuple[str, tuple[int, int]]], tmp_path: Path) -> None:
-    expected = {tmp_path / (word or "private"): modes for word, modes in runs}
-    lines = [f"runs_dir={tmp_path / (word or 'private')}/deep/runs {word}" for word, _ in runs]
+    folders = [tmp_path / (word.partition("=")[2] or "private") for word, _ in runs]
+    lines = [f"runs_dir={folder}/deep/runs {word}" for folder, (word, _) in zip(folders, runs, strict=True)]
     done = subprocess.run(
         [sys.executable, "-c", RUNS, *lines],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "jobs")))},
         capture_output=True, text=True, umask=umask, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for folder, modes in expected.items():
+    for folder, (_, modes) in zip(folders, runs, strict=True):
         names = modes_in(folder / "deep")
         assert {Path(name).name for name in names} >= {
             "config.yaml",
