@@ -45,7 +45,7 @@ ALLOWED_WARNINGS = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its tier; the tests run in the order of the tiers, or the longest first where they share cores."""
+    """Give each test its tier, in whose order they run; where they share cores, those that take longest go first."""
     warnings = [pytest.mark.filterwarnings(warning) for warning in ("error", *ALLOWED_WARNINGS)]
     places = {}
     for item in items:
