@@ -1,4 +1,4 @@
-"""Fixtures: real data where it lies, one local Ray cluster for the session, the command line as a function."""
+"""Fixtures: real data where it lies, one local Ray cluster for a process's tests, the command line as a function."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if IN_PARALLEL:
     os.environ["OMP_NUM_THREADS"] = "1"  # The workers share the cores; torch reads it when it is imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever token this machine has: before Ray is imported, which looks once
+os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own 15 leaves its workers nothing where other tests use the cores.
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
 

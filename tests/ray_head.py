@@ -106,6 +106,7 @@ class Head(Node):
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OPENAI_"))},
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "disabled",
             "FORCE_COLOR": "1",
             **environment,
