@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+unexport PYTHONDONTWRITEBYTECODE # What one process has compiled, hundreds after it need not.
 
 .PHONY: help setup bench test test-all check format reference nodes
 
@@ -20,14 +21,13 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 bench: setup ## benchmark a small real model on the demo set; ARGS="key=value ..." for more
 	$(BIN)/python jobs/bench.py $(ARGS)
 
-test: setup ## run the tests of a newcomer: what needs no cluster, in parallel, and what shares one
+test: setup ## run the tests of a newcomer: what needs no cluster, and what shares one
 	$(BIN)/python -m pytest -m unit -n auto $(ARGS)
-	$(BIN)/python -m pytest -m cluster $(ARGS)
+	$(BIN)/python -m pytest -m cluster -n 2 --dist loadfile $(ARGS)
 	@echo 'Clusters of their own, kills, jobs and real weights are tested by: make test-all'
 
 test-all: test ## run all tests, also those that start and kill clusters, and those of real models
-	$(BIN)/python -m pytest -m processes -n 2 --dist loadfile $(ARGS)
-	$(BIN)/python -m pytest -m real $(ARGS)
+	$(BIN)/python -m pytest -m "processes or real" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## formatting, lint, types, declared dependencies
 	$(BIN)/ruff format --check .

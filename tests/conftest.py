@@ -1,4 +1,4 @@
-"""Fixtures: real data where it lies, one local Ray cluster for the session, the command line as a function."""
+"""Fixtures: real data where it lies, one local Ray cluster for a process's tests, the command line as a function."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import pytest
 if TYPE_CHECKING:
     from ray_head import Head
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if IN_PARALLEL:
     os.environ["OMP_NUM_THREADS"] = "1"  # The workers share the cores; torch reads it when it is imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever token this machine has: before Ray is imported, which looks once
+os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own 15 leaves its workers nothing where other tests use the cores.
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
 
@@ -44,16 +46,19 @@ ALLOWED_WARNINGS = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its tier; the tests run in the order of the tiers."""
+    """Give each test its tier, in whose order they run; where they share cores, those that take longest go first."""
+    warnings = [pytest.mark.filterwarnings(warning) for warning in ("error", *ALLOWED_WARNINGS)]
+    places = {}
     for item in items:
-        if tier_of(item) is None:
-            fixtures = getattr(item, "fixturenames", ())
+        tier, fixtures = tier_of(item), getattr(item, "fixturenames", ())
+        if tier is None:
             tier = next((tier for fixture, tier in TIER_OF_FIXTURE.items() if fixture in fixtures), "unit")
             item.add_marker(tier)
-        if tier_of(item) == "unit":
-            for warning in ("error", *ALLOWED_WARNINGS):
-                item.add_marker(pytest.mark.filterwarnings(warning))
-    items.sort(key=lambda item: TIERS.index(str(tier_of(item))))
+        for warning in warnings if tier == "unit" else ():
+            item.add_marker(warning)
+        place = TIERS.index(tier)
+        places[item] = (-place, "head" not in fixtures) if IN_PARALLEL else (place, False)
+    items.sort(key=places.__getitem__)
 
 
 def tier_of(item: pytest.Item) -> str | None:

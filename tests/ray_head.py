@@ -71,18 +71,20 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 class Worker(Node):
-    """A node with one CPU that joins a head."""
+    """A node with one CPU that is joining a head, which takes seconds: `wait` returns when it has."""
 
     def __init__(self, head: Head) -> None:
         self._head = head
+        self._log = head.folder / f"worker-{secrets.token_hex(4)}.log"
 
     def __enter__(self) -> Self:
         words = [f"--address={self._head.address}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000"]
         words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
-        log = self._head.folder / f"worker-{secrets.token_hex(4)}.log"
-        self._start(words, self._head.environment, self._head.folder, log)
-        wait_until(lambda: "Ray runtime started" in log.read_text(), "a worker", START_S)
+        self._start(words, self._head.environment, self._head.folder, self._log)
         return self
+
+    def wait(self) -> None:
+        wait_until(lambda: "Ray runtime started" in self._log.read_text(), "a worker", START_S)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process.poll() is None:
@@ -104,6 +106,7 @@ class Head(Node):
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OPENAI_"))},
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "disabled",
             "FORCE_COLOR": "1",
             **environment,

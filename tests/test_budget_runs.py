@@ -63,10 +63,7 @@ BUDGETS = [("tokens=100", {1, 4}), ("tokens=700", {4}), ("tokens=5000", {4}), ("
     ("budget", "statuses", "fails"),
     [
         ("tokens=1", {1}, False),  # Nothing is sent that could fail.
-        *((*row, False) for row in BUDGETS),
-        # These run twice, each, and are left to the slow tier, but for one.
-        *(pytest.param(*row, True, marks=pytest.mark.processes) for row in BUDGETS if row[0] != "tokens=700"),
-        ("tokens=700", {4}, True),
+        *((*row, fails) for row in BUDGETS for fails in (False, True)),
     ],
 )
 def test_what_an_endpoint_charges_stays_within_the_budget_and_one_call(

@@ -205,31 +205,40 @@ def test_nothing_is_created_but_through_a_folder() -> None:
     assert not creates_files(ast.parse("open(place, 'rb')", mode="eval").body)
 
 
+# Runs in one process, on its one cluster, whose umask is the process's; an argument has the words of a run.
+RUNS = """
+import sys, bench, ray
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+sys.exit(max(bench.main(["model=mock", "limit=4", *words.split()]) for words in sys.argv[1:]))
+"""
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("umask", "word", "expected", "times"),
+    ("umask", "runs"),
     [
-        (0o000, "", PRIVATE, 2),  # The second time everything is there already.
-        (0o022, "", PRIVATE, 1),
-        (0o077, "files_mode=group", GROUP, 2),
-        (0o022, "files_mode=umask", ALL, 1),
+        (0o000, [("", PRIVATE), ("", PRIVATE)]),  # The second time everything is there already.
+        (0o022, [("", PRIVATE), ("files_mode=umask", ALL)]),
+        (0o077, [("files_mode=group", GROUP), ("files_mode=group", GROUP)]),
     ],
 )
-def test_a_whole_run_is_its_owners(
-    umask: int, word: str, expected: tuple[int, int], times: int, tmp_path: Path
-) -> None:
-    words = ["model=mock", "limit=4", f"runs_dir={tmp_path}/deep/runs", *filter(None, [word])]
-    command = [sys.executable, str(REPO / "jobs/bench.py"), *words]
-    for _ in range(times):
-        done = subprocess.run(command, capture_output=True, text=True, umask=umask, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-    names = modes_in(tmp_path / "deep")
-    assert {Path(name).name for name in names} >= {
-        "config.yaml",
-        "metrics.json",
-        "summary.md",
-        "errors.jsonl",
-        "samples",
-    }
-    assert any(name.endswith(".ledger") for name in names)
-    assert wrong_modes(tmp_path / "deep", *expected) == {}
+def test_a_whole_run_is_its_owners(umask: int, runs: list[tuple[str, tuple[int, int]]], tmp_path: Path) -> None:
+    folders = [tmp_path / (word.partition("=")[2] or "private") for word, _ in runs]
+    lines = [f"runs_dir={folder}/deep/runs {word}" for folder, (word, _) in zip(folders, runs, strict=True)]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, *lines],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "jobs")))},
+        capture_output=True, text=True, umask=umask, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for folder, (_, modes) in zip(folders, runs, strict=True):
+        names = modes_in(folder / "deep")
+        assert {Path(name).name for name in names} >= {
+            "config.yaml",
+            "metrics.json",
+            "summary.md",
+            "errors.jsonl",
+            "samples",
+        }
+        assert any(name.endswith(".ledger") for name in names)
+        assert wrong_modes(folder / "deep", *modes) == {}

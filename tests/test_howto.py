@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,39 +26,36 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), flags=re.DOTALL)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what a user edits."""
-    for folder in ("rambla_ray", "conf", "jobs"):
-        shutil.copytree(REPO / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
 def bench(
-    folder: Path, *words: str, program: Sequence[str] = ("jobs/bench.py",), paths: Sequence[Path] = ()
+    folder: Path,
+    *words: str,
+    environment: Mapping[str, str],
+    program: Sequence[str] = ("jobs/bench.py",),
+    paths: Sequence[Path] = (),
 ) -> subprocess.CompletedProcess[str]:
     """A bench run in a folder that holds the package, or beside the `paths` that modules are looked for in."""
+    without_key = {name: value for name, value in os.environ.items() if name != "ECHO_API_KEY"}
     return subprocess.run(
         [sys.executable, *program, "address=local", "limit=6", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths or [folder]))},
+        env=without_key | dict(environment) | {"PYTHONPATH": os.pathsep.join(map(str, paths or [folder]))},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def cells_of(folder: Path) -> dict[str, dict]:
-    """The cells, by task, of the one run in a folder."""
+def cells_of(folder: Path) -> dict[tuple[str, str], dict]:
+    """The cells, by model and task, of the one run in a folder."""
     (metrics,) = folder.glob("runs/*/metrics.json")
-    return {cell["task"]: cell for cell in json.loads(metrics.read_text())["cells"]}
+    return {(cell["model"], cell["task"]): cell for cell in json.loads(metrics.read_text())["cells"]}
 
 
-def run(checkout: Path, *words: str) -> dict[str, dict]:
-    """The cells, by task, of a bench run in the copy."""
-    done = bench(checkout, *words)
-    assert done.returncode in (0, 2), done.stderr
-    return cells_of(checkout)
+def retries_of(folder: Path, model: str) -> int:
+    """How many calls of a model were tried again in the one run in a folder."""
+    (calls,) = folder.glob("runs/*/calls.json")
+    (entry,) = (entry for entry in json.loads(calls.read_text())["models"] if entry["model"] == model)
+    return entry["retried"]
 
 
 KEY = "echo-key-of-the-test"
@@ -96,9 +93,8 @@ class Echo(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def echo_url() -> Iterator[str]:
-    Echo.seen = set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -112,22 +108,46 @@ def echo_config(url: str) -> str:
     return re.sub(r"http://[^\"]*", url, config)
 
 
-def test_an_api_model_is_a_class_a_key_and_a_yaml(checkout, echo_url, monkeypatch):
-    monkeypatch.setenv("ECHO_API_KEY", KEY)
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, echo_url: str) -> Path:
+    """A copy of what a user edits, in which each how-to was followed, and what they add was run in one go."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for folder in ("rambla_ray", "conf", "jobs"):
+        shutil.copytree(REPO / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     code, key = blocks("add_an_api_model.md", "python")
     (checkout / "rambla_ray/actors/echo.py").write_text(code)
     registry = checkout / "rambla_ray/registry.py"
     registry.write_text(registry.read_text().replace(HEAD, HEAD + key))
     (checkout / "conf/model/echo.yaml").write_text(re.sub(r"name: \S+", "name: echo", echo_config(echo_url)))
-    cells = run(checkout, "model=echo")
-    assert cells["mcqabaseline"]["outcomes"]["scored"] == 6
-    (calls,) = checkout.glob("runs/*/calls.json")
-    assert json.loads(calls.read_text())["models"][0]["retried"] == 6
+    (local, *_), (task,) = blocks("add_a_local_model.md", "yaml"), blocks("add_a_task.md", "yaml")
+    checkpoint = tiny_llama.build(checkout / "checkpoint")
+    (checkout / "conf/model/my_model.yaml").write_text(re.sub(r"model_name: \S+", f"model_name: {checkpoint}", local))
+    (checkout / "conf/task/closed_book.yaml").write_text(task)
+    Echo.seen = set()
+    words = ("model=echo,my_model", "task=mcqabaseline,closed_book")
+    done = bench(checkout, *words, environment={"ECHO_API_KEY": KEY})
+    assert done.returncode in (0, 2), done.stderr  # A random model need not say yes or no.
+    return checkout
+
+
+def test_an_api_model_is_a_class_a_key_and_a_yaml(followed):
+    cells = cells_of(followed)
+    assert [cells["echo", task]["outcomes"]["scored"] for task in ("mcqabaseline", "closed_book")] == [6, 6]
+    assert retries_of(followed, "echo") == 2 * 6
+
+
+def test_a_local_model_is_a_yaml(followed):
+    assert cells_of(followed)["my_model", "mcqabaseline"]["n"] == 6
+
+
+def test_a_task_is_a_yaml(followed):
+    assert cells_of(followed)["echo", "closed_book"]["paired"]["n"] == 6
 
 
 @pytest.fixture
 def mine(tmp_path: Path, echo_url: str) -> Path:
     """A folder outside the repository, with the how-to's class and YAML."""
+    Echo.seen = set()
     for folder in ("my_models", "conf/model"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "my_models/echo.py").write_text(blocks("add_an_api_model.md", "python")[0])
@@ -135,42 +155,22 @@ def mine(tmp_path: Path, echo_url: str) -> Path:
     return tmp_path
 
 
-def own_model(mine: Path) -> subprocess.CompletedProcess[str]:
+def own_model(mine: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """A bench run of the model in that folder."""
     words = ("model=echo", "conf_dir=conf")
-    return bench(mine, *words, program=("-m", "rambla_ray", "bench"), paths=[mine, REPO])
+    program = ("-m", "rambla_ray", "bench")
+    return bench(mine, *words, environment=environment, program=program, paths=[mine, REPO])
 
 
-def test_an_api_model_can_be_outside_the_repository(mine, monkeypatch):
-    monkeypatch.setenv("ECHO_API_KEY", KEY)
-    done = own_model(mine)
-    assert done.returncode == 0, done.stderr
-    assert cells_of(mine)["mcqabaseline"]["outcomes"]["scored"] == 6
-    (calls,) = mine.glob("runs/*/calls.json")
-    assert json.loads(calls.read_text())["models"][0]["retried"] == 6
-
-
-def test_the_key_of_an_api_model_is_looked_for_and_never_shown(mine, monkeypatch):
-    monkeypatch.delenv("ECHO_API_KEY", raising=False)
-    missing = own_model(mine)
+def test_an_api_model_outside_the_repository_needs_its_key_which_is_never_shown(mine):
+    missing = own_model(mine, {})
     assert missing.returncode == 1
     assert "needs a key in the environment variable ECHO_API_KEY, which is not set" in missing.stderr
-    monkeypatch.setenv("ECHO_API_KEY", "echo-another-key")
-    rejected = own_model(mine)
+    rejected = own_model(mine, {"ECHO_API_KEY": "echo-another-key"})
     assert rejected.returncode == 4
     assert "cannot go on: HTTP 401: no such key: Bearer ***" in rejected.stderr
     assert not [path for path in mine.rglob("*") if path.is_file() and b"echo-another-key" in path.read_bytes()]
-
-
-def test_a_local_model_is_a_yaml(checkout, tmp_path):
-    config = blocks("add_a_local_model.md", "yaml")[0]
-    folder = tiny_llama.build(tmp_path / "checkpoint")
-    (checkout / "conf/model/my_model.yaml").write_text(re.sub(r"model_name: \S+", f"model_name: {folder}", config))
-    assert run(checkout, "model=my_model")["mcqabaseline"]["n"] == 6
-
-
-def test_a_task_is_a_yaml(checkout):
-    (config,) = blocks("add_a_task.md", "yaml")
-    (checkout / "conf/task/closed_book.yaml").write_text(config)
-    cells = run(checkout, "model=mock", "task=mcqabaseline,closed_book")
-    assert cells["closed_book"]["paired"]["n"] == 6
+    done = own_model(mine, {"ECHO_API_KEY": KEY})
+    assert done.returncode == 0, done.stderr
+    assert cells_of(mine)["echo", "mcqabaseline"]["outcomes"]["scored"] == 6
+    assert retries_of(mine, "echo") == 6

@@ -167,13 +167,14 @@ def metrics_of(runs_dir: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def uninterrupted(head: Head, checkout: Path, canary: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """metrics.json of a job that nobody stopped."""
+    """metrics.json of a job that nobody stopped, and whose results went to a filesystem by its URI."""
     runs_dir = tmp_path_factory.mktemp("whole")
     with OpenAIServer(key=canary) as server:
-        status, log = head.ended(head.submit(checkout, *submit_words(server, runs_dir)))
+        status, log = head.ended(head.submit(checkout, *submit_words(server, f"file://{runs_dir}/runs")))
     assert status == JobStatus.SUCCEEDED, log
     assert "\x1b" not in log
-    return metrics_of(runs_dir)
+    assert f"run: file://{runs_dir}/runs/openai_chat-" in log
+    return metrics_of(runs_dir / "runs")
 
 
 def continue_command(log: str) -> str:
@@ -277,17 +278,14 @@ def test_what_is_uploaded_is_the_code_and_the_configs(head, checkout, tmp_path):
 
 
 @pytest.mark.processes
-def test_results_can_go_to_a_filesystem_by_its_uri(head, checkout, tmp_path):
-    status, log = head.ended(head.submit(checkout, "model=mock", f"runs_dir=file://{tmp_path}/runs"))
-    assert status == JobStatus.SUCCEEDED, log
-    assert json.loads(metrics_of(tmp_path / "runs"))["partial"] is None
-    assert f"run: file://{tmp_path}/runs/mock-" in log
+def test_results_can_go_to_a_filesystem_by_its_uri(uninterrupted):
+    assert json.loads(uninterrupted)["partial"] is None
 
 
 @pytest.mark.processes
 def test_without_authentication_the_same_command_works(checkout, tmp_path):
     with Head(token=False, environment={}) as open_head:
-        words = " ".join([*MOCK, f"runs_dir={tmp_path}"])
+        words = " ".join([*MOCK, "limit=4", f"runs_dir={tmp_path}"])
         done = open_head.run(
             f"ray job submit --address {open_head.url} --working-dir . -- python jobs/bench.py {words}", checkout
         )

@@ -116,32 +116,29 @@ def test_one_moderated_prompt_is_refused_and_the_run_ends_also_when_only_that_is
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("body", [REASONS, PLAIN], ids=["reasons", "plain"])
-def test_a_403_for_every_prompt_stops_the_run_which_goes_on_with_a_good_key(
-    bench: Run, items: str, body: bytes
-) -> None:
-    with OpenAIServer(answer=lambda prompt: "Yes", faults=[Fault("reply", status=403, body=body, times=-1)]) as server:
-        stopped = bench(words(server, items))
-        assert stopped.status == 4, stopped.err
-        (line,) = [line for line in stopped.err.splitlines() if line.startswith("stopped: ")]
-        assert "(target) cannot go on: HTTP 403: " in line
+def test_a_403_for_every_prompt_stops_the_run_which_goes_on_with_a_good_key(bench: Run, items: str) -> None:
+    with OpenAIServer(answer=lambda prompt: "Yes") as server:
+        for body in (REASONS, PLAIN):
+            server.faults = [Fault("reply", status=403, body=body, times=-1)]
+            stopped = bench(words(server, items))
+            assert stopped.status == 4, stopped.err
+            (line,) = [line for line in stopped.err.splitlines() if line.startswith("stopped: ")]
+            assert "(target) cannot go on: HTTP 403: " in line
         server.faults = []
         done = bench(words(server, items))
         assert (done.status, outcomes(done)) == (0, {"scored": COUNT}), done.err
 
 
-@pytest.mark.parametrize(
-    ("status", "shown"),
-    [(402, "HTTP 402: Pay first."), (400, "HTTP 400 402: Pay first."), (200, "HTTP 200 402: Pay first.")],
-)
-def test_credit_that_is_used_up_stops_the_run_in_one_line(bench: Run, items: str, status: int, shown: str) -> None:
+def test_credit_that_is_used_up_stops_the_run_in_one_line_as_often_as_it_is(bench: Run, items: str) -> None:
     body = json.dumps({"error": {"message": "Pay first.", "code": 402}}).encode()
+    shown = {402: "HTTP 402: Pay first.", 400: "HTTP 400 402: Pay first.", 200: "HTTP 200 402: Pay first."}
     with OpenAIServer(answer=lambda prompt: "Yes") as server:
-        server.faults = [Fault("reply", match="bad", status=status, body=body, times=-1)]
-        stopped = bench(words(server, items, "pool.max_concurrency=1"))
-        assert stopped.status == 4, stopped.err
-        assert f"cannot go on: {shown}" in stopped.err
-        assert "Continue with: " in stopped.err
+        for status, reason in shown.items():
+            server.faults = [Fault("reply", match="bad", status=status, body=body, times=-1)]
+            stopped = bench(words(server, items, "pool.max_concurrency=1"))
+            assert stopped.status == 4, stopped.err
+            assert f"cannot go on: {reason}" in stopped.err
+            assert "Continue with: " in stopped.err
         server.faults = []
         done = bench(words(server, items, "pool.max_concurrency=1"))
         assert (done.status, outcomes(done)) == (0, {"scored": COUNT}), done.err
