@@ -146,7 +146,8 @@ def refuse_texts(borrowed: Borrowings, checked: Mapping[str, Any], takes_text: C
 
 def texts_by_name(borrowed: Borrowings) -> list[tuple[str, str]]:
     """What is used as a text without being stored: what stands for it, and the text."""
-    return [(one.written, str(one.value)) for place, one in borrowed.items() if is_by_name(place)]
+    named = [one for place, one in borrowed.items() if is_by_name(place)]
+    return [(one.written, one.value) for one in named if isinstance(one.value, str)]
 
 
 def value_at(document: Any, place: Place, missing: Any = None) -> Any:
