@@ -128,6 +128,13 @@ def test_no_config_runs_anything_by_itself(value: str | None, monkeypatch: pytes
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_plan_that_is_only_shown_runs_nothing(bench: Callable[[list[str]], Bench], tmp_path: Path) -> None:
+    command = json.dumps(["touch", str(tmp_path / "ran")])
+    done = bench(["model=openai_chat", f"model.params.api_key_command={command}", "dry_run=true"])
+    assert done.status == 0
+    assert not (tmp_path / "ran").exists()
+
+
 FAILING = [
     pytest.param(["no-such-program"], "there is no program 'no-such-program' here", id="missing"),
     pytest.param(["az account show"], "each argument is an item of its own", id="not taken apart"),
