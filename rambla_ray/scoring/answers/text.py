@@ -11,12 +11,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 
-from rambla_ray.scoring.answers.thoughts import BARE_OPEN, CLOSE, OPEN
+from rambla_ray.scoring.answers.thoughts import BARE_OPEN, CLOSE, NOT_QUOTED, OPEN
 
 _MARK = re.compile(
     # As a text shows them whose marks were stripped or put in other words: Harmony, Ollama
-    rf"(?P<close>{CLOSE}|assistant\s?final(?=[\W\dA-Z]|yes|no|$)|\.\.\.\s?done thinking\.?)"
-    rf"|(?P<open>{OPEN}|{BARE_OPEN}|\A\s{{0,9}}thinking(?:\.\.\.|…))",
+    rf"{NOT_QUOTED}(?:(?P<close>{CLOSE}|assistant\s?final(?=[\W\dA-Z]|yes|no|$)|\.\.\.\s?done thinking\.?)"
+    rf"|(?P<open>{OPEN}|{BARE_OPEN}|\A\s{{0,9}}thinking(?:\.\.\.|…)))",
     re.IGNORECASE,
 )
 _END_OF_TURN = re.compile(r"<\|[^|<>\n]{0,40}\|>|<｜[^｜<>\n]{0,40}｜>|</s>|<eos>|<end_of_turn>|\[/?INST\]")

@@ -13,25 +13,26 @@ _THOUGHT = (
 CLOSE = (
     rf"[<\[◁]\|?\s?/\s?\|?{_THOUGHT}\s?\|?[>\]▷]|<\|(?:end|stop)_(?:of_)?{_THOUGHT}\|>|<unused95>"
     # Harmony: the channel of the answer, which follows that of the thoughts
-    r"|(?:<\|end\|>\s?)?(?:<\|start\|>assistant)?<\|channel\|>final[^<\n]{0,40}<\|message\|>"
+    r"|(?:<\|end\|>\s?)?(?:<\|start\|>assistant)?<\|channel\|>final[^\n]{0,60}?<\|message\|>"
 )
 OPEN = (
     rf"[<\[◁]\|?{_THOUGHT}(?:\s[^<>\n]{{0,40}})?\|?[>\]▷]|<\|(?:start|begin)_(?:of_)?{_THOUGHT}\|>"
     r"|<unused94>(?:thought\n)?"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^<\n]{0,60}<\|message\|>)?"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^\n]{0,60}?<\|message\|>)?"
 )
 BARE_OPEN = r"\A\s{0,9}(?-i:analysis)(?=(?-i:[A-Z]))|assistant(?:analysis|commentary)"  # Harmony without its marks
 
-# A mark in quotes is spoken of. Every mark has one of these characters, or is one of Harmony's words.
+NOT_QUOTED = r"(?<![\s(][\"'`“‘«])"  # A mark in quotes is spoken of.
+# Every mark has one of these characters, or is one of Harmony's words.
 _MARK = re.compile(
-    rf"(?<![\s(][\"'`“‘«])(?:(?P<close>{CLOSE}|(?-i:assistantfinal))|(?P<open>{OPEN}|{BARE_OPEN}))", re.IGNORECASE
+    rf"{NOT_QUOTED}(?:(?P<close>{CLOSE}|(?-i:assistantfinal))|(?P<open>{OPEN}|{BARE_OPEN}))", re.IGNORECASE
 )
 _MAY_BE_MARKED = re.compile(r"[<\[◁]|\A\s{0,9}analysis[A-Z]|assistant(?:final|analysis|commentary)")
 # Marks that models are trained on. Others, such as [Analysis], may be a heading of an ordinary answer.
 _SURE = re.compile(r"<(?:\w{1,12}[:_])?(?:think|thought|reasoning)|\[think|<\||<unused|◁|a", re.IGNORECASE)
 # What frames an answer, or a thought, in the special tokens of its model.
 _HEAD = re.compile(r"(?:\s{0,9}<\|[^|<>\n]{0,40}\|>)+")
-_TAIL = re.compile(r"(?:<\|[^|<>\n]{0,40}\|>\s{0,9})+\Z")
+_TAIL = re.compile(r"(?:<\|[^|<>\n]{0,40}\|>(?:assistant)?\s{0,9})+\Z")
 _LONGEST_TAIL = 200
 _SEARCHED = 2_000_000  # So many characters of a text are searched for marks, which bounds the time.
 
