@@ -84,6 +84,13 @@ def test_a_key_that_is_not_set(diagnose: Diagnose, server: OpenAIServer) -> None
     assert not server.requests
 
 
+def test_a_key_command_that_the_nodes_do_not_allow(diagnose: Diagnose, server: OpenAIServer) -> None:
+    checks = diagnose(*endpoint(server, "model.params.api_key_command=[az,account,get-access-token]"))
+    assert "az is a program that a config alone may not run" in checks["keys"][1]
+    assert checks["keys"][1].endswith("set RAMBLA_ALLOW_KEY_COMMAND=1 in the environment where calls are made")
+    assert not server.requests
+
+
 def test_a_key_that_the_endpoint_rejects(diagnose: Diagnose, server: OpenAIServer) -> None:
     server.key = "sk-another"
     line = only_fault(diagnose(*endpoint(server)))

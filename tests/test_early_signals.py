@@ -19,6 +19,7 @@ from waiting import wait_until
 REPO = Path(__file__).resolve().parent.parent
 END_S = 3.0  # What ends at a signal has so long for it.
 BENCH = ("jobs/bench.py", "model=mock", "task=mcqabaseline", "limit=2")
+KEYLESS = ("jobs/bench.py", "model=openai_chat", "model.params.api_key_command=[sleep, '600']")
 SERVE = ("jobs/serve.py", "model=mock", "port=0")
 pytestmark = pytest.mark.processes
 
@@ -50,12 +51,14 @@ def is_connected(process: psutil.Process) -> bool:
         pytest.param(BENCH, "silent", is_connected, signal.SIGINT, id="connecting"),
         pytest.param((*BENCH, "doctor=true"), "silent", is_connected, signal.SIGTERM, id="the doctor"),
         pytest.param(SERVE, "silent", is_connected, signal.SIGINT, id="serving"),
+        pytest.param(KEYLESS, "local", runs("sleep"), signal.SIGINT, id="running a key command"),
         pytest.param(BENCH, "local", runs("gcs_server"), signal.SIGTERM, id="starting the head"),
         pytest.param(BENCH, "local", runs("raylet"), signal.SIGINT, id="starting the node"),
         pytest.param(SERVE, "local", runs("raylet"), signal.SIGTERM, id="starting to serve"),
     ],
 )
-def test_a_signal_ends_what_has_asked_nothing(tmp_path, words, place, moment, number):
+def test_a_signal_ends_what_has_asked_nothing(tmp_path, words, place, moment, number, monkeypatch):
+    monkeypatch.setenv("RAMBLA_ALLOW_KEY_COMMAND", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = "local" if place == "local" else f"127.0.0.1:{silent.getsockname()[1]}"
         command = [sys.executable, *words, f"address={address}"]

@@ -49,7 +49,7 @@ def test_tokens_die_during_a_run_and_are_nowhere_in_what_it_leaves_behind(tmp_pa
     assert "api_key_command" in config
     for what, marker, places in [
         ("the run directory", "openai_chat", list(files_in(tmp_path / "runs" / "keyless"))),
-        ("the ledger", "gpt-4", list(files_in(tmp_path / "runs" / "ledger"))),
+        ("the ledger", "wrong ***", list(files_in(tmp_path / "runs" / "ledger"))),
         ("Ray's session", "raylet", list(files_in(session))),
         ("what was printed", "openai_chat", [("out", out.encode()), ("err", err.encode())]),
     ]:

@@ -325,6 +325,7 @@ def serve(*words: str, **environment: str) -> subprocess.Popen[str]:
         ),
         (["model=mock"], {"SERVE_API_KEY": " "}, "SERVE_API_KEY is set and empty"),
         (["model=bleu"], {}, "model bleu compares two texts"),
+        (["model=openai_chat", "model.params.api_key_command=[az]"], {}, "a program that a config alone may not run"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_once(words, environment, message):
