@@ -49,9 +49,8 @@ def openai_error(code: str | None, param: str | None, message: str) -> Json:
 def gpt5(body: Json) -> Refusal | None:
     """As OpenAI's models that think."""
     if "max_tokens" in body:
-        message = (
-            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-        )
+        instead = "Use 'max_completion_tokens' instead."
+        message = f"Unsupported parameter: 'max_tokens' is not supported with this model. {instead}"
         return 400, openai_error("unsupported_parameter", "max_tokens", message)
     if body.get("temperature", 1) != 1:
         message = (

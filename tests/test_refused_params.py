@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import Bench
 from faults import Fault
-from openai_models import Chat, Completion, Embeddings, ask, build, error
+from openai_models import Completion, Embeddings, ask, build, error
 from openai_server import OpenAIServer
 from picky_server import PickyServer, google, gpt5, mistral, openai_error, opus, vllm
 

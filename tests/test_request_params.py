@@ -1,4 +1,4 @@
-"""What a request holds of its model's params: members of the body, system prompts, headers; and what it is known by."""
+"""What a request has of its model's params: members of the body, system prompts, headers; what it is known by."""
 
 from __future__ import annotations
 
@@ -85,8 +85,14 @@ def test_no_new_param_stands_in_the_stored_params_of_ramblas_yaml() -> None:
 
 
 TODAYS = {
-    **{"reasoning_effort": "low", "verbosity": "high", "seed": -3, "stop": ["\n", "END"], "frequency_penalty": -2.0},
-    **{"presence_penalty": 0.5, "service_tier": "flex", "response_format": {"type": "json_object"}},
+    "reasoning_effort": "low",
+    "verbosity": "high",
+    "seed": -3,
+    "stop": ["\n", "END"],
+    "frequency_penalty": -2.0,
+    "presence_penalty": 0.5,
+    "service_tier": "flex",
+    "response_format": {"type": "json_object"},
 }
 
 

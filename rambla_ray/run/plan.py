@@ -17,10 +17,11 @@ from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.data.source import load_dataset
 from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
+from rambla_ray.run.askable import check_askable
 from rambla_ray.run.estimate import StageLoad, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
-from rambla_ray.tasks.stages import Compare, Generate
+from rambla_ray.tasks.stages import Generate
 from rambla_ray.tasks.transforms import Transform
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
@@ -52,8 +53,7 @@ class Plan:
         }
         for target in config.targets:
             for level in self.levels(target):
-                _check_produces(level, config.tasks)
-                _check_system_prompts(level, config.tasks)
+                check_askable(level, config.tasks)
 
     @property
     def notes(self) -> list[str]:
@@ -273,35 +273,3 @@ def _labelled(name: str, task: TaskConfig, items: list[Item]) -> list[Item]:
     if all(label == known for label, known in label_of.items()):
         return items  # Tasks that change nothing share their items.
     return [replace(item, fields={**item.fields, field: label_of[item.fields[field]]}) for item in items]
-
-
-def _check_system_prompts(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
-    """Refuse a stage with a system prompt whose model sends none; one that compares two texts reads no prompt."""
-    params = level.config.params
-    if params.takes_system_prompt or params.produces == SCORE:
-        return
-    for name, task in tasks.items():
-        for stage in task.generates:
-            if stage.role in level.roles and stage.system:
-                raise UserError(
-                    f"task {name} gives its {stage.role} a system prompt ({stage.kind}.system), which model "
-                    f"{level.name} ({level.config.name}) has no place for: choose a chat model, or put it into the "
-                    "template"
-                )
-
-
-def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
-    if level.config.params.produces == "text":
-        return
-    if Role.READER in level.roles:
-        raise UserError(
-            f"model {level.name} compares two texts, so it cannot read an answer; choose a text model with "
-            "roles.reader=<model>"
-        )
-    for name, task in tasks.items():
-        for stage in task.generates:
-            if stage.role in level.roles and not isinstance(stage, Compare):
-                raise UserError(
-                    f"model {level.name} compares two texts, but task {name} asks its {stage.role} for an "
-                    "answer; choose a text model, or a similarity task"
-                )

@@ -11,7 +11,6 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from rambla_ray.display import one_line
-from rambla_ray.schema import well_formed
 
 LONGEST = 10_000_000  # Characters of a template.
 WIDEST = 1000  # So many characters a placeholder may pad its text to, or keep of it.
@@ -56,8 +55,6 @@ def _checked(template: str) -> str:
 def _as_system(text: str) -> str:
     if not text.strip():
         raise ValueError("a system prompt is not empty; leave it out")
-    if well_formed(text) != text:
-        raise ValueError("a system prompt is text, without lone surrogates")
     return text
 
 

@@ -43,16 +43,13 @@ class Admission:
 
     Limits from outside come as `allowed`, `metered` and `promise`; `on_change` and `on_unused` inform their source.
 
-    The first call of all may go alone, so that what is wrong with every call (a key, an engine, a param) costs one.
-
     Args:
         allowed: calls that may be in flight at once.
     """
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
-        self.first_goes_alone = False  # Until the first call has ended, or for `FIRST_CALL_S`.
-        self._first_timer: asyncio.TimerHandle | None = None
+        self.first_goes_alone = False  # Until it has ended, or for `FIRST_CALL_S`: what is wrong with all costs one.
         self.metered = False  # A call needs a free slot and a permit that `promise` issues.
         self.is_held: Callable[[], bool] = lambda: False  # Nobody is let in while it is true, until `resume`.
         self.on_change: Callable[[], None] = lambda: None  # Called when slots or the queue have changed.
@@ -92,8 +89,7 @@ class Admission:
             and not self.is_held()
         ):
             self._in_flight += 1
-            if self._in_flight > self._peak:
-                self._peak = self._in_flight
+            self._peak = max(self._peak, self._in_flight)
             return self._shared_permit
         waiter = _Waiter(estimate, least, again)
         if again and not self.is_probing:  # In an outage requests take turns to probe.
@@ -119,10 +115,7 @@ class Admission:
         self._in_flight -= 1
         if permit.is_probe:
             self._probe_is_out = False
-        if self._first_timer is not None and not unused:
-            self.first_goes_alone = False
-            self._first_timer.cancel()
-            self._first_timer = None
+        self.first_goes_alone &= unused
         if unused and permit.reserved:
             self.on_unused(permit.reserved)
         self.resume()
@@ -170,7 +163,7 @@ class Admission:
         self._probe_at, self._probe_is_out = None, False
         self.resume()
 
-    def _let_others_follow(self) -> None:
+    def _end_first_call(self) -> None:
         self.first_goes_alone = False
         self.resume()
 
@@ -193,8 +186,7 @@ class Admission:
     def refuse(self, refusal: Callable[[], RamblaError], *, first_calls_only: bool = False) -> None:
         """Let calls that wait get an error that `refusal` makes; later ones may wait again."""
         self._take_back_promises(math.inf)
-        waiting = list(self._waiting)
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, deque()
         for waiter in waiting:
             if first_calls_only and waiter.again:
                 self._waiting.append(waiter)
@@ -233,8 +225,8 @@ class Admission:
     def _admit(self, waiter: _Waiter, permit: Permit) -> None:
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
-        if self.first_goes_alone and self._first_timer is None:
-            self._first_timer = asyncio.get_running_loop().call_later(FIRST_CALL_S, self._let_others_follow)
+        if self.first_goes_alone:
+            asyncio.get_running_loop().call_later(FIRST_CALL_S, self._end_first_call)
         if self.is_probing:
             self._probe_is_out = True
             permit = permit._replace(is_probe=True)
@@ -253,8 +245,7 @@ class Admission:
         if self._probe_at is not None:
             is_due = asyncio.get_running_loop().time() >= self._probe_at
             return 1 if is_due and not self._probe_is_out and not self._promised else 0
-        allowed = min(self.allowed, 1) if self.first_goes_alone else self.allowed
-        return allowed - self._in_flight - len(self._promised)
+        return min(self.allowed, 1 if self.first_goes_alone else self.allowed) - self._in_flight - len(self._promised)
 
     @property
     def lacks_permits(self) -> bool:
