@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from pause_clock import PauseClockPolicy
 from rambla_ray.actors.api.waits import limit_reset_s, requested_wait_s
 from rambla_ray.config.sections import Rate
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import ReplyDetails, Response
+from rambla_ray.schema import ReplyDetails, Request, Response
 
 keys = anthropic_models.keys  # It runs by itself before each test of this file.
 
@@ -50,7 +51,7 @@ def failed(body: Any, status: int = 200, times: int = -1, **fault: Any) -> tuple
     script = Fault("reply", status=status, body=json.dumps(body).encode(), times=times, **fault)
     with AnthropicServer(faults=[script]) as server:
         model = build(server, rate=Rate(give_up_after_s=0.2))
-        model.retry = PauseClockPolicy(attempts=2, first_pause_s=0.2, longest_pause_s=0.2)
+        model.retry = PauseClockPolicy(attempts=2, first_pause_s=0.02, longest_pause_s=0.1)
         return error(model), len(server.requests)
 
 
@@ -218,6 +219,19 @@ def test_what_engines_say_of_other_params_is_understood(message: str, given: dic
         refused = error(build(server, **given))
     assert refused.kind == ErrorKind.UNSUPPORTED
     assert f": {way_out} (HTTP 400" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        *(("http429", RATE_LIMITED), ("http500", SERVER), ("garbage", ErrorKind.GARBAGE)),
+        ("reset", ErrorKind.CONNECTION),
+    ],
+)
+def test_a_fault_that_chaos_makes_up_is_read_like_a_reply(fault: str, kind: ErrorKind) -> None:
+    with AnthropicServer() as server, pytest.raises(CallError) as caught:
+        asyncio.run(build(server).faulty_call(Request("Is it so?"), fault))
+    assert (caught.value.kind, server.requests) == (kind, [])
 
 
 def test_no_error_shows_the_key_or_the_prompt() -> None:

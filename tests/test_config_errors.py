@@ -24,7 +24,7 @@ no_endpoint = config_files.no_endpoint  # It runs by itself before each test of 
         ("conf_dir=/does/not/exist", "conf_dir=/does/not/exist: there is no such folder"),
         (
             "model=openai_cat",
-            "no model 'openai_cat'; did you mean 'openai_chat'? there are: bleu, claude, ",
+            "no model 'openai_cat'; did you mean 'openai_chat'? there are: b",
         ),
         ("task=mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),
         ("task=all,mcqabasline", "no task 'mcqabasline'; did you mean 'mcqabaseline'?"),

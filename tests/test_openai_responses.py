@@ -186,7 +186,7 @@ def failed(body: Any, status: int = 200) -> tuple[CallError, int]:
     script = Fault("reply", status=status, body=json.dumps(body).encode(), times=-1)
     with ResponsesServer(faults=[script]) as server:
         model = build(server, rate=Rate(give_up_after_s=0.2))
-        model.retry = PauseClockPolicy(attempts=2, first_pause_s=0.2, longest_pause_s=0.2)
+        model.retry = PauseClockPolicy(attempts=2, first_pause_s=0.02, longest_pause_s=0.1)
         return error(model), len(server.requests)
 
 

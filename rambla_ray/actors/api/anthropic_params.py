@@ -59,10 +59,10 @@ class AnthropicParams(PromptedParams):
         if self.thinking_budget is not None and self.thinking is not None:
             raise UserError(f"engine {self.engine}: give thinking_budget or thinking, not both")
         budget = self.thinking_members.get("budget_tokens")
-        if isinstance(budget, int) and budget >= self.max_tokens:
+        if isinstance(budget, int) and budget >= self.longest_answer:
             raise UserError(
                 f"engine {self.engine}: a thinking budget of {budget} tokens leaves none for the answer; "
-                f"raise max_tokens ({self.max_tokens}), which counts both"
+                f"raise max_tokens ({self.longest_answer}), which counts both"
             )
         return super().resolved().model_copy(update={"base_url": _without_version(base_url)})
 

@@ -98,7 +98,7 @@ def get_status(url: str, headers: Mapping[str, str], proxy: str | None) -> tuple
         with httpx2.Client(proxy=proxy, trust_env=False, verify=trusted_authorities(), timeout=PING_S) as client:
             began = time.monotonic()
             return client.get(url, headers=dict(headers)).status_code, time.monotonic() - began
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
