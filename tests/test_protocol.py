@@ -15,8 +15,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.shared import ErrorObject
 from pydantic import BaseModel
 
+from rambla_ray.actors.api.openai_replies import chat_answer
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import GenerationOptions, Message, Request, Response
+from rambla_ray.schema import GenerationOptions, Message, ReplyDetails, Request, Response
 from rambla_ray.serving import replies
 from rambla_ray.serving import requests as protocol
 from rambla_ray.serving.requests import ApiError, ChatCall, CompletionCall, EmbeddingsCall
@@ -241,6 +242,23 @@ def test_every_piece_of_a_stream_is_what_the_official_client_takes_for_one(kind,
             if of is types.Completion and choice["finish_reason"] is None:
                 choice["finish_reason"] = "stop"  # The API sends null here, for which its type has no place.
         assert unknown_keys(of.model_validate_json(json.dumps(event), strict=True)) == []
+
+
+def test_what_a_model_thought_is_sent_beside_what_it_says():
+    thought = Response("x", prompt_tokens=3, completion_tokens=9, details=ReplyDetails("Hm.", reasoning_tokens=7))
+    whole = replies.ReplyFrame(chat()).whole([thought])
+    assert whole["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "x",
+        "refusal": None,
+        "reasoning_content": "Hm.",
+    }
+    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 7}
+    stream = replies.ReplyFrame(chat(stream=True, stream_options={"include_usage": True})).last(thought)
+    end, count = events(stream)
+    assert end["choices"][0]["delta"] == {"reasoning_content": "Hm."}
+    assert count["usage"] == whole["usage"]
+    assert chat_answer(whole).details == ReplyDetails("Hm.", reasoning_tokens=7, served_model="m")
 
 
 def test_several_completions_are_numbered_and_counted_together():

@@ -54,7 +54,7 @@ class ReplyFrame:
 
     def last(self, response: Response) -> bytes:
         """The events that a stream ends with."""
-        own: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+        own: dict[str, Any] = {"delta": _reasoning(response)} if self._is_chat else {"text": ""}
         end = self._event(**own, finish_reason=response.finish_reason)
         if self._usage_is_asked:
             end += sse({**self._frame, "object": self._chunk, "choices": [], "usage": usage([response])})
@@ -71,7 +71,7 @@ class ReplyFrame:
 
     @staticmethod
     def _message(index: int, response: Response) -> dict[str, Any]:
-        message = {"role": "assistant", "content": response.text, "refusal": None}
+        message = {"role": "assistant", "content": response.text, "refusal": None, **_reasoning(response)}
         return {"index": index, "message": message, "logprobs": None, "finish_reason": response.finish_reason}
 
     @staticmethod
@@ -102,11 +102,18 @@ def model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "rambla_ray"}
 
 
-def usage(responses: Sequence[Response]) -> dict[str, int]:
-    """The tokens of some prompts and of their answers."""
+def usage(responses: Sequence[Response]) -> dict[str, Any]:
+    """The tokens of some prompts and of their answers, and how many of those went into reasoning, where any did."""
     prompt = sum(response.prompt_tokens for response in responses)
     completion = sum(response.completion_tokens for response in responses)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    reasoning = sum(response.details.reasoning_tokens for response in responses)
+    return {**counts, "completion_tokens_details": {"reasoning_tokens": reasoning}} if reasoning else counts
+
+
+def _reasoning(response: Response) -> dict[str, str]:
+    """What a model behind an endpoint thought, as a field beside the content; none where it is not known."""
+    return {"reasoning_content": response.details.reasoning} if response.details.reasoning else {}
 
 
 def sse(value: Mapping[str, Any]) -> bytes:

@@ -27,11 +27,7 @@ class AnthropicParams(PromptedParams):
     """Where the API is, whose key it takes, and how it is to answer. What is null is not sent."""
 
     base_url: str | None = Field(None, description=f"{PLAIN_URL} when not given; with /v1 at its end or without")
-    api_key_var: str = Field(
-        "ANTHROPIC_API_KEY",
-        pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case",
-    )
+    api_key_var: str | None = Field("ANTHROPIC_API_KEY", pattern=KEY_VARIABLE, description=KEY_DESCRIPTION)
     api_version: Printable = Field(VERSION, description="the anthropic-version header")
     max_tokens: int = Field(
         4096, gt=0, le=LONGEST_ANSWER, description="longest answer, in tokens, with what is thought; the API wants one"
@@ -80,7 +76,7 @@ class AnthropicParams(PromptedParams):
 
     def headers(self, key: str) -> dict[str, str]:
         """Those of every request; a token of a command is not the API's own kind of key."""
-        bearer = {"authorization": f"Bearer {key}"} if self.api_key_command else {"x-api-key": key}
+        bearer = {"authorization": f"Bearer {key}"} if self.api_key_command else {"x-api-key": key} if key else {}
         return {"content-type": "application/json", **bearer, "anthropic-version": self.api_version}
 
     @property

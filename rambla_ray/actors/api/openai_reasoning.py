@@ -57,8 +57,10 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 
 def _apart(message: dict[str, Any], content: Any) -> str:
     """The thoughts that stand outside of the text, once: of several fields that have them, the first."""
-    words = (_words(message[name]) for name in _FIELDS if name in message)
-    return next(filter(None, words), "") or _joined(_words(part) for part in _parts(content) if _is_thought(part))
+    for name in _FIELDS:
+        if (value := message.get(name)) and (words := _words(value)):
+            return words
+    return _joined(_words(part) for part in content if _is_thought(part)) if isinstance(content, list) else ""
 
 
 def _words(value: Any, depth: int = 0) -> str:

@@ -21,7 +21,7 @@ def details_of(body: dict[str, Any], usage: Usage = NO_USAGE, reasoning: str = "
         usage: what the reply cost.
         reasoning: what the model thought.
     """
-    names = _names(*(_text(body.get(name)) for name in ("model", "system_fingerprint", "provider")))
+    names = _names(_text(body.get("model")), _text(body.get("system_fingerprint")), _text(body.get("provider")))
     parts = usage[2:]
     if not reasoning and not any(parts):
         return names

@@ -67,8 +67,12 @@ def _disjoint_prompt(usage: dict[str, Any]) -> int:
 
 def _count(usage: dict[str, Any], details: Sequence[str], names: Sequence[str]) -> int:
     """The first number of tokens of one of these names, in the details or beside them."""
-    places = (*(usage[name] for name in details if name in usage), usage)
-    return next((count for place in places for name in names if (count := token_count(place, name))), 0)
+    for place in (*map(usage.get, details), usage):
+        if place:
+            for name in names:
+                if count := token_count(place, name):
+                    return count
+    return 0
 
 
 def _left_out(surplus: int, reasoning: int, in_cache: int) -> tuple[int, int]:

@@ -22,12 +22,14 @@ OPEN = (
 )
 BARE_OPEN = r"\A\s{0,9}(?-i:analysis)(?=(?-i:[A-Z]))|assistant(?:analysis|commentary)"  # Harmony without its marks
 
+_BARE_CLOSE = "assistantfinal"
 NOT_QUOTED = r"(?<![\s(][\"'`“‘«])"  # A mark in quotes is spoken of.
-# Every mark has one of these characters, or is one of Harmony's words.
 _MARK = re.compile(
-    rf"{NOT_QUOTED}(?:(?P<close>{CLOSE}|(?-i:assistantfinal))|(?P<open>{OPEN}|{BARE_OPEN}))", re.IGNORECASE
+    rf"{NOT_QUOTED}(?:(?P<close>{CLOSE}|(?-i:{_BARE_CLOSE}))|(?P<open>{OPEN}|{BARE_OPEN}))", re.IGNORECASE
 )
-_MAY_BE_MARKED = re.compile(r"[<\[◁]|\A\s{0,9}analysis[A-Z]|assistant(?:final|analysis|commentary)")
+# Every mark begins so, and little else does: most texts need not be searched for marks, which takes much longer.
+_BEGINS_MARK = re.compile(r"[<\[◁](?:\|?[a-zA-Z]|\|?\s?/)")
+_BEGINS_BARE = re.compile(r"\s{0,9}(?:analysis[A-Z]|assistant(?:analysis|commentary))")
 # Marks that models are trained on. Others, such as [Analysis], may be a heading of an ordinary answer.
 _SURE = re.compile(r"<(?:\w{1,12}[:_])?(?:think|thought|reasoning)|\[think|<\||<unused|◁|a", re.IGNORECASE)
 # What frames an answer, or a thought, in the special tokens of its model.
@@ -45,7 +47,7 @@ def split_thoughts(text: str) -> tuple[str, str]:
     later blocks are thoughts, too. A mark in the middle of a text that begins otherwise is a part of it, and so is
     one that is never closed and may be a heading.
     """
-    marks = _outermost(text) if _MAY_BE_MARKED.search(text, 0, _SEARCHED) else []
+    marks = _outermost(text) if _may_be_marked(text) else []
     if not _begins_with_thought(text, marks):
         return "", text
     thoughts: list[str] = []
@@ -59,6 +61,14 @@ def split_thoughts(text: str) -> tuple[str, str]:
         since, inside = mark.end(), opens
     (thoughts if inside else said).append(text[since:])
     return _joined(thoughts).strip(), _joined(said).lstrip()
+
+
+def _may_be_marked(text: str) -> bool:
+    return (
+        _BEGINS_MARK.search(text, 0, _SEARCHED) is not None
+        or _BEGINS_BARE.match(text) is not None
+        or _BARE_CLOSE in text
+    )
 
 
 def _outermost(text: str) -> list[re.Match[str]]:
