@@ -154,7 +154,12 @@ class Tokens(NamedTuple):
 
     def plus(self, other: Tokens, times: int = 1) -> Tokens:
         """These, and others so many times."""
-        return Tokens(*(mine + times * more for mine, more in zip(self, other, strict=True)))
+        return Tokens(
+            self.prompt + times * other.prompt,
+            self.completion + times * other.completion,
+            self.cached + times * other.cached,
+            self.cache_write + times * other.cache_write,
+        )
 
 
 @dataclass(frozen=True, slots=True)

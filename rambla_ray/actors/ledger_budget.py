@@ -190,7 +190,7 @@ class BudgetMeter:
             tokens += spent.prompt_tokens + spent.completion_tokens
             if price := self._prices.get(key):
                 usd += price.cost(*spent.tokens_outside_batches)
-                usd += price.cost(*spent.tokens_in_batches, in_batch=True)
+                usd += price.cost(*spent.tokens_in_batches, in_batch=True) if spent.batched else 0.0
         for key, charged in self._charged.items():
             tokens += charged.total
             if price := self._prices.get(key):

@@ -163,9 +163,10 @@ class Price(Closed):
             in_batch: whether the calls are made in a batch.
         """
         others = max(0, prompt_tokens - cached_tokens - cache_write_tokens)  # An endpoint may say what cannot be.
-        prompt = others * self.input_per_million
-        prompt += cached_tokens * self._cached + cache_write_tokens * self._cache_write
-        return self._factor(in_batch) * (prompt + completion_tokens * self.output_per_million) / 1_000_000
+        dollars = others * self.input_per_million + completion_tokens * self.output_per_million
+        if cached_tokens or cache_write_tokens:
+            dollars += cached_tokens * self._cached + cache_write_tokens * self._cache_write
+        return self._factor(in_batch) * dollars / 1_000_000
 
     def most(self, prompt_tokens: int, completion_tokens: int, *, in_batch: bool = False) -> float:
         """US dollars at most for so many tokens, whatever becomes of the prompts in the endpoint's cache."""

@@ -49,7 +49,7 @@ class Spent:
     @property
     def tokens_outside_batches(self) -> Tokens:
         """Those of `tokens` that are charged at the full price."""
-        return self.tokens.plus(self.tokens_in_batches, -1)
+        return self.tokens.plus(self.tokens_in_batches, -1) if self.batched else self.tokens
 
     @property
     def tokens_in_batches(self) -> Tokens:
