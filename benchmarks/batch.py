@@ -147,7 +147,7 @@ def ours(job: Job) -> Finished:
     batch = {"max_wait_s": job.timeout_s, "then": "fail"}
     target = {"name": "openai_chat", "params": {"api_type": "openai", **params}, "batch": batch}
     done = Bench(job.folder, job.items, TASK, {"target": target}).run("model=target", timeout_s=job.timeout_s)
-    scored = json.loads((job.folder / Bench.METRICS).read_text())["cells"][0]["outcomes"]["scored"]
+    scored = json.loads((job.folder / Bench.METRICS).read_text(encoding="utf-8"))["cells"][0]["outcomes"]["scored"]
     if scored != len(job.items):
         sys.exit(f"ours scored {scored} of {len(job.items)}: see {job.folder}")
     return done

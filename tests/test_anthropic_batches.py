@@ -112,7 +112,7 @@ def replace_id(line: BatchLine, prefix: str) -> BatchLine:
 def test_an_endpoint_without_them_says_so() -> None:
     async def scenario(batches: AnthropicBatches) -> None:
         with pytest.raises(CallError) as caught:
-            await batches.check()
+            await batches.create(mark(), LINES)
         assert caught.value.kind is ErrorKind.NOT_FOUND
 
     with ClaudeBatches(Script(status=404)) as server:
