@@ -193,7 +193,7 @@ def test_a_run_that_is_stopped_leaves_its_batch_and_the_next_one_attaches(tmp_pa
         second = Asker(server, tmp_path, run="another")
         assert texts(second.ask(*PROMPTS)) == answers
         assert (len(server.batches), server.live_calls, paid(server)) == (1, 0, 6)
-    assert second.notes[0] == "batch batch_0 goes on: 6 answers are taken from it"
+    assert second.notes[0] == "batch batch_0 goes on, with 6 requests of this run"
 
 
 # After so many lines about its batch, the run is dead: what it has written, and whether the batch was made.

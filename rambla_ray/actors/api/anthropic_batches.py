@@ -36,6 +36,7 @@ class AnthropicBatches:
     """The batches of one model. `wire`: the way to the endpoint, whose base ends in its version, as `/v1`."""
 
     limits = Limits(lines=100_000, size=256_000_000)
+    keeps_tags = False
 
     def __init__(self, wire: BatchWire) -> None:
         self._wire = wire
@@ -90,7 +91,8 @@ class AnthropicBatches:
         await self._wire.once("POST", self._wire.url(f"{PATH}/{batch}/cancel"))
 
     async def discard(self, mark: BatchMark, state: BatchState) -> None:
-        await self._wire.once("DELETE", self._wire.url(f"{PATH}/{mark.batch}"))
+        if mark.batch:
+            await self._wire.once("DELETE", self._wire.url(f"{PATH}/{mark.batch}"))
 
 
 def _of(body: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class BatchProvider(Protocol):
     """The batch API of one endpoint. Methods raise CallError; those that say so make one attempt."""
 
     limits: Limits
+    keeps_tags: bool  # A batch has its mark's tag there, so that what `find` finds is that batch for certain.
 
     def size(self, line: BatchLine) -> int:
         """How many bytes a request takes in a batch."""

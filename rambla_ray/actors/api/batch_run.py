@@ -112,6 +112,10 @@ class BatchRun:
         await self._provider.read(self.state, take)
         ours = {request_id: replies.get(request_id) for request_id in self.mark.request_ids}
         if not self._is_ours_for_sure and not replies.keys() & ours.keys():
+            self.mark, self.state = (
+                replace(self.mark, batch=""),
+                BatchState("", is_over=False),
+            )  # Another's: let it be.
             raise NotThere
         self._note_the_end(sum(reply is not None for reply in ours.values()))
         return {request_id: self._result(reply, is_said=request_id in replies) for request_id, reply in ours.items()}
@@ -153,14 +157,24 @@ class BatchRun:
                 if error.kind not in RETRYABLE or time.monotonic() + wait_s > give_up_at:
                     raise
             await asyncio.sleep(wait_s)
-            if found := await self._provider.find(self.mark):
+            if found := await self._found():
                 return found
+
+    async def _found(self) -> str:
+        """The provider's name of it, if it was created; empty too where the provider has no list of batches."""
+        try:
+            return await self._provider.find(self.mark)
+        except CallError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+        self._notify("the provider lists no batches: one that was made, and whose name is not known, is not found")
+        return ""
 
     async def _attach(self) -> None:
         """Find at the provider what was found in the ledger. Raises NotThere."""
         if not self.mark.batch:
-            self._is_ours_for_sure = False
-            batch = await self._provider.find(self.mark)
+            self._is_ours_for_sure = self._provider.keeps_tags
+            batch = await self._found()
             if not batch:
                 raise NotThere
             self.mark = replace(self.mark, batch=batch, created=self.mark.at)
@@ -175,7 +189,7 @@ class BatchRun:
         if self.state.refused:
             raise NotThere
         self._notify(
-            f"batch {self.mark.batch} goes on: {counted(len(self.mark.request_ids), 'answer')} are taken from it"
+            f"batch {self.mark.batch} goes on, with {counted(len(self.mark.request_ids), 'request')} of this run"
         )
 
     async def _wait(self) -> None:
@@ -187,7 +201,7 @@ class BatchRun:
             if time.time() >= last:
                 self._notify(f"batch {self.mark.batch} does not end, though it was cancelled: its answers are lost")
                 return
-            if time.time() >= deadline and not is_cancelled:
+            if time.time() >= deadline and not is_cancelled and self._is_ours_for_sure:
                 is_cancelled = await self._cancel()
             await asyncio.sleep(self._pause(deadline))
         if self.state.refused:

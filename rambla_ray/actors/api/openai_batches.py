@@ -31,6 +31,7 @@ class OpenAIBatches:
     """
 
     limits = Limits(lines=50_000, size=200_000_000)
+    keeps_tags = True
 
     def __init__(self, wire: BatchWire, path: str) -> None:
         self._wire = wire
