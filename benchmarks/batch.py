@@ -44,6 +44,8 @@ class BatchEndpoint:
     takes_s: float
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, Json] = field(default_factory=dict)
+    uploaded_at: float = 0.0  # When the input had come, and when the results were asked for, by time.time().
+    read_at: float = 0.0
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -72,6 +74,7 @@ class BatchEndpoint:
         upload = (await request.post())["file"]
         if not isinstance(upload, web.FileField):
             raise web.HTTPBadRequest
+        self.uploaded_at = time.time()
         return web.json_response(self._file(self._keep(upload.file.read())))
 
     def _keep(self, content: bytes) -> str:
@@ -85,6 +88,7 @@ class BatchEndpoint:
         return {"id": name, "object": "file", "bytes": size, **made}
 
     async def _content(self, request: web.Request) -> web.Response:
+        self.read_at = time.time()
         return web.Response(body=self.files[request.match_info["name"]])
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -147,7 +151,7 @@ def ours(job: Job) -> Finished:
     batch = {"max_wait_s": job.timeout_s, "then": "fail"}
     target = {"name": "openai_chat", "params": {"api_type": "openai", **params}, "batch": batch}
     done = Bench(job.folder, job.items, TASK, {"target": target}).run("model=target", timeout_s=job.timeout_s)
-    scored = json.loads((job.folder / Bench.METRICS).read_text())["cells"][0]["outcomes"]["scored"]
+    scored = json.loads((job.folder / Bench.METRICS).read_text(encoding="utf-8"))["cells"][0]["outcomes"]["scored"]
     if scored != len(job.items):
         sys.exit(f"ours scored {scored} of {len(job.items)}: see {job.folder}")
     return done
@@ -194,15 +198,35 @@ def bare(job: Job) -> Finished:
 RUNNERS: Mapping[str, Callable[[Job], Finished]] = {"ours": ours, "bare": bare}
 
 
-def measure(runner: str, given: argparse.Namespace, items: Sequence[Mapping[str, str]]) -> float:
-    """The seconds that a runner took beyond those of its batch."""
+@dataclass(frozen=True)
+class Measured:
+    """Seconds that a runner took beyond those of its batch, and what they are made of."""
+
+    beyond: float
+    before: float  # Until the input had come.
+    looking: float  # From the end of the batch until its results were asked for.
+    after: float  # From then on.
+
+    def __str__(self) -> str:
+        parts = f"{self.before:.1f} before it, {self.looking:.1f} until its end was seen, {self.after:.1f} after that"
+        return f"{self.beyond:.1f} s beyond the batch: {parts}"
+
+
+def measure(runner: str, given: argparse.Namespace, items: Sequence[Mapping[str, str]]) -> Measured:
+    """Run a runner."""
     with tempfile.TemporaryDirectory(prefix="batch_") as folder, BatchEndpoint(given.takes) as endpoint:
         done = RUNNERS[runner](Job(Path(folder), items, endpoint, given.timeout))
         if done.fault:
             sys.exit(f"{runner}: {done.fault}")
         if len(endpoint.batches) != 1:
             sys.exit(f"{runner} made {len(endpoint.batches)} batches")
-    return done.seconds - float(given.takes)
+        (batch,) = endpoint.batches.values()
+    return Measured(
+        done.seconds - given.takes,
+        before=endpoint.uploaded_at - done.began_at,
+        looking=endpoint.read_at - batch["ends_at"],
+        after=done.began_at + done.seconds - endpoint.read_at,
+    )
 
 
 def main() -> None:
@@ -217,8 +241,9 @@ def main() -> None:
     beyond: dict[str, list[float]] = {runner: [] for runner in RUNNERS}
     for _ in range(given.repeat):
         for runner, seconds in beyond.items():
-            seconds.append(measure(runner, given, items))
-            print(f"{runner}: {seconds[-1]:.1f} s beyond the {given.takes:g} s of its batch", flush=True)
+            measured = measure(runner, given, items)
+            seconds.append(measured.beyond)
+            print(f"{runner}: {measured}", flush=True)
     print(
         f"{given.prompts:,} prompts, median of {given.repeat}: "
         + ", ".join(f"{runner} {median(seconds):.1f} s" for runner, seconds in beyond.items())

@@ -116,16 +116,8 @@ class Asker:
 
     async def ask_all(self, prompts: Iterable[str]) -> list[Any]:
         ended = await asyncio.gather(*(asyncio.create_task(self.ask_one(prompt)) for prompt in prompts))
-        await self._closed()
+        await self.model.settle()
         return list(ended)
-
-    async def _closed(self) -> None:
-        """Let the batches be closed that can be."""
-        for _ in range(100):
-            tasks = [task for task in self.model._queue._tasks if not task.done()]  # type: ignore[union-attr]
-            if not tasks:
-                return
-            await asyncio.wait(tasks, timeout=0.05)
 
     def ask(self, *prompts: str) -> list[Any]:
         """What became of the prompts, asked together: responses and errors."""

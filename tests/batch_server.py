@@ -62,6 +62,7 @@ class Script:
     creations: list[int] = field(default_factory=list)
     refusal: str = ""
     status: int = 0
+    cannot_cancel: bool = False
 
 
 class BatchServer(OpenAIServer):
@@ -167,6 +168,8 @@ class BatchServer(OpenAIServer):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         batch = self._named(request)
+        if self.script.cannot_cancel:
+            raise bad_request("It cannot be cancelled.")
         batch.is_cancelled = True
         return web.json_response(await self._described(request, batch))
 

@@ -114,7 +114,7 @@ def replace_id(line: BatchLine, prefix: str) -> BatchLine:
 def test_an_endpoint_without_them_says_so() -> None:
     async def scenario(batches: AnthropicBatches) -> None:
         with pytest.raises(CallError) as caught:
-            await batches.check()
+            await batches.create(mark(), LINES)
         assert caught.value.kind is ErrorKind.NOT_FOUND
 
     with ClaudeBatches(Script(status=404)) as server:
@@ -149,6 +149,26 @@ def test_a_run_that_dies_before_the_batchs_name_is_stored_finds_it(
         ended = Asker(build(server, rate=RATE), tmp_path).ask(*PROMPTS)
         assert [response.details.batch for response in ended] == ["batch_0"] * 3
         assert (len(server.batches), server.live_calls) == (1, 0)
+
+
+def test_a_batch_of_somebody_else_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was created just after a run died, and goes on when the next run looks for its own."""
+
+    async def scenario(batches: AnthropicBatches) -> None:
+        await batches.create(mark(), [replace_id(line, "other") for line in LINES])
+
+    with ClaudeBatches(Script(takes_s=1.0)) as server:
+        monkeypatch.setenv("ANTHROPIC_API_KEY", server.key)
+        dead = Asker(build(server, rate=RATE), tmp_path)
+        dead.book.dies_after = 1
+        dead.ask(*PROMPTS)
+        run(server, scenario)
+        server.script.takes_s = 0.0
+        ended = Asker(build(server, rate=RATE), tmp_path, max_wait_s=0.5).ask(*PROMPTS)
+        others = server.batches["batch_0"]
+        assert not others.is_cancelled
+        assert server.seen["DELETE /v1/messages/batches/batch_0"] == 0
+    assert [response.details.batch for response in ended] == ["batch_1"] * 3
 
 
 def test_the_responses_api_has_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

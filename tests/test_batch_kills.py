@@ -62,36 +62,54 @@ def kill_the_actor_alone(driver: Driver, server: BatchServer) -> None:
     wait_until(lambda: server.seen[look] > before + 2, "the looks of another actor")
 
 
-POINTS: dict[str, Callable[[BatchServer], Killer]] = {
+BEFORE_ITS_NAME_IS_KNOWN: dict[str, Callable[[BatchServer], Killer]] = {
     "before its input is uploaded": lambda server: Killer(server, "POST /v1/files"),
     "before it is created": lambda server: Killer(server, "POST /v1/batches"),
     "before its name is stored": lambda server: Killer(server, "POST /v1/batches", is_served=True),
-    "while it runs": lambda server: Killer(server, "GET /v1/batches/", 2),
-    "while its results are read": lambda server: Killer(server, "GET /v1/files/"),
 }
 
 
-def test_a_run_that_is_killed_at_each_point_of_its_batch_pays_once(tmp_path: Path) -> None:
-    with BatchServer(Script(takes_s=3600)) as server:
-        status, _, err = Driver(server, tmp_path / "live").finish()
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """metrics.json of a live run."""
+    runs_dir = tmp_path_factory.mktemp("live")
+    with BatchServer() as server:
+        status, _, err = Driver(server, runs_dir).finish()
         assert status == 0, err
-        server.reset()
-        for name, killer_at in POINTS.items():
-            if name == "while its results are read":
-                server.batches["batch_0"].ends_at = 0
-            server.on_request = server.on_reply = nothing
-            driver = Driver(server, tmp_path / "batch", BATCH)
-            if name == "while it runs":
-                kill_the_actor_alone(driver, server)
-            killer = killer_at(server)
-            killer.driver = driver
-            ended, _, err = driver.finish()
-            assert ended == -9, f"{name}: {err}"
-        server.on_request = server.on_reply = nothing
-        status, _, err = Driver(server, tmp_path / "batch", BATCH).finish()
-        assert status == 0, err
-        assert (len(server.batches), repeats(server)) == (1, 0)
-        assert len(server.snapshot()["per_prompt"]) == DEMO_YES_NO
-    assert metrics_of(tmp_path / "batch") == metrics_of(tmp_path / "live")
-    spent = calls_of(tmp_path / "batch")
+    return metrics_of(runs_dir)
+
+
+def killed(server: BatchServer, driver: Driver, killer: Killer) -> None:
+    """A run that ends by a killer."""
+    killer.driver = driver
+    ended, _, err = driver.finish()
+    assert ended == -9, err
+    server.on_request = server.on_reply = nothing
+
+
+def ends_well(server: BatchServer, runs_dir: Path, metrics: bytes) -> None:
+    """The next run goes on to the end: one batch is paid, and the numbers are those of a live run."""
+    status, _, err = Driver(server, runs_dir, BATCH).finish()
+    assert status == 0, err
+    assert (len(server.batches), server.live_calls, repeats(server)) == (1, 0, 0)
+    assert len(server.snapshot()["per_prompt"]) == DEMO_YES_NO
+    assert metrics_of(runs_dir) == metrics
+    spent = calls_of(runs_dir)
     assert (spent["calls"], spent["answered"], spent["repeated"]) == (DEMO_YES_NO, DEMO_YES_NO, 0)
+
+
+def test_a_run_that_is_killed_before_it_knows_its_batch_pays_once(tmp_path: Path, uninterrupted: bytes) -> None:
+    with BatchServer() as server:
+        for killer_at in BEFORE_ITS_NAME_IS_KNOWN.values():
+            killed(server, Driver(server, tmp_path, BATCH), killer_at(server))
+        ends_well(server, tmp_path, uninterrupted)
+
+
+def test_a_run_that_is_killed_while_its_batch_runs_or_is_read_pays_once(tmp_path: Path, uninterrupted: bytes) -> None:
+    with BatchServer(Script(takes_s=3600)) as server:
+        driver = Driver(server, tmp_path, BATCH)
+        kill_the_actor_alone(driver, server)
+        killed(server, driver, Killer(server, "GET /v1/batches/", 2))
+        server.batches["batch_0"].ends_at = 0
+        killed(server, Driver(server, tmp_path, BATCH), Killer(server, "GET /v1/files/"))
+        ends_well(server, tmp_path, uninterrupted)

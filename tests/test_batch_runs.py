@@ -69,15 +69,16 @@ def test_what_a_batch_does_not_answer_is_asked_live_or_fails(bench: Run) -> None
     assert not any(step["error_kind"] for step in steps(done))
 
 
+@pytest.mark.parametrize("status", [404, 501])
 def test_an_endpoint_without_batches_is_refused_before_anything_is_asked(
-    bench: Run, monkeypatch: pytest.MonkeyPatch
+    bench: Run, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with BatchServer(Script(status=404)) as server:
+    with BatchServer(Script(status=status)) as server:
         done = bench(words(server, "address=local"))
         host = server.base_url
     assert done.status == 1
-    reason = "has no batch API (HTTP 404 to a question for its batches); leave batch out"
+    reason = f"has no batch API (HTTP {status} to a question for its batches); leave batch out"
     assert done.err == f"error: model openai_chat: {host} {reason}\n"
     assert (server.live_calls, server.files) == (0, {})
 

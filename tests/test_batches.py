@@ -15,6 +15,7 @@ from faults import Fault
 from openai_models import Completion, Embeddings
 from openai_server import default_answer
 
+from rambla_ray.actors.api import batch_run
 from rambla_ray.actors.api.batch_provider import Limits
 from rambla_ray.actors.api.openai_batches import OpenAIBatches
 from rambla_ray.errors import CallError, Draining, ErrorKind
@@ -112,6 +113,29 @@ def test_a_batch_that_takes_too_long_is_cancelled_and_what_it_did_is_taken(tmp_p
     ]
 
 
+@pytest.mark.parametrize("then", ["live", "fail"])
+def test_a_batch_that_does_not_end_though_it_is_cancelled_is_given_up(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "LEAST_CANCEL_S", 0.2)
+    with BatchServer(Script(takes_s=3600, cannot_cancel=True)) as server:
+        ended = Asker(server, tmp_path, max_wait_s=0.2, then=then).ask(*PROMPTS)
+        assert server.live_calls == (6 if then == "live" else 0)
+    assert [isinstance(end, Response) for end in ended] == [then == "live"] * 6
+
+
+def test_a_provider_that_cannot_be_reached_for_longer_than_a_batch_may_take_fails_no_request(
+    tmp_path: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "LEAST_CANCEL_S", 0.2)
+    with BatchServer(Script(polls=[503] * 1000)) as server:
+        errors = Asker(server, tmp_path, max_wait_s=0.2).ask(*PROMPTS)
+        assert {error.kind for error in errors} == {ErrorKind.LOAD}
+        server.script.polls = []
+        assert texts(Asker(server, tmp_path).ask(*PROMPTS)) == answers
+        assert (len(server.batches), server.live_calls) == (1, 0)
+
+
 def test_a_batch_is_split_at_the_providers_limits(
     tmp_path: Path, answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,12 +158,13 @@ def test_the_other_apis_have_batches_too(kind: type[Any], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_an_endpoint_without_batches_is_one_line_and_nothing_is_sent(status: int, tmp_path: Path) -> None:
+def test_an_endpoint_without_batches_is_one_line_and_nothing_is_paid(status: int, tmp_path: Path) -> None:
     with BatchServer(Script(status=status)) as server:
         errors = Asker(server, tmp_path).ask(*PROMPTS)
         assert {error.kind for error in errors} == {ErrorKind.LOAD}
         assert len({error.message for error in errors}) == 1
-        assert (paid(server), server.files) == (0, {})
+        assert "the endpoint has no batch API (HTTP" in errors[0].message
+        assert (paid(server), server.batches) == (0, {})
 
 
 def test_a_batch_that_is_refused_as_a_whole_is_one_line_and_the_next_run_sends_another(tmp_path: Path) -> None:
@@ -168,7 +193,7 @@ def test_a_run_that_is_stopped_leaves_its_batch_and_the_next_one_attaches(tmp_pa
         second = Asker(server, tmp_path, run="another")
         assert texts(second.ask(*PROMPTS)) == answers
         assert (len(server.batches), server.live_calls, paid(server)) == (1, 0, 6)
-    assert second.notes[0] == "batch batch_0 goes on: 6 answers are taken from it"
+    assert second.notes[0] == "batch batch_0 goes on, with 6 requests of this run"
 
 
 # After so many lines about its batch, the run is dead: what it has written, and whether the batch was made.

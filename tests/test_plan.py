@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rambla_ray.config.load import load
 from rambla_ray.config.model import ModelConfig
-from rambla_ray.config.sections import Pool
+from rambla_ray.config.sections import Batch, Pool
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import to_json
+from rambla_ray.run.blocks import blocks_of
 from rambla_ray.run.placement import (
     Cluster,
     Level,
     NodeResources,
+    blocks_at_once,
     calls_per_actor,
     run_together,
     settle_pool,
@@ -290,6 +293,24 @@ def test_a_local_model_that_plays_first_and_last_is_not_loaded_twice() -> None:
     assert not run_together([target, other, target], THREE_NODES)
     judge = level("openai_chat")
     assert run_together([judge, target, judge], THREE_NODES)
+
+
+def test_a_model_that_asks_in_batches_has_one_actor_which_has_all_blocks_at_once() -> None:
+    live, batched = level("openai_chat", max_size=4), level("openai_chat", min_size=2, max_size=8)
+    batched = replace(batched, config=batched.config.model_copy(update={"batch": Batch()}))
+    settled = settle_pool(batched, LAPTOP)
+    assert (settled.min_size, settled.max_size) == (1, 1)
+    assert (blocks_at_once(batched, 16, 100), blocks_at_once(live, 16, 100)) == (100, 14)
+    assert run_together([batched], LAPTOP)
+    assert run_together([live, level("mock")], LAPTOP)
+    assert not run_together([live, batched], LAPTOP)
+
+
+@pytest.mark.parametrize(("samples", "blocks"), [(10, 2), (1000, 16), (100_000, 128)])
+def test_samples_for_batches_are_in_few_blocks(samples: int, blocks: int) -> None:
+    first = level("openai_chat").config
+    made = blocks_of({("task", ""): samples}, first, in_batches=True)
+    assert (len(made), sum(block["count"] for block in made)) == (blocks, samples)
 
 
 def test_what_has_no_room_says_what_it_waits_for() -> None:

@@ -71,6 +71,17 @@ def test_a_line_of_progress_has_samples_calls_and_the_budget(
     )
 
 
+def test_a_line_of_progress_says_how_far_batches_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
+    counts = Counts(5, batches={"gpt": (2, 3400, 10_000), "m": (1, 0, 5)})
+    with progress.Progress(10, ["m"], counts):
+        assert counts.enough.wait(20)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("samples/s; gpt 2 batches, 3,400 of 10,000 done; m 1 batch, 0 of 5 done")
+
+
 def test_counts_that_cannot_be_had_are_not_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

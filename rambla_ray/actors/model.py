@@ -174,6 +174,10 @@ class Model(ABC):
         """Look at the run's `is_held` again, which may have changed."""
         return None
 
+    async def settle(self) -> None:
+        """Wait for what is to be done once answers are stored; called at the end of each block."""
+        return None
+
     @abstractmethod
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         """Answer one request. Cancelled, it gives up what it holds: a slot, a place in a batch.

@@ -141,6 +141,8 @@ class PoolActor:
         """One block of samples through all stages that are their next and this pool's."""
         samples = await self._samples(row)
         await asyncio.gather(*map(self._answer, samples))
+        if self._model is not None:
+            await self._model.settle()
         self._report_usage()
         return pack(to_table(samples))
 

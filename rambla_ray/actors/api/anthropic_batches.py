@@ -36,6 +36,7 @@ class AnthropicBatches:
     """The batches of one model. `wire`: the way to the endpoint, whose base ends in its version, as `/v1`."""
 
     limits = Limits(lines=100_000, size=256_000_000)
+    keeps_tags = False
 
     def __init__(self, wire: BatchWire) -> None:
         self._wire = wire
@@ -45,9 +46,6 @@ class AnthropicBatches:
 
     def size(self, line: BatchLine) -> int:
         return len(b'{"custom_id":"","params":},') + len(line.request_id) + len(line.body)
-
-    async def check(self) -> None:
-        await self._wire.json("GET", self._wire.url(PATH, limit="1"))
 
     async def upload(self, mark: BatchMark, lines: Sequence[BatchLine]) -> str:
         return ""
@@ -86,17 +84,18 @@ class AnthropicBatches:
         return bool(wanted & found)
 
     async def state(self, batch: str) -> BatchState:
-        return _state(_of(await self._wire.json("GET", self._wire.url(f"{PATH}/{batch}"))))
+        return _state(_of(await self._wire.once("GET", self._wire.url(f"{PATH}/{batch}"))))
 
     async def read(self, state: BatchState, take: Take) -> None:
         for batch in state.results:
             await self._wire.lines(self._wire.url(f"{PATH}/{batch}/results"), lambda line: _take(line, take))
 
     async def cancel(self, batch: str) -> None:
-        await self._wire.json("POST", self._wire.url(f"{PATH}/{batch}/cancel"))
+        await self._wire.once("POST", self._wire.url(f"{PATH}/{batch}/cancel"))
 
     async def discard(self, mark: BatchMark, state: BatchState) -> None:
-        await self._wire.once("DELETE", self._wire.url(f"{PATH}/{mark.batch}"))
+        if mark.batch:
+            await self._wire.once("DELETE", self._wire.url(f"{PATH}/{mark.batch}"))
 
 
 def _of(body: Any) -> dict[str, Any]:

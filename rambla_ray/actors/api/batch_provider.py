@@ -52,33 +52,31 @@ Take = Callable[[str, HttpReply | None], None]
 
 
 class BatchProvider(Protocol):
-    """The batch API of one endpoint. Methods raise CallError, after what may help was tried again."""
+    """The batch API of one endpoint. Methods raise CallError; those that say so make one attempt."""
 
     limits: Limits
+    keeps_tags: bool  # A batch has its mark's tag there, so that what `find` finds is that batch for certain.
 
     def size(self, line: BatchLine) -> int:
         """How many bytes a request takes in a batch."""
-
-    async def check(self) -> None:
-        """Raise CallError (`load`) where the endpoint has no batch API; asked before the first batch, for nothing."""
 
     async def upload(self, mark: BatchMark, lines: Sequence[BatchLine]) -> str:
         """Bring a batch's input to the provider; returns its name there, empty where it is sent with the creation."""
 
     async def create(self, mark: BatchMark, lines: Sequence[BatchLine]) -> str:
-        """Send for a batch whose input was uploaded; returns the provider's name of it. It is done once."""
+        """Send for a batch whose input was uploaded; returns the provider's name of it. One attempt."""
 
     async def find(self, mark: BatchMark) -> str:
         """The provider's name of a batch that was perhaps created; empty where it was not."""
 
     async def state(self, batch: str) -> BatchState:
-        """How far a batch is."""
+        """How far a batch is. One attempt."""
 
     async def read(self, state: BatchState, take: Take) -> None:
         """Read what a batch that is over has, in any order; a request may come twice."""
 
     async def cancel(self, batch: str) -> None:
-        """Let a batch end as it is."""
+        """Let a batch end as it is. One attempt."""
 
     async def discard(self, mark: BatchMark, state: BatchState) -> None:
         """Delete what the provider keeps of a batch whose answers are stored, as far as it can be deleted."""

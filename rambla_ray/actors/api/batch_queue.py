@@ -15,6 +15,8 @@ from rambla_ray.ledger.batches import BatchMark
 
 QUIET_S = 1.0  # A batch is closed when no request has come for so long: what would never come is not waited for.
 
+SETTLE_S = 30.0  # So long, the end of an actor waits for what is tidied up.
+
 
 class BatchQueue:
     """Gathers requests into batches, attaches to those that are under way, and hands out what came of each request.
@@ -47,7 +49,6 @@ class BatchQueue:
         self._tasks: dict[asyncio.Task[None], BatchRun | None] = {}
         self._gathering: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
-        self._is_checked = False
         self._is_draining = False
 
     async def ask(self, line: BatchLine) -> BatchResult:
@@ -70,6 +71,12 @@ class BatchQueue:
             self._waiting.pop(line.request_id, None)
             self._bodies.pop(line.request_id, None)
             self._lines.pop(line.request_id, None)
+
+    async def settle(self) -> None:
+        """Wait, though not for long, until batches that have ended are written down as such, and deleted."""
+        over = [task for task, run in self._tasks.items() if run is not None and run.stage is Stage.OVER]
+        if over:
+            await asyncio.wait(over, timeout=SETTLE_S)
 
     def drain(self) -> None:
         """Whoever waits gets Draining. A batch that is being sent for is still written down as sent."""
@@ -116,9 +123,6 @@ class BatchQueue:
                 self._start(mark, ())
         if not by_id:
             return
-        if not self._is_checked:
-            await self._provider.check()
-            self._is_checked = True
         for part in self._parts(by_id.values()):
             self._start(self._book.new(line.request_id for line in part), part)
 
@@ -182,6 +186,8 @@ class BatchQueue:
     def _fail(self, request_ids: Iterable[str], error: Exception) -> None:
         """Nothing can be known of these requests now: they are asked again, or found, when the run is continued."""
         message = error.message if isinstance(error, CallError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, CallError) and error.kind is ErrorKind.NOT_FOUND:
+            message = f"the endpoint has no batch API ({message}); leave batch out"
         for request_id in request_ids:
             future = self._waiting.get(request_id)
             if future is not None and not future.done():

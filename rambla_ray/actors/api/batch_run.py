@@ -19,7 +19,9 @@ from rambla_ray.ledger.batches import BatchMark
 
 FIRST_POLL_S = 1.0  # A batch is looked at no more often.
 POLL_SHARE = 0.1  # It is looked at again after this share of the time that it has taken.
-CANCEL_S = 900.0  # A batch that is cancelled is waited for no longer.
+# A batch that is cancelled is waited for as long as before, within these bounds.
+LEAST_CANCEL_S, CANCEL_S = 10.0, 900.0
+SHORTEST_PAUSE_S = 0.01
 CREATE_PAUSE_S = 1.0  # After a creation that may have worked, so long is waited before it is looked for.
 
 
@@ -83,6 +85,7 @@ class BatchRun:
         self._terms, self._give_up_after_s = terms, give_up_after_s
         self._notify, self._on_change = notify, on_change
         self._is_ours_for_sure = True  # Its name is what a creation returned, or stands in the ledger.
+        self._asked_wait_s = 0.0  # Until the next look, as the last reply asked.
         self.mark = mark
         self.stage = Stage.SENDING
         self.state = BatchState("", is_over=False)
@@ -109,6 +112,10 @@ class BatchRun:
         await self._provider.read(self.state, take)
         ours = {request_id: replies.get(request_id) for request_id in self.mark.request_ids}
         if not self._is_ours_for_sure and not replies.keys() & ours.keys():
+            self.mark, self.state = (
+                replace(self.mark, batch=""),
+                BatchState("", is_over=False),
+            )  # Another's: let it be.
             raise NotThere
         self._note_the_end(sum(reply is not None for reply in ours.values()))
         return {request_id: self._result(reply, is_said=request_id in replies) for request_id, reply in ours.items()}
@@ -150,14 +157,24 @@ class BatchRun:
                 if error.kind not in RETRYABLE or time.monotonic() + wait_s > give_up_at:
                     raise
             await asyncio.sleep(wait_s)
-            if found := await self._provider.find(self.mark):
+            if found := await self._found():
                 return found
+
+    async def _found(self) -> str:
+        """The provider's name of it, if it was created; empty too where the provider has no list of batches."""
+        try:
+            return await self._provider.find(self.mark)
+        except CallError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+        self._notify("the provider lists no batches: one that was made, and whose name is not known, is not found")
+        return ""
 
     async def _attach(self) -> None:
         """Find at the provider what was found in the ledger. Raises NotThere."""
         if not self.mark.batch:
-            self._is_ours_for_sure = False
-            batch = await self._provider.find(self.mark)
+            self._is_ours_for_sure = self._provider.keeps_tags
+            batch = await self._found()
             if not batch:
                 raise NotThere
             self.mark = replace(self.mark, batch=batch, created=self.mark.at)
@@ -172,48 +189,53 @@ class BatchRun:
         if self.state.refused:
             raise NotThere
         self._notify(
-            f"batch {self.mark.batch} goes on: {counted(len(self.mark.request_ids), 'answer')} are taken from it"
+            f"batch {self.mark.batch} goes on, with {counted(len(self.mark.request_ids), 'request')} of this run"
         )
 
     async def _wait(self) -> None:
         """Look at it until it is over; when its time is, cancel it. Raises CallError."""
-        deadline, is_cancelled = self.mark.created + self._terms.max_wait_s, False
-        while not await self._looked(deadline + self._give_up_after_s):
-            if time.time() >= deadline and not is_cancelled:
-                is_cancelled = await self._cancel()
-            if is_cancelled and time.time() >= deadline + CANCEL_S:
-                self._notify(f"batch {self.mark.batch} was cancelled and does not end: its answers are lost")
+        most_s = self._terms.max_wait_s
+        deadline, is_cancelled = self.mark.created + most_s, False
+        last = deadline + min(CANCEL_S, max(LEAST_CANCEL_S, most_s))
+        while not await self._looked(last):
+            if time.time() >= last:
+                self._notify(f"batch {self.mark.batch} does not end, though it was cancelled: its answers are lost")
                 return
-            await asyncio.sleep(self._pause(deadline, is_cancelled=is_cancelled))
+            if time.time() >= deadline and not is_cancelled and self._is_ours_for_sure:
+                is_cancelled = await self._cancel()
+            await asyncio.sleep(self._pause(deadline))
         if self.state.refused:
             raise CallError(ErrorKind.LOAD, f"the provider refuses batch {self.mark.batch}: {self.state.refused}")
 
-    async def _looked(self, give_up_at: float) -> bool:
-        """Look at it; whether it is over. A provider that cannot be reached for a while is asked again later."""
+    async def _looked(self, last: float) -> bool:
+        """Look at it; whether it is over. Who cannot be reached is asked again, but for a last time."""
+        self._asked_wait_s = 0.0
         try:
             self.state = await self._provider.state(self.mark.batch)
         except CallError as error:
-            if error.kind not in RETRYABLE or time.time() >= give_up_at:
+            if error.kind not in RETRYABLE or time.time() >= last:
                 raise
+            self._asked_wait_s = error.retry_after_s or 0.0
         self._on_change()
         return self.state.is_over
 
     async def _cancel(self) -> bool:
-        """Whether the provider takes the cancellation; one that has just ended does not."""
+        """Whether that need not be tried again."""
         try:
             await self._provider.cancel(self.mark.batch)
-        except CallError:
-            return False
+        except CallError as error:
+            return error.kind not in RETRYABLE  # It may have ended just now.
         waited = f"batch.max_wait_s={self._terms.max_wait_s:g}"
         self._notify(f"batch {self.mark.batch} has not ended within {waited}, and is cancelled: what it has is taken")
         return True
 
-    def _pause(self, deadline: float, *, is_cancelled: bool) -> float:
+    def _pause(self, deadline: float) -> float:
+        """How long to wait before the next look: up to the deadline and not beyond, and after it not for long."""
         now, most = time.time(), self._terms.poll_s
         pause = min(most, max(FIRST_POLL_S, POLL_SHARE * (now - self.mark.created)))
-        if is_cancelled or now >= deadline:
-            return min(most, FIRST_POLL_S)
-        return max(0.01, min(pause, deadline - now))
+        if now >= deadline:
+            return max(min(most, FIRST_POLL_S), self._asked_wait_s)
+        return max(SHORTEST_PAUSE_S, min(max(pause, self._asked_wait_s), deadline - now))
 
     def _result(self, reply: HttpReply | None, *, is_said: bool) -> BatchResult:
         took_s = self.state.took_s or max(0.0, time.time() - self.mark.created)

@@ -61,6 +61,10 @@ class BatchedModel(Model):
     def resume(self) -> None:
         self._live.resume()
 
+    async def settle(self) -> None:
+        if self._queue is not None:
+            await self._queue.settle()
+
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if self._queue is None or self.context.batches is None:
             return await self._live.generate(request, emit)

@@ -22,7 +22,7 @@ def _as_printable(text: str) -> str:
     return text
 
 
-NO_SUCH_API = (404, 405, 501)  # Statuses of an endpoint without batches, asked for them.
+NO_SUCH_API = (404, 501)  # Statuses of an endpoint without batches, asked for a list of them.
 Printable = Annotated[str, Field(max_length=1000), AfterValidator(_as_printable)]
 
 

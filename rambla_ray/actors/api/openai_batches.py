@@ -31,6 +31,7 @@ class OpenAIBatches:
     """
 
     limits = Limits(lines=50_000, size=200_000_000)
+    keeps_tags = True
 
     def __init__(self, wire: BatchWire, path: str) -> None:
         self._wire = wire
@@ -42,9 +43,6 @@ class OpenAIBatches:
 
     def size(self, line: BatchLine) -> int:
         return len(b'{"custom_id":"}\n') + len(line.request_id) + len(self._middle) + len(line.body)
-
-    async def check(self) -> None:
-        await self._wire.json("GET", self._wire.url("batches", limit="1"))
 
     async def upload(self, mark: BatchMark, lines: Sequence[BatchLine]) -> str:
         content = b"".join(map(self._line, lines))
@@ -81,7 +79,7 @@ class OpenAIBatches:
         return ""
 
     async def state(self, batch: str) -> BatchState:
-        body = await self._wire.json("GET", self._wire.url(f"batches/{batch}"))
+        body = await self._wire.once("GET", self._wire.url(f"batches/{batch}"))
         if not isinstance(body, dict) or not isinstance(body.get("status"), str):
             raise CallError(ErrorKind.GARBAGE, f"what the endpoint says of batch {batch} has no status")
         word, counts = body["status"], body.get("request_counts")
@@ -103,7 +101,7 @@ class OpenAIBatches:
             await self._wire.lines(self._wire.url(f"files/{file}/content"), lambda line: _take(line, take))
 
     async def cancel(self, batch: str) -> None:
-        await self._wire.json("POST", self._wire.url(f"batches/{batch}/cancel"))
+        await self._wire.once("POST", self._wire.url(f"batches/{batch}/cancel"))
 
     async def discard(self, mark: BatchMark, state: BatchState) -> None:
         for file in filter(None, (mark.input_file, *state.results)):
