@@ -285,7 +285,7 @@ def test_results_can_go_to_a_filesystem_by_its_uri(uninterrupted):
 @pytest.mark.processes
 def test_without_authentication_the_same_command_works(checkout, tmp_path):
     with Head(token=False, environment={}) as open_head:
-        words = " ".join([*MOCK, "limit=4", f"runs_dir={tmp_path}"])
+        words = " ".join([*MOCK, "limit=12", f"runs_dir={tmp_path}"])
         done = open_head.run(
             f"ray job submit --address {open_head.url} --working-dir . -- python jobs/bench.py {words}", checkout
         )

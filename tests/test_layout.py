@@ -259,7 +259,7 @@ def test_the_readmes_commands_run(tmp_path):
     commands = quickstart()
     assert commands
     for command in commands:
-        words = [sys.executable, *shlex.split(command)[1:], f"runs_dir={tmp_path}", "address=local", "limit=25"]
+        words = [sys.executable, *shlex.split(command)[1:], f"runs_dir={tmp_path}", "address=local"]
         done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "accuracy" in done.stdout or "samples" in done.stdout
