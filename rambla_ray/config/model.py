@@ -29,6 +29,7 @@ from rambla_ray.registry import model_class
 from rambla_ray.schema import canonical_json
 from rambla_ray.tasks.closed import Closed
 
+KEY_DESCRIPTION = "NAME of the environment variable with the key, in upper case; null where none is needed"
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
 _NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
 
@@ -132,7 +133,7 @@ class KeyedParams(ModelParams):
 
     api_key_var: str | None = Field(
         pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case; null where none is needed",
+        description=KEY_DESCRIPTION,
     )
     api_key_command: KeyCommand | None = Field(
         None,

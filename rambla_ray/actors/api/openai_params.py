@@ -13,7 +13,7 @@ from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, wit
 from rambla_ray.actors.api.extras import JsonObject, omitted
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
-from rambla_ray.config.model import KEY_VARIABLE
+from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
 from rambla_ray.tasks.prompts import SystemPrompt
 
@@ -37,11 +37,7 @@ class OpenAIEndpointParams(EndpointParams):
     )
     base_url: str | None = Field(None, description="OPENAI_API_BASE when not given")
     api_version: Printable | None = Field(None, description="Azure only; OPENAI_API_VERSION when not given")
-    api_key_var: str | None = Field(
-        "OPENAI_API_KEY",
-        pattern=KEY_VARIABLE,
-        description="NAME of the environment variable with the key, in upper case; null where none is needed",
-    )
+    api_key_var: str | None = Field("OPENAI_API_KEY", pattern=KEY_VARIABLE, description=KEY_DESCRIPTION)
     async_calls: bool | None = Field(None, description="accepted as in RAmBLA; calls are always concurrent")
 
     unidentified: ClassVar[frozenset[str]] = EndpointParams.unidentified | {"async_calls"}
