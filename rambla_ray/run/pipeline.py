@@ -274,7 +274,7 @@ def _start_ledger(config: RunConfig, placements: Mapping[str, Placement], segmen
         for role in level.roles
     }
     prices = {key: model.price for key, model in configs.items()}
-    batched = frozenset(key for key, model in configs.items() if getattr(model, "batch", None) is not None)
+    batched = frozenset(key for key, model in configs.items() if model.batch is not None)
     return (
         ray.remote(LedgerService)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)

@@ -99,7 +99,13 @@ class BatchedModel(Model):
         )
 
     async def _live_answer(self, request: Request, before: CallTrace) -> Response:
-        """The answer of a live call; what was tried in the batch stands before it in its trace."""
+        """The answer of a live call; what was tried in the batch stands before it in its trace.
+
+        What the budget holds for the call in the batch, at the batch's price, is let go for what a live one may cost.
+        """
+        self.context.charge(before.failed_prompt_tokens, before.failed_completion_tokens)
+        while not await self.context.reserve():
+            pass  # It waits a moment each time.
         try:
             response = await self._live.generate(request)
         except CallError as error:
