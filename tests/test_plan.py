@@ -306,7 +306,7 @@ def test_a_model_that_asks_in_batches_has_one_actor_which_has_all_blocks_at_once
     assert not run_together([live, batched], LAPTOP)
 
 
-@pytest.mark.parametrize(("samples", "blocks"), [(10, 2), (1000, 16), (100_000, 128)])
+@pytest.mark.parametrize(("samples", "blocks"), [(10, 2), (1000, 16), (100_000, 32)])
 def test_samples_for_batches_are_in_few_blocks(samples: int, blocks: int) -> None:
     first = level("openai_chat").config
     made = blocks_of({("task", ""): samples}, first, in_batches=True)

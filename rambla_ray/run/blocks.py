@@ -10,7 +10,7 @@ from rambla_ray.config.model import ModelConfig
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
-MOST_BLOCKS_AT_ONCE = 128  # Of each (task, variant) one more: each block in an actor takes a thread there.
+MOST_BLOCKS_AT_ONCE = 32  # Of each (task, variant) one more: each block in an actor takes a thread there.
 
 
 def blocks_of(

@@ -14,7 +14,6 @@ from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.batches import BatchMark
 
 QUIET_S = 1.0  # A batch is closed when no request has come for so long: what would never come is not waited for.
-
 SETTLE_S = 30.0  # So long, the end of an actor waits for what is tidied up.
 
 
@@ -107,10 +106,7 @@ class BatchQueue:
                 break
             await asyncio.sleep(min(wait_s, QUIET_S / 10))
         lines, self._lines, self._size, self._gathering = list(self._lines.values()), {}, 0, None
-        try:
-            await self._place(lines)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for it for ever
-            self._fail([line.request_id for line in lines], error)
+        await self._guarded([line.request_id for line in lines], self._place(lines))
 
     async def _place(self, lines: Sequence[BatchLine]) -> None:
         """Attach to the batches that hold some of these requests, and put the others into new ones."""
@@ -144,10 +140,10 @@ class BatchQueue:
             *(self._provider, self._book, mark, lines, self._terms, self._give_up_after_s),
             *(self._notify, self._report),
         )
-        self._spawn(run, self._follow(run))
+        self._spawn(run, self._guarded(mark.request_ids, self._follow(run)))
 
     async def _follow(self, run: BatchRun) -> None:
-        """Hand out what becomes of a batch's requests."""
+        """Hand out what becomes of a batch's requests; those of one that is not there come into another."""
         try:
             async with self._sending:
                 if not self._is_draining:
@@ -157,16 +153,20 @@ class BatchQueue:
             self._report()
             results = await run.results()
         except NotThere:
-            self._forget(run)
             await run.give_up()
             self._again(run.mark.request_ids)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for it for ever
-            self._forget(run)
-            self._fail(run.mark.request_ids, error)
-        else:
-            self._forget(run)
-            if self._hand_out(results):
-                await run.close()
+            return
+        finally:
+            del self._runs[run.mark.tag]
+            self._report()
+        if self._hand_out(results):
+            await run.close()
+
+    async def _guarded(self, request_ids: Sequence[str], work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for these requests for ever
+            self._fail(request_ids, error)
 
     def _again(self, request_ids: Iterable[str]) -> None:
         """Put requests whose batch is not there into a new one."""
@@ -192,10 +192,6 @@ class BatchQueue:
             future = self._waiting.get(request_id)
             if future is not None and not future.done():
                 future.set_exception(CallError(ErrorKind.LOAD, f"batch: {message}"))
-
-    def _forget(self, run: BatchRun) -> None:
-        del self._runs[run.mark.tag]
-        self._report()
 
     def _report(self) -> None:
         states = [(run.state, run.mark.count) for run in self._runs.values() if run.stage is Stage.WAITING]

@@ -18,7 +18,7 @@ from rambla_ray.errors import RETRYABLE, CallError, ErrorKind
 from rambla_ray.ledger.batches import BatchMark
 
 FIRST_POLL_S = 1.0  # A batch is looked at no more often.
-POLL_SHARE = 0.1  # It is looked at again after this share of the time that it has taken.
+POLL_SHARE = 0.05  # It is looked at again after this share of the time that it has taken.
 # A batch that is cancelled is waited for as long as before, within these bounds.
 LEAST_CANCEL_S, CANCEL_S = 10.0, 900.0
 SHORTEST_PAUSE_S = 0.01
