@@ -14,7 +14,7 @@ from openai_server import OpenAIServer
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 # A request gives up after five faults that are no 429, which these shares make as rare as one in 170,000.
-CHAOS = "chaos={http429: 0.1, http500: 0.03, reset: 0.03, garbage: 0.03, kill_actor_every: 50}"
+CHAOS = "chaos={http429: 0.1, http500: 0.03, reset: 0.03, garbage: 0.03, kill_actor_every: 30}"
 PRICED = "{input_per_million: 1000000, output_per_million: 0}"  # a dollar a token
 
 

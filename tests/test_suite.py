@@ -116,10 +116,10 @@ def test_metrics_are_the_same_bytes_whatever_the_actors_blocks_and_order(tmp_pat
     words = ["model=mock", "task=mcqabaseline,spelling_robustness,distracting_context,conclusion_generation", *ROLES]
     words += ["model.params.behaviour=format"]
     written = set()
-    arrangements = [(1, 64, None), (4, 1, None), (2, 8, 7), (1, 3, 8)]
+    arrangements = [(1, 64, None), (2, 8, None), (4, 1, None), (2, 8, 7), (1, 3, 8)]
     for place, (actors, rows, shuffle) in enumerate(arrangements):
         runs_dir = tmp_path / str(place)
-        loaded = config.load([*words, f"pool.min_size={actors}", f"runs_dir={runs_dir}", "limit=12"])
+        loaded = config.load([*words, f"pool.min_size={actors}", f"runs_dir={runs_dir}", "limit=24"])
         plan = Rearranged(loaded)
         plan.rows, plan.shuffle = rows, shuffle
         cluster.connect(None, verbose=False)
