@@ -100,7 +100,7 @@ def test_a_sample_holds_its_right_answer_and_its_fields() -> None:
 def test_blocks_are_places_in_tables_that_hold_every_sample_once(words: list[str], sizes: list[int]) -> None:
     planned = plan(*words)
     (target,) = planned.config.targets
-    blocks = planned.blocks(planned.levels(target)[0])
+    blocks = planned.blocks(planned.levels(target))
     assert [block["count"] for block in blocks] == sizes
     tables = {key: table for keys, table in planned.tables() for key in keys}
     items = [

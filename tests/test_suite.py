@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class Rearranged(Plan):
     rows = 1
     shuffle: int | None = None
 
-    def blocks(self, first: Level) -> list[dict[str, Any]]:
+    def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
         blocks = [
             {"task": name, "variant": variant, "first": start, "count": min(self.rows, count - start)}
             for (name, variant), count in self.expected.items()

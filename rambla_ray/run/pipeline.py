@@ -177,7 +177,7 @@ class Run:
         """All samples of a target, as they come out of the last pool, block by block."""
         placement = self.placements[target]
         first, last = placement.levels[0], placement.levels[-1]
-        blocks = self.plan.blocks(first, in_batches=any(level.config.batch for level in placement.levels))
+        blocks = self.plan.blocks(placement.levels)
         rows = max(block["count"] for block in blocks)
         self._configure_ray_data(placement)
         stream: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])

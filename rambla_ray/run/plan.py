@@ -102,9 +102,10 @@ class Plan:
             columns = [[item.root_id for item in items], [json.dumps(item.fields) for item in items]]
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
-    def blocks(self, first: Level, *, in_batches: bool = False) -> list[dict[str, Any]]:
-        """One target's samples as blocks; see `blocks_of`."""
-        return blocks_of(self.expected, first.config, in_batches=in_batches)
+    def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
+        """The samples of one target's stream, whose pools are settled, as blocks; see `blocks_of`."""
+        in_batches = any(level.config.batch for level in levels)
+        return blocks_of(self.expected, levels[0].config, in_batches=in_batches)
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
