@@ -45,7 +45,6 @@ class AnthropicParams(PromptedParams):
     effort: Printable | None = omitted("how much is thought and said: a word such as low (output_config.effort)")
     service_tier: Printable | None = omitted("auto or standard_only")
 
-    limit_name: ClassVar[str] = "max_tokens"
     renamed: ClassVar[Mapping[str, str]] = {"output_config": "effort", "stop_sequences": "stop"}
 
     def resolved(self) -> Self:

@@ -12,10 +12,9 @@ from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
 from rambla_ray.actors.api.extras import JsonObject, omitted
 from rambla_ray.actors.api.openai_package import list_models
-from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
+from rambla_ray.actors.api.prompted_params import LimitedParams, PromptedParams
 from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
-from rambla_ray.tasks.prompts import SystemPrompt
 
 PLAIN_URL = "https://api.openai.com/v1"
 LONGEST_ANSWER = 10**8  # Tokens.
@@ -74,7 +73,7 @@ class OpenAIEndpointParams(EndpointParams):
     @property
     def remarks(self) -> tuple[str, ...]:
         note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
-        return (note,) if self.async_calls is False else ()
+        return (note, *super().remarks) if self.async_calls is False else super().remarks
 
     @property
     def batch_fault(self) -> str:
@@ -100,7 +99,7 @@ def _version_of_environment() -> str | None:
     return version or None
 
 
-class TextParams(OpenAIEndpointParams):
+class TextParams(OpenAIEndpointParams, LimitedParams):
     """Generation parameters that the chat and completion APIs share. What is null is not sent."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 for the most likely answer")
@@ -113,36 +112,13 @@ class TextParams(OpenAIEndpointParams):
     frequency_penalty: float | None = omitted("against words that have come often", ge=-2, le=2)
     presence_penalty: float | None = omitted("against words that have come at all", ge=-2, le=2)
 
-    @property
-    def limit_name(self) -> str:
-        """By which name the longest answer is sent."""
-        return "max_tokens"
-
-    @property
-    def longest_answer(self) -> int:
-        """The limit that is sent; without any, what estimates and budgets take for one."""
-        return self.sent_limit or ASSUMED_ANSWER_TOKENS
-
-    @property
-    def sent_limit(self) -> int | None:
-        """The longest answer that requests ask for, in tokens."""
-        limit = (self.extra_body or {}).get(self.limit_name, getattr(self, self.limit_name))
-        return limit if type(limit) is int and limit > 0 else None
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        if self.sent_limit is not None:
-            return super().remarks
-        note = f"engine {self.engine}: no longest answer is sent; estimates and budgets count {ASSUMED_ANSWER_TOKENS}"
-        return (*super().remarks, f"{note} tokens for each (params.{self.limit_name} sets one)")
-
     def generation(self) -> dict[str, Any]:
         """The members of a request's body for these params, under the API's names."""
         own = {name: getattr(self, name) for name in GENERATION if name in type(self).model_fields}
         return {name: value for name, value in own.items() if value is not None}
 
 
-class ChatParams(TextParams):
+class ChatParams(TextParams, PromptedParams):
     """The chat API: what today's models take besides."""
 
     max_completion_tokens: int | None = omitted(
@@ -152,7 +128,6 @@ class ChatParams(TextParams):
     verbosity: Printable | None = omitted("how long answers are: a word of the engine's, such as low")
     service_tier: Printable | None = omitted("a word of the endpoint's, such as flex")
     response_format: JsonObject | None = omitted("the form of answers, such as {type: json_object}")
-    system: SystemPrompt | None = omitted("a system prompt, sent before each prompt")
 
     @model_validator(mode="before")
     @classmethod
@@ -170,14 +145,6 @@ class ChatParams(TextParams):
     def limit_name(self) -> str:
         is_older = self.max_tokens is not None or (self.max_completion_tokens or self.reasoning_effort) is None
         return "max_tokens" if is_older else "max_completion_tokens"
-
-    @property
-    def takes_system_prompt(self) -> bool:
-        return True
-
-    @property
-    def system_prompt(self) -> str:
-        return self.system or ""
 
     def way_out(self, member: str, words: str) -> str | None:
         way_out = super().way_out(member, words)
