@@ -11,12 +11,13 @@ from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import Printable, without_last_slash
-from rambla_ray.actors.api.extras import JsonObject, omitted, with_headers
+from rambla_ray.actors.api.extras import JsonObject, with_headers
 from rambla_ray.actors.api.openai_package import get_status
 from rambla_ray.actors.api.openai_params import LONGEST_ANSWER, Stop
 from rambla_ray.actors.api.prompted_params import PromptedParams
 from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
+from rambla_ray.tasks.closed import omitted
 
 PLAIN_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"  # Of the API; there is no later one.

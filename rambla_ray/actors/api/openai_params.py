@@ -10,11 +10,12 @@ from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
-from rambla_ray.actors.api.extras import JsonObject, omitted
+from rambla_ray.actors.api.extras import JsonObject
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.api.prompted_params import LimitedParams, PromptedParams
 from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
+from rambla_ray.tasks.closed import omitted
 
 PLAIN_URL = "https://api.openai.com/v1"
 LONGEST_ANSWER = 10**8  # Tokens.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rambla_ray.actors.api.endpoint_params import EndpointParams
-from rambla_ray.actors.api.extras import omitted
 from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
+from rambla_ray.tasks.closed import omitted
 from rambla_ray.tasks.prompts import SystemPrompt
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from rambla_ray.actors.api.endpoint_params import Printable
-from rambla_ray.actors.api.extras import JsonObject, omitted
+from rambla_ray.actors.api.extras import JsonObject
 from rambla_ray.actors.api.openai_params import LONGEST_ANSWER, OpenAIEndpointParams
 from rambla_ray.actors.api.prompted_params import PromptedParams
 from rambla_ray.errors import UserError
+from rambla_ray.tasks.closed import omitted
 
 _AT_ONCE = ("background", "store")  # Members of a body by which the answer would be there later, and stay there.
 
