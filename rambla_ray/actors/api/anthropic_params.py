@@ -35,7 +35,7 @@ class AnthropicParams(PromptedParams):
     )
     temperature: float | None = omitted("0 for the most likely answer; newer models refuse any", ge=0, le=1)
     top_p: float | None = omitted("nucleus sampling", gt=0, le=1)
-    top_k: int | None = omitted("sampling from so many tokens", ge=0, le=10**9)
+    top_k: int | None = omitted("sampling from so many of the likeliest tokens", ge=0, le=10**9)
     stop: Stop | Annotated[tuple[Stop, ...], Field(min_length=1, max_length=64)] | None = omitted(
         "the text, or the texts, before which an answer ends (stop_sequences)"
     )

@@ -106,12 +106,12 @@ class TextParams(OpenAIEndpointParams, LimitedParams):
     temperature: float | None = Field(None, ge=0, le=2, description="0 for the most likely answer")
     max_tokens: int | None = Field(800, gt=0, le=LONGEST_ANSWER, description="longest answer, in tokens")
     top_p: float | None = Field(0.95, gt=0, le=1, description="nucleus sampling")
-    seed: int | None = omitted("of the engine's draws", ge=-(2**63), lt=2**63)
+    seed: int | None = omitted("seed of the engine's random draws", ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[tuple[Stop, ...], Field(min_length=1, max_length=64)] | None = omitted(
         "the text, or the texts, before which an answer ends"
     )
-    frequency_penalty: float | None = omitted("against words that have come often", ge=-2, le=2)
-    presence_penalty: float | None = omitted("against words that have come at all", ge=-2, le=2)
+    frequency_penalty: float | None = omitted("makes words rarer the more often they have come", ge=-2, le=2)
+    presence_penalty: float | None = omitted("makes words rarer that have come before", ge=-2, le=2)
 
     def generation(self) -> dict[str, Any]:
         """The members of a request's body for these params, under the API's names."""
