@@ -177,23 +177,50 @@ def test_a_batch_that_is_refused_as_a_whole_is_one_line_and_the_next_run_sends_a
         assert (len(server.batches), paid(server)) == (2, 6)
 
 
-def test_a_run_that_is_stopped_leaves_its_batch_and_the_next_one_attaches(tmp_path: Path, answers: list[str]) -> None:
-    async def stopped(asker: Asker, server: BatchServer) -> list[Any]:
-        asking = asyncio.create_task(asker.ask_all(PROMPTS))
-        while not any("was sent" in note for note in asker.notes):
-            await asyncio.sleep(0.01)
-        asker.model.drain()
-        return await asking
+async def stopped(asker: Asker) -> list[Any]:
+    """What becomes of the prompts when the run is stopped once their batch was sent."""
+    asking = asyncio.create_task(asker.ask_all(PROMPTS))
+    while not any("was sent" in note for note in asker.notes):
+        await asyncio.sleep(0.01)
+    asker.model.drain()
+    return await asking
 
+
+def test_a_run_that_is_stopped_leaves_its_batch_and_the_next_one_attaches(tmp_path: Path, answers: list[str]) -> None:
     with BatchServer(Script(takes_s=3600)) as server:
         first = Asker(server, tmp_path)
-        assert all(isinstance(ended, Draining) for ended in asyncio.run(stopped(first, server)))
+        assert all(isinstance(ended, Draining) for ended in asyncio.run(stopped(first)))
         assert first.notes[-1] == "1 batch goes on at the provider; the same command takes the answers from there"
         server.batches["batch_0"].ends_at = 0
         second = Asker(server, tmp_path, run="another")
         assert texts(second.ask(*PROMPTS)) == answers
         assert (len(server.batches), server.live_calls, paid(server)) == (1, 0, 6)
     assert second.notes[0] == "batch batch_0 goes on, with 6 requests of this run"
+
+
+def test_a_batch_that_is_found_long_after_its_time_is_cancelled_and_what_it_did_is_taken(
+    tmp_path: Path, answers: list[str]
+) -> None:
+    with BatchServer(Script(takes_s=3600)) as server:
+        first = Asker(server, tmp_path)
+        asyncio.run(stopped(first))
+        (mark,) = first.book.ledger.batches.among([batch_models.request_id(PROMPTS[0])])
+        asyncio.run(first.book.write(replace(mark, created=1.0).line_of("batch", "created")))
+        assert texts(Asker(server, tmp_path).ask(*PROMPTS)) == answers
+        assert (len(server.batches), server.live_calls, paid(server)) == (1, 3, 6)
+
+
+def test_a_batch_that_vanishes_at_the_provider_is_one_line_and_the_next_run_sends_another(
+    tmp_path: Path, answers: list[str]
+) -> None:
+    with BatchServer(Script(takes_s=3600)) as server:
+        server.on_reply = lambda what: server.batches.clear() if what == "POST /v1/batches" else None
+        errors = Asker(server, tmp_path).ask(*PROMPTS)
+        reason = "batch: the provider has batch batch_0 no more; the same command sends another"
+        assert {error.message for error in errors} == {reason}
+        server.on_reply, server.script.takes_s = lambda what: None, 0.0
+        assert texts(Asker(server, tmp_path).ask(*PROMPTS)) == answers
+        assert (server.live_calls, paid(server)) == (0, 6)
 
 
 # After so many lines about its batch, the run is dead: what it has written, and whether the batch was made.

@@ -33,10 +33,8 @@ CONFIG_NAMES = frozenset(
 )  # if there is such a config
 # Azure's deployment and version, which nobody but the endpoint is sent.
 BY_NAME = frozenset({"params.engine", "params.api_version"})
-EXTRAS = (
-    ("params", "extra_headers"),
-    ("params", "extra_body"),
-)  # All in here, whatever it is called, is sent so, too.
+# All that is in these is sent to the endpoint alone, too, whatever it is called.
+EXTRAS = (("params", "extra_headers"), ("params", "extra_body"))
 
 Place = tuple[str | int, ...]  # The keys and list indices that lead to a value.
 

@@ -27,7 +27,7 @@ from rambla_ray.config.sections import Batch, Name, Pool, Price, Rate
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.registry import model_class
 from rambla_ray.schema import canonical_json
-from rambla_ray.tasks.closed import Closed
+from rambla_ray.tasks.closed import Closed, omitted
 
 KEY_DESCRIPTION = "NAME of the environment variable with the key, in upper case; null where none is needed"
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
@@ -121,28 +121,16 @@ class ModelParams(Closed):
         return ""
 
 
-def _is_absent(value: object) -> bool:
-    """Whether a key is not given, and left out of what is stored: configs of earlier versions stay what they are."""
-    return value is None
-
-
 class KeyedParams(ModelParams):
     """Params of a model whose endpoint takes a key: from the environment, by its variable's name, or of a command."""
 
     is_charged: ClassVar[bool] = True
 
-    api_key_var: str | None = Field(
-        pattern=KEY_VARIABLE,
-        description=KEY_DESCRIPTION,
+    api_key_var: str | None = Field(pattern=KEY_VARIABLE, description=KEY_DESCRIPTION)
+    api_key_command: KeyCommand | None = omitted(
+        "list of arguments of a command that prints a token, run where RAMBLA_ALLOW_KEY_COMMAND=1"
     )
-    api_key_command: KeyCommand | None = Field(
-        None,
-        exclude_if=_is_absent,
-        description="list of arguments of a command that prints a token, run where RAMBLA_ALLOW_KEY_COMMAND=1",
-    )
-    api_key_ttl_s: float | None = Field(
-        None, ge=0.1, le=10**8, exclude_if=_is_absent, description="how long a token of api_key_command holds at most"
-    )
+    api_key_ttl_s: float | None = omitted("how long a token of api_key_command holds at most", ge=0.1, le=10**8)
 
     @model_validator(mode="after")
     def _ttl_is_of_a_command(self) -> Self:
@@ -230,10 +218,8 @@ class ModelConfig(Closed):
     pool: Pool = Field(default_factory=Pool, description="the actors that run it")
     rate: Rate = Field(default_factory=Rate, description="the endpoint's limits")
     price: Price | None = Field(None, description="what the endpoint charges; without it no cost is reported")
-    batch: Batch | None = Field(
-        None,
-        exclude_if=lambda batch: batch is None,
-        description="send what a run needs as batches of the provider, which take up to a day and cost half",
+    batch: Batch | None = omitted(
+        "send what a run needs as batches of the provider, which take up to a day and cost half"
     )
     _borrowed: Borrowings = PrivateAttr(default_factory=dict)
 

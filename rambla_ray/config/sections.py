@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rambla_ray.tasks.closed import Closed
+from rambla_ray.tasks.closed import Closed, omitted
 from rambla_ray.tasks.reader import ReaderTemplate
 
 MOST_ACTORS = 10**6  # Whether a cluster holds as many as are asked for is found out when it is looked at.
@@ -122,19 +122,15 @@ class Price(Closed):
     output_per_million: float = Field(
         ge=0, le=MOST_DOLLARS, description="for answer tokens, among which those of reasoning are"
     )
-    cached_input_per_million: float | None = Field(
-        None,
+    cached_input_per_million: float | None = omitted(
+        "for prompt tokens that the endpoint reads from its cache; input_per_million when not given",
         ge=0,
         le=MOST_DOLLARS,
-        exclude_if=lambda value: value is None,
-        description="for prompt tokens that the endpoint reads from its cache; input_per_million when not given",
     )
-    cache_write_per_million: float | None = Field(
-        None,
+    cache_write_per_million: float | None = omitted(
+        "for prompt tokens that the endpoint writes to its cache; input_per_million when not given",
         ge=0,
         le=MOST_DOLLARS,
-        exclude_if=lambda value: value is None,
-        description="for prompt tokens that the endpoint writes to its cache; input_per_million when not given",
     )
     batch_factor: float = Field(
         HALF_PRICE,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 SEEDS = 2**32  # Seeds are below it: NumPy's generators take no others.
 _LONGEST_WHOLE = 64  # Where a key takes anything, a whole number has no more bits than this.
@@ -26,6 +26,11 @@ class Closed(BaseModel):
         if fault:
             raise ValueError(fault)
         return value
+
+
+def omitted(description: str, **bounds: Any) -> Any:
+    """A key that may be left out: then neither what is stored nor what a request is known by has it."""
+    return Field(None, exclude_if=lambda value: value is None, description=description, **bounds)
 
 
 def options_of(kind: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from rambla_ray.errors import choose_from
 from rambla_ray.schema import Role
 from rambla_ray.tasks import prompts
+from rambla_ray.tasks.closed import omitted
 from rambla_ray.tasks.prompts import SystemPrompt, Template
 from rambla_ray.tasks.transforms import AddDistractors, FewShot, Mutate, ShuffleContext, Stage, Transform
 
@@ -25,10 +26,8 @@ class Generate(Stage):
     role: Role = Field(description="who answers: target, rephraser or judge")
     template: Template = Field(description="the prompt; {name} stands for a field")
     output: str = Field("response", alias="writes", description="the field that takes the answer")
-    system: SystemPrompt | None = Field(
-        None,
-        exclude_if=lambda value: value is None,
-        description="a system prompt, in place of the model config's own; as it stands, without placeholders",
+    system: SystemPrompt | None = omitted(
+        "a system prompt, in place of the model config's own; as it stands, without placeholders"
     )
 
     def reads(self) -> frozenset[str]:

@@ -11,12 +11,13 @@ from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import Printable, without_last_slash
-from rambla_ray.actors.api.extras import JsonObject, omitted, with_headers
+from rambla_ray.actors.api.extras import JsonObject, with_headers
 from rambla_ray.actors.api.openai_package import get_status
 from rambla_ray.actors.api.openai_params import LONGEST_ANSWER, Stop
 from rambla_ray.actors.api.prompted_params import PromptedParams
 from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
+from rambla_ray.tasks.closed import omitted
 
 PLAIN_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"  # Of the API; there is no later one.
@@ -34,7 +35,7 @@ class AnthropicParams(PromptedParams):
     )
     temperature: float | None = omitted("0 for the most likely answer; newer models refuse any", ge=0, le=1)
     top_p: float | None = omitted("nucleus sampling", gt=0, le=1)
-    top_k: int | None = omitted("sampling from so many tokens", ge=0, le=10**9)
+    top_k: int | None = omitted("sampling from so many of the likeliest tokens", ge=0, le=10**9)
     stop: Stop | Annotated[tuple[Stop, ...], Field(min_length=1, max_length=64)] | None = omitted(
         "the text, or the texts, before which an answer ends (stop_sequences)"
     )
@@ -45,7 +46,6 @@ class AnthropicParams(PromptedParams):
     effort: Printable | None = omitted("how much is thought and said: a word such as low (output_config.effort)")
     service_tier: Printable | None = omitted("auto or standard_only")
 
-    limit_name: ClassVar[str] = "max_tokens"
     renamed: ClassVar[Mapping[str, str]] = {"output_config": "effort", "stop_sequences": "stop"}
 
     def resolved(self) -> Self:

@@ -6,11 +6,11 @@ from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_reasoning import has_thought, reasoning_and_text
-from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.reply_details import response_of
 from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Response, well_formed
+from rambla_ray.schema import Response
 
 _UNFINISHED = "pause_turn"  # The endpoint stopped in the middle of a turn, which another request would go on with.
 _TOOL = "tool_use"
@@ -32,13 +32,7 @@ def messages_answer(body: Any) -> Response:
         has_called = any(part.get("type") == _TOOL for part in content)
         thought = bool(reasoning or usage.reasoning_tokens) or has_thought({}, content)
         ending = _ending_without_text(ending, body.get("stop_reason"), thought=thought and not has_called)
-    return Response(
-        text=well_formed(text),
-        finish_reason=str(ending),
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        details=details_of(body, usage, well_formed(reasoning)),
-    )
+    return response_of(body, usage, text, reasoning, str(ending))
 
 
 def _ending(reason: Any) -> Ending:

@@ -14,7 +14,7 @@ from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.batches import BatchMark
 
 QUIET_S = 1.0  # A batch is closed when no request has come for so long: what would never come is not waited for.
-SETTLE_S = 30.0  # So long, the end of an actor waits for what is tidied up.
+SETTLE_S = 30.0  # The end of a block waits no longer for batches that are over to be written down and deleted.
 
 
 class BatchQueue:
@@ -186,8 +186,6 @@ class BatchQueue:
     def _fail(self, request_ids: Iterable[str], error: Exception) -> None:
         """Nothing can be known of these requests now: they are asked again, or found, when the run is continued."""
         message = error.message if isinstance(error, CallError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, CallError) and error.kind is ErrorKind.NOT_FOUND:
-            message = f"the endpoint has no batch API ({message}); leave batch out"
         for request_id in request_ids:
             future = self._waiting.get(request_id)
             if future is not None and not future.done():

@@ -97,7 +97,13 @@ class BatchRun:
             NotThere: it was found in the ledger, and not at the provider.
             CallError: the provider refuses it, or cannot be reached.
         """
-        await (self._send() if self._lines else self._attach())
+        try:
+            await (self._send() if self._lines else self._attach())
+        except CallError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            reason = f"the endpoint has no batch API ({error.message}); leave batch out"
+            raise CallError(ErrorKind.NOT_FOUND, reason) from None
         self.stage = Stage.WAITING
 
     async def results(self) -> Mapping[str, BatchResult]:
@@ -112,10 +118,8 @@ class BatchRun:
         await self._provider.read(self.state, take)
         ours = {request_id: replies.get(request_id) for request_id in self.mark.request_ids}
         if not self._is_ours_for_sure and not replies.keys() & ours.keys():
-            self.mark, self.state = (
-                replace(self.mark, batch=""),
-                BatchState("", is_over=False),
-            )  # Another's: let it be.
+            # It is another's: nothing of it is deleted.
+            self.mark, self.state = replace(self.mark, batch=""), BatchState("", is_over=False)
             raise NotThere
         self._note_the_end(sum(reply is not None for reply in ours.values()))
         return {request_id: self._result(reply, is_said=request_id in replies) for request_id, reply in ours.items()}
@@ -196,10 +200,12 @@ class BatchRun:
         """Look at it until it is over; when its time is, cancel it. Raises CallError."""
         most_s = self._terms.max_wait_s
         deadline, is_cancelled = self.mark.created + most_s, False
-        last = deadline + min(CANCEL_S, max(LEAST_CANCEL_S, most_s))
+        # One that is found long after its deadline is cancelled, too, before it is given up: it may have answers.
+        last = max(deadline, time.time()) + min(CANCEL_S, max(LEAST_CANCEL_S, most_s))
         while not await self._looked(last):
             if time.time() >= last:
-                self._notify(f"batch {self.mark.batch} does not end, though it was cancelled: its answers are lost")
+                tried = ", though it was cancelled" if is_cancelled else ""
+                self._notify(f"batch {self.mark.batch} does not end{tried}: its answers are lost")
                 return
             if time.time() >= deadline and not is_cancelled and self._is_ours_for_sure:
                 is_cancelled = await self._cancel()
@@ -213,6 +219,9 @@ class BatchRun:
         try:
             self.state = await self._provider.state(self.mark.batch)
         except CallError as error:
+            if error.kind is ErrorKind.NOT_FOUND:
+                gone = f"the provider has batch {self.mark.batch} no more; the same command sends another"
+                raise CallError(ErrorKind.LOAD, gone) from None
             if error.kind not in RETRYABLE or time.time() >= last:
                 raise
             self._asked_wait_s = error.retry_after_s or 0.0

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from rambla_ray.display import one_line
 from rambla_ray.redaction import is_secret
@@ -83,11 +83,6 @@ def _as_headers(headers: dict[str, str]) -> dict[str, str]:
 JsonObject = Annotated[dict[str, Any], AfterValidator(_as_json)]
 ExtraBody = Annotated[JsonObject, AfterValidator(_as_extra_body)]
 ExtraHeaders = Annotated[dict[str, str], AfterValidator(_as_headers)]
-
-
-def omitted(description: str, **bounds: Any) -> Any:
-    """A param that may be left out: then neither what is stored nor what a request is known by has it."""
-    return Field(None, exclude_if=lambda value: value is None, description=description, **bounds)
 
 
 def with_headers(headers: Mapping[str, str], extra: Mapping[str, str] | None) -> Mapping[str, str]:

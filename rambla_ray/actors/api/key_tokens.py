@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from rambla_ray.config.printed_token import Token
 from rambla_ray.errors import CallError, ErrorKind
 
-MARGIN = 1 / 3  # A token is replaced when this share of its time is left,
-LONGEST_MARGIN_S = 300.0  # or so many seconds.
-SOONEST_S, LATEST_S = 1.0, 30.0  # After a command that failed, the next one runs so much later.
-PATIENCE = 1 / 5  # Between these, after this share of the time that the present token still holds.
+MARGIN = 1 / 3  # A token is replaced when this share of its time is left.
+LONGEST_MARGIN_S = 300.0  # But it is not replaced more than so many seconds before it expires.
+SOONEST_S, LATEST_S = 1.0, 30.0  # After a command that failed, the next one runs within these bounds.
+PATIENCE = 1 / 5  # It runs after this share of the time that the present token still holds.
 
 Headers = Mapping[str, str]
 

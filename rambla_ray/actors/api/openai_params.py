@@ -10,12 +10,12 @@ from yarl import URL
 
 from rambla_ray.actors.api.base_url import fault_of
 from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, without_last_slash
-from rambla_ray.actors.api.extras import JsonObject, omitted
+from rambla_ray.actors.api.extras import JsonObject
 from rambla_ray.actors.api.openai_package import list_models
-from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
+from rambla_ray.actors.api.prompted_params import LimitedParams, PromptedParams
 from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
-from rambla_ray.tasks.prompts import SystemPrompt
+from rambla_ray.tasks.closed import omitted
 
 PLAIN_URL = "https://api.openai.com/v1"
 LONGEST_ANSWER = 10**8  # Tokens.
@@ -74,7 +74,7 @@ class OpenAIEndpointParams(EndpointParams):
     @property
     def remarks(self) -> tuple[str, ...]:
         note = f"engine {self.engine}: async_calls has no effect, calls are concurrent"
-        return (note,) if self.async_calls is False else ()
+        return (note, *super().remarks) if self.async_calls is False else super().remarks
 
     @property
     def batch_fault(self) -> str:
@@ -100,41 +100,18 @@ def _version_of_environment() -> str | None:
     return version or None
 
 
-class TextParams(OpenAIEndpointParams):
+class TextParams(OpenAIEndpointParams, LimitedParams):
     """Generation parameters that the chat and completion APIs share. What is null is not sent."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 for the most likely answer")
     max_tokens: int | None = Field(800, gt=0, le=LONGEST_ANSWER, description="longest answer, in tokens")
     top_p: float | None = Field(0.95, gt=0, le=1, description="nucleus sampling")
-    seed: int | None = omitted("of the engine's draws", ge=-(2**63), lt=2**63)
+    seed: int | None = omitted("seed of the engine's random draws", ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[tuple[Stop, ...], Field(min_length=1, max_length=64)] | None = omitted(
         "the text, or the texts, before which an answer ends"
     )
-    frequency_penalty: float | None = omitted("against words that have come often", ge=-2, le=2)
-    presence_penalty: float | None = omitted("against words that have come at all", ge=-2, le=2)
-
-    @property
-    def limit_name(self) -> str:
-        """By which name the longest answer is sent."""
-        return "max_tokens"
-
-    @property
-    def longest_answer(self) -> int:
-        """The limit that is sent; without any, what estimates and budgets take for one."""
-        return self.sent_limit or ASSUMED_ANSWER_TOKENS
-
-    @property
-    def sent_limit(self) -> int | None:
-        """The longest answer that requests ask for, in tokens."""
-        limit = (self.extra_body or {}).get(self.limit_name, getattr(self, self.limit_name))
-        return limit if type(limit) is int and limit > 0 else None
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        if self.sent_limit is not None:
-            return super().remarks
-        note = f"engine {self.engine}: no longest answer is sent; estimates and budgets count {ASSUMED_ANSWER_TOKENS}"
-        return (*super().remarks, f"{note} tokens for each (params.{self.limit_name} sets one)")
+    frequency_penalty: float | None = omitted("makes words rarer the more often they have come", ge=-2, le=2)
+    presence_penalty: float | None = omitted("makes words rarer that have come before", ge=-2, le=2)
 
     def generation(self) -> dict[str, Any]:
         """The members of a request's body for these params, under the API's names."""
@@ -142,7 +119,7 @@ class TextParams(OpenAIEndpointParams):
         return {name: value for name, value in own.items() if value is not None}
 
 
-class ChatParams(TextParams):
+class ChatParams(TextParams, PromptedParams):
     """The chat API: what today's models take besides."""
 
     max_completion_tokens: int | None = omitted(
@@ -152,7 +129,6 @@ class ChatParams(TextParams):
     verbosity: Printable | None = omitted("how long answers are: a word of the engine's, such as low")
     service_tier: Printable | None = omitted("a word of the endpoint's, such as flex")
     response_format: JsonObject | None = omitted("the form of answers, such as {type: json_object}")
-    system: SystemPrompt | None = omitted("a system prompt, sent before each prompt")
 
     @model_validator(mode="before")
     @classmethod
@@ -170,14 +146,6 @@ class ChatParams(TextParams):
     def limit_name(self) -> str:
         is_older = self.max_tokens is not None or (self.max_completion_tokens or self.reasoning_effort) is None
         return "max_tokens" if is_older else "max_completion_tokens"
-
-    @property
-    def takes_system_prompt(self) -> bool:
-        return True
-
-    @property
-    def system_prompt(self) -> str:
-        return self.system or ""
 
     def way_out(self, member: str, words: str) -> str | None:
         way_out = super().way_out(member, words)

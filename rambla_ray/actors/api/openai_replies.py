@@ -9,11 +9,11 @@ from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_reasoning import has_thought, reasoning_and_text
-from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.reply_details import response_of
 from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Response, well_formed
+from rambla_ray.schema import Response
 
 LONGEST_VECTOR = 100_000  # A vector with more numbers is no embedding.
 LONGEST_REASON = 40  # A finish reason is cut to so many characters.
@@ -62,13 +62,8 @@ def _answer(body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any
     if not text or text.isspace():
         thought = bool(reasoning or usage.reasoning_tokens) or has_thought(message, content)
         ending = _ending_without_text(choice, message, content, thought=thought, charged=usage.completion_tokens > 0)
-    return Response(
-        text=well_formed(text),
-        finish_reason=_shown(reason) if ending is Ending.STOP else str(ending),
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        details=details_of(body, usage, well_formed(reasoning)),
-    )
+    finish_reason = _shown(reason) if ending is Ending.STOP else str(ending)
+    return response_of(body, usage, text, reasoning, finish_reason)
 
 
 def _ending_without_text(

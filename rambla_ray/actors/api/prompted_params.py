@@ -1,29 +1,20 @@
-"""What the params of the Messages and Responses APIs share: a system prompt, and how long an answer may be."""
+"""What params of several APIs share: how long an answer may be, and a system prompt."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from rambla_ray.actors.api.endpoint_params import EndpointParams
-from rambla_ray.actors.api.extras import omitted
 from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
+from rambla_ray.tasks.closed import omitted
 from rambla_ray.tasks.prompts import SystemPrompt
 
 
-class PromptedParams(EndpointParams):
-    """A system prompt, which the API takes apart from the conversation, and the longest answer."""
-
-    limit_name: ClassVar[str]  # The member of a body, and the param, that limit an answer.
-
-    system: SystemPrompt | None = omitted("a system prompt; that of a task's stage takes its place")
+class LimitedParams(EndpointParams):
+    """The longest answer, under the name that an API has for it."""
 
     @property
-    def takes_system_prompt(self) -> bool:
-        return True
-
-    @property
-    def system_prompt(self) -> str:
-        return self.system or ""
+    def limit_name(self) -> str:
+        """The member of a body, and the param, by which the longest answer is sent."""
+        return "max_tokens"
 
     @property
     def longest_answer(self) -> int:
@@ -35,3 +26,24 @@ class PromptedParams(EndpointParams):
         """The longest answer that requests ask for, in tokens."""
         limit = (self.extra_body or {}).get(self.limit_name, getattr(self, self.limit_name))
         return limit if type(limit) is int and limit > 0 else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if self.sent_limit is not None:
+            return super().remarks
+        note = f"engine {self.engine}: no longest answer is sent; estimates and budgets count {ASSUMED_ANSWER_TOKENS}"
+        return (*super().remarks, f"{note} tokens for each (params.{self.limit_name} sets one)")
+
+
+class PromptedParams(LimitedParams):
+    """A system prompt for every request, beside the longest answer."""
+
+    system: SystemPrompt | None = omitted("a system prompt; that of a task's stage takes its place")
+
+    @property
+    def takes_system_prompt(self) -> bool:
+        return True
+
+    @property
+    def system_prompt(self) -> str:
+        return self.system or ""

@@ -1,4 +1,4 @@
-"""What a reply says beside its answer: what the model thought, what was cached, and who or what answered."""
+"""A response with what a reply says beside its answer: what the model thought, what was cached, who answered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from typing import Any
 from rambla_ray.actors.api.token_usage import NO_USAGE, Usage
 from rambla_ray.display import folded
 from rambla_ray.redaction import redacted
-from rambla_ray.schema import NO_DETAILS, ReplyDetails
+from rambla_ray.schema import NO_DETAILS, ReplyDetails, Response, well_formed
 
 LONGEST_NAME = 200  # The name of what answered is cut to so many characters.
+
+
+def response_of(body: dict[str, Any], usage: Usage, text: str, reasoning: str, finish_reason: str) -> Response:
+    """The response in a parsed body, of which the answer and how it ended are read already; see `details_of`."""
+    return Response(
+        text=well_formed(text),
+        finish_reason=finish_reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        details=details_of(body, usage, well_formed(reasoning)),
+    )
 
 
 def details_of(body: dict[str, Any], usage: Usage = NO_USAGE, reasoning: str = "") -> ReplyDetails:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from rambla_ray.actors.api.endpoint_params import Printable
-from rambla_ray.actors.api.extras import JsonObject, omitted
+from rambla_ray.actors.api.extras import JsonObject
 from rambla_ray.actors.api.openai_params import LONGEST_ANSWER, OpenAIEndpointParams
 from rambla_ray.actors.api.prompted_params import PromptedParams
-from rambla_ray.actors.model import ASSUMED_ANSWER_TOKENS
 from rambla_ray.errors import UserError
+from rambla_ray.tasks.closed import omitted
 
 _AT_ONCE = ("background", "store")  # Members of a body by which the answer would be there later, and stay there.
 
@@ -27,7 +27,6 @@ class ResponsesParams(OpenAIEndpointParams, PromptedParams):
     top_p: float | None = omitted("nucleus sampling", gt=0, le=1)
     service_tier: Printable | None = omitted("a word of the endpoint's, such as flex")
 
-    limit_name: ClassVar[str] = "max_output_tokens"
     renamed: ClassVar[Mapping[str, str]] = {
         "reasoning": "reasoning_effort",
         "reasoning.summary": "reasoning_summary",
@@ -42,11 +41,8 @@ class ResponsesParams(OpenAIEndpointParams, PromptedParams):
         return super().resolved()
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        if self.sent_limit is not None:
-            return super().remarks
-        note = f"engine {self.engine}: no longest answer is sent; estimates and budgets count {ASSUMED_ANSWER_TOKENS}"
-        return (*super().remarks, f"{note} tokens for each (params.{self.limit_name} sets one)")
+    def limit_name(self) -> str:
+        return "max_output_tokens"
 
     def members(self) -> dict[str, Any]:
         """The members of a request's body but its input, as arguments of the package's."""

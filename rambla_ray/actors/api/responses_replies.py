@@ -7,11 +7,11 @@ from typing import Any
 
 from rambla_ray.actors.api.openai_endings import Ending, ending_of
 from rambla_ray.actors.api.openai_reasoning import reasoning_and_text
-from rambla_ray.actors.api.reply_details import details_of
+from rambla_ray.actors.api.reply_details import response_of
 from rambla_ray.actors.api.token_usage import usage_of
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import Response, well_formed
+from rambla_ray.schema import Response
 
 Items = Sequence[dict[str, Any]]
 _COMMENTARY = "commentary"  # The phase of a message that the model writes before its answer.
@@ -32,13 +32,7 @@ def responses_answer(body: Any) -> Response:
     ending = _ending(body, has_declined=any(part.get("type") == "refusal" for part in parts))
     if not text or text.isspace():
         ending = _ending_without_text(ending, items, thought=bool(reasoning or usage.reasoning_tokens))
-    return Response(
-        text=well_formed(text),
-        finish_reason=str(ending),
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        details=details_of(body, usage, well_formed(reasoning)),
-    )
+    return response_of(body, usage, text, reasoning, str(ending))
 
 
 def _is_answer(item: dict[str, Any]) -> bool:
