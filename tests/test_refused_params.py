@@ -82,6 +82,10 @@ SAID: list[tuple[int, Any]] = [
     (400, {"message": "Completions.create() got an unexpected keyword argument 'temperature'"}),
     (400, [{"error": {"code": 400, "message": 'Invalid JSON payload. Unknown name "temperature": Cannot find'}}]),
     (422, {"detail": [{"loc": ["body", "temperature"], "msg": "extra fields not permitted"}]}),
+    (400, {"message": "1 validation error for R\ntemperature\n  extra fields not permitted (type=x)"}),
+    (400, {"message": "1 validation error for Request\nbody -> temperature\n  extra fields not permitted (type=x)"}),
+    (400, {"message": "1 validation error for R\ntemperature\n  Extra inputs are not permitted [type=x]"}),
+    (422, {"message": {"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted"}]}}),
     (422, {"detail": [{"type": "less_than_equal", "loc": ["body", "temperature"], "msg": "at most 1.5"}]}),
     (400, {"error": {"message": "Provider returned error", "metadata": {
         "raw": json.dumps(openai_error(None, None, "Unsupported parameter: 'temperature'"))}}}),
@@ -124,6 +128,7 @@ def test_what_is_not_about_a_parameter_of_the_config_stays_a_bad_request(status:
         "`top_p`\nis deprecated  for this model.",
         "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is.",
         "{'loc': ('body', 'max_tokens'), 'msg': 'Extra inputs are not permitted'}",
+        "1 validation error for R\ntemperature\n  extra fields not permitted",
     ],
 )
 def test_a_prompt_that_quotes_such_words_decides_nothing(quoted: str) -> None:

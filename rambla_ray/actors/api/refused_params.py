@@ -37,7 +37,8 @@ _SENTENCES = tuple(
         # openai does not support parameters: ['temperature']
         r"\bdoes(?: not|n't) support (?:the )?(?:(?:parameter|option|argument|field)s?:? ?)?[\[{(]?"
         rf"{_NAMED}",
-        rf"{_NAMED}: (?:extra inputs are|extra fields) not permitted\b",
+        # x: Extra inputs are not permitted; in the lines of pydantic's own report without the colon
+        rf"{_NAMED}:? (?:extra inputs are|extra fields) not permitted\b",
         # thinking: Input tag 'adaptive' found using 'type' does not match; max_tokens: 9 > 8, which is the maximum
         rf"{_NAMED}: (?:input tag '[\w-]{{1,40}}' found using|\d+ > \d+, which is the maximum)\b",
         # What pydantic says, as Python writes it: vLLM passes it on so.
