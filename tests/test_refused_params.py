@@ -138,6 +138,20 @@ def test_a_prompt_that_quotes_such_words_decides_nothing(quoted: str) -> None:
         assert error(build(server, system=f"Know this: {quoted}"), quoted[::-1]).kind == BAD_REQUEST
 
 
+@pytest.mark.parametrize("echo", [str.upper, json.dumps, "{} ...".format, "It says: {}.".format])
+def test_an_endpoint_that_repeats_a_short_prompt_in_its_own_way_decides_nothing(echo: Callable[[str], str]) -> None:
+    def refuse(body: dict[str, Any]) -> Any:
+        return 400, openai_error("invalid_prompt", None, echo(body["messages"][-1]["content"]))
+
+    with PickyServer(refuse) as server:
+        for prompt in (
+            "does not support temperature",
+            "`temperature` is deprecated",
+            "top_p: extra fields not permitted",
+        ):
+            assert error(build(server), prompt).kind == BAD_REQUEST
+
+
 def test_an_option_of_one_request_is_that_requests_own_fault() -> None:
     def refuse_heat(body: dict[str, Any]) -> Any:
         return gpt5({"temperature": body["temperature"]}) if body.get("temperature") else None
