@@ -82,6 +82,10 @@ SAID: list[tuple[int, Any]] = [
     (400, {"message": "Completions.create() got an unexpected keyword argument 'temperature'"}),
     (400, [{"error": {"code": 400, "message": 'Invalid JSON payload. Unknown name "temperature": Cannot find'}}]),
     (422, {"detail": [{"loc": ["body", "temperature"], "msg": "extra fields not permitted"}]}),
+    (400, {"message": "1 validation error for R\ntemperature\n  extra fields not permitted (type=x)"}),
+    (400, {"message": "1 validation error for Request\nbody -> temperature\n  extra fields not permitted (type=x)"}),
+    (400, {"message": "1 validation error for R\ntemperature\n  Extra inputs are not permitted [type=x]"}),
+    (422, {"message": {"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted"}]}}),
     (422, {"detail": [{"type": "less_than_equal", "loc": ["body", "temperature"], "msg": "at most 1.5"}]}),
     (400, {"error": {"message": "Provider returned error", "metadata": {
         "raw": json.dumps(openai_error(None, None, "Unsupported parameter: 'temperature'"))}}}),
@@ -124,6 +128,7 @@ def test_what_is_not_about_a_parameter_of_the_config_stays_a_bad_request(status:
         "`top_p`\nis deprecated  for this model.",
         "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is.",
         "{'loc': ('body', 'max_tokens'), 'msg': 'Extra inputs are not permitted'}",
+        "1 validation error for R\ntemperature\n  extra fields not permitted",
     ],
 )
 def test_a_prompt_that_quotes_such_words_decides_nothing(quoted: str) -> None:
@@ -131,6 +136,20 @@ def test_a_prompt_that_quotes_such_words_decides_nothing(quoted: str) -> None:
     with OpenAIServer(faults=[Fault("reply", status=400, body=body, times=-1)]) as server:
         assert error(build(server), f"Explain this: {quoted}").kind == BAD_REQUEST
         assert error(build(server, system=f"Know this: {quoted}"), quoted[::-1]).kind == BAD_REQUEST
+
+
+@pytest.mark.parametrize("echo", [str.upper, json.dumps, "{} ...".format, "It says: {}.".format])
+def test_an_endpoint_that_repeats_a_short_prompt_in_its_own_way_decides_nothing(echo: Callable[[str], str]) -> None:
+    def refuse(body: dict[str, Any]) -> Any:
+        return 400, openai_error("invalid_prompt", None, echo(body["messages"][-1]["content"]))
+
+    with PickyServer(refuse) as server:
+        for prompt in (
+            "does not support temperature",
+            "`temperature` is deprecated",
+            "top_p: extra fields not permitted",
+        ):
+            assert error(build(server), prompt).kind == BAD_REQUEST
 
 
 def test_an_option_of_one_request_is_that_requests_own_fault() -> None:

@@ -180,6 +180,19 @@ def test_a_thought_without_an_answer_is_an_answer_that_was_cut_and_asked_for_onc
     assert (found.prompt_tokens, found.completion_tokens, found.trace.failed_completion_tokens) == (100, 50, 0)
 
 
+CUT = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+
+
+@pytest.mark.parametrize("usage", [None, OPENAI])
+def test_a_limit_that_thinking_used_up_is_no_error_although_the_endpoint_calls_it_one(usage: Any) -> None:
+    body = {"error": {"message": CUT, "type": "invalid_request_error", "param": None, "code": None}, "usage": usage}
+    with OpenAIServer(faults=[Fault("reply", status=400, body=json.dumps(body).encode(), times=-1)]) as server:
+        found = ask(build(server), "hello")[0]
+        assert len(server.requests) == 1
+    tokens = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else (0, 0)
+    assert (found.text, found.finish_reason, found.prompt_tokens, found.completion_tokens) == ("", "length", *tokens)
+
+
 def test_what_is_encrypted_of_a_thought_is_not_kept_but_shows_that_there_was_one() -> None:
     hidden = [said(None, reasoning_details=[ENCRYPTED]), said([{"type": "redacted_thinking", "data": "x"}])]
     ends = replied({str(number): body_of(message, PLAIN) for number, message in enumerate(hidden)})

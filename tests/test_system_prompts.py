@@ -19,6 +19,7 @@ from rambla_ray.actors.mock import MockModel, MockParams
 from rambla_ray.config.load import load
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
+from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.plan import Plan
 from rambla_ray.schema import Identity, Request
 
@@ -48,6 +49,14 @@ def write(conf: Path, system: str = "Use braces {literally}.", *, task: str = TA
 
 
 # The config
+
+
+def test_a_plan_shows_the_system_prompt_that_goes_out_before_the_example(conf: Path) -> None:
+    plan = Plan(load([*write(conf, "Be brief.\nBe kind."), "model=mock"]))
+    lines = list(plan_lines(plan.describe()))
+    at = lines.index("  system | Be brief.")
+    assert lines[at + 1] == "  system | Be kind."
+    assert lines[at + 2].startswith("  | ")
 
 
 def test_a_stage_without_a_system_prompt_is_stored_as_before_and_its_run_has_the_same_name() -> None:

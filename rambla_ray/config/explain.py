@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import choose_from
+
+# What stands in the place of a fault for one of several types that a value may have, such as `constrained-str`.
+_ALTERNATIVE = re.compile(r"constrained-\w+|[\w-]+\[.+\]", re.DOTALL)
 
 
 def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
@@ -21,7 +25,7 @@ def explain(error: ValidationError, model: type[BaseModel], inside: str = "") ->
     faults = error.errors(include_url=False)
     # Where a key is not known, that is the fault to show: others, such as a missing key, often follow from a typo.
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    location = [str(part) for part in fault["loc"]]
+    location = [part for part in map(str, fault["loc"]) if not _ALTERNATIVE.fullmatch(part)]
     key = ".".join([inside, *location] if inside else location)
     if fault["type"] == "extra_forbidden":
         return (

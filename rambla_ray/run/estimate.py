@@ -128,6 +128,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
+        if system := task.get("example_system"):
+            yield from (f"  system | {line}" for line in system.split("\n"))
         yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
     for pools in described["streams"].values():
         label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])

@@ -142,6 +142,7 @@ class Plan:
             "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
             "not_asked": sum(bool(item.fault) for item in items),
             "stages": [load.describe() for load in loads],
+            **({"example_system": system} if (system := loads[0].stage.system) else {}),
             "example_prompt": loads[0].example,
         }
 

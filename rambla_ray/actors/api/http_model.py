@@ -18,7 +18,8 @@ from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.api.extras import QUESTION, with_headers, with_members
 from rambla_ray.actors.api.http import HttpReply, Wire, injected_reply, redact
 from rambla_ray.actors.api.key_tokens import KeyTokens
-from rambla_ray.actors.api.openai_errors import error_in, not_json, status_error
+from rambla_ray.actors.api.openai_endings import Ending
+from rambla_ray.actors.api.openai_errors import error_in, is_cut, not_json, status_error
 from rambla_ray.actors.api.openai_package import trusted_authorities
 from rambla_ray.actors.api.refused_params import refused_members, unsupported
 from rambla_ray.actors.api.token_usage import charge
@@ -147,7 +148,10 @@ class HTTPModel(BaseAPIModel):
             return redact(text, self._key, self._asked(request))
 
         if not 200 <= reply.status < 300:
-            raise self._about_params(status_error(reply, redacted), reply, request, redacted)
+            refusal = status_error(reply, redacted)
+            if is_cut(refusal):
+                return Response("", str(Ending.LENGTH), refusal.prompt_tokens, refusal.completion_tokens)
+            raise self._about_params(refusal, reply, request, redacted)
         wait_s = limit_reset_s(reply.headers)
         if wait_s:
             self.pause(wait_s)

@@ -20,7 +20,7 @@ DEEPEST = 6  # An error is looked for at so many levels of a body, and in so man
 # Members that say what happened, in a word and in a sentence; and those in which more of it stands.
 _CODES = ("code", "status", "type", "reason", "error_code", "status_code", "statusCode", "quotaId")
 MESSAGES = ("message", "msg", "detail", "title", "error_msg", "error_message", "status_msg", "raw")
-_INNER = ("errors", "detail", "details", "innererror", "metadata", "violations", "base_resp")
+_INNER = ("errors", "message", "detail", "details", "innererror", "metadata", "violations", "base_resp")
 _ABOUT_PROMPT = ("reasons", "flagged_input")  # Members that say why a prompt was turned down.
 
 RATE_LIMIT = re.compile(r"(rate|request|qps).?limit|too.?many.?requests|resource.?exhausted|throttl")

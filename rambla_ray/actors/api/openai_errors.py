@@ -54,6 +54,7 @@ _ANSWER_TOO_LONG = re.compile(
     r"(?<!\+ )(?<!\+ `)max_\w*tokens\b\W*(or \W*max_\w*tokens\W*)?"
     r"(([\w.]+ ){0,4}too (large|high|big|long)|must be (less|at most|no more|between|<))"
 )
+_ANSWER_WAS_CUT = re.compile(r"could not finish the message because max_tokens or model output limit was reached")
 _ANSWER_AND_CONTEXT = re.compile(r"too large: (\d{1,12})\b.*context length is (\d{1,12})\b")
 
 _FILTERED = re.compile(  # Codes.
@@ -89,6 +90,11 @@ def status_error(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:
         place = reply.headers.get("location")
         body = f"the endpoint redirects to {place}, which is not followed; correct base_url"
     return charge(_error(reply, reply.status, ErrorWords.of(body), redacted), body)
+
+
+def is_cut(error: CallError) -> bool:
+    """Whether an error says that thinking took all of the answer's length, which some of OpenAI's models say so."""
+    return error.kind is ErrorKind.BAD_REQUEST and _ANSWER_WAS_CUT.search(error.message.lower()) is not None
 
 
 def not_json(reply: HttpReply, redacted: Callable[[str], str]) -> CallError:

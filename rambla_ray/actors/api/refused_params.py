@@ -37,13 +37,15 @@ _SENTENCES = tuple(
         # openai does not support parameters: ['temperature']
         r"\bdoes(?: not|n't) support (?:the )?(?:(?:parameter|option|argument|field)s?:? ?)?[\[{(]?"
         rf"{_NAMED}",
-        rf"{_NAMED}: (?:extra inputs are|extra fields) not permitted\b",
+        # x: Extra inputs are not permitted; in the lines of pydantic's own report without the colon
+        rf"{_NAMED}:? (?:extra inputs are|extra fields) not permitted\b",
         # thinking: Input tag 'adaptive' found using 'type' does not match; max_tokens: 9 > 8, which is the maximum
         rf"{_NAMED}: (?:input tag '[\w-]{{1,40}}' found using|\d+ > \d+, which is the maximum)\b",
         # What pydantic says, as Python writes it: vLLM passes it on so.
         r"'loc': \('body', '([a-z_]\w*)'[^)]{0,200}\), 'msg': '(?:extra inputs are|extra fields) not permitted\b",
     )
 )
+_AROUND = "\"'`“”‘’.:"  # What an endpoint may have put around a sentence, and a match begins or ends with.
 _INNER_CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
@@ -53,15 +55,15 @@ def refused_members(body: bytes, redacted: Callable[[str], str], sent: str) -> I
     Args:
         body: of the reply.
         redacted: makes its words safe, so that what they repeat of a prompt is not read.
-        sent: the texts that were asked; a sentence that stands in them word for word is not read either.
+        sent: the texts that were asked; a sentence that stands in them, in upper or lower case, is not read either.
     """
     error = parsed(body)
     for level in objects_in(error):
         yield from _in_its_place(level)
-    words, asked = redacted(ErrorWords.of(error).text), " ".join(sent.split())
+    words, asked = redacted(ErrorWords.of(error).text), " ".join(sent.split()).lower()
     for pattern in _SENTENCES:
         for match in pattern.finditer(words):
-            if match[0] not in asked:
+            if match[0].strip(_AROUND).lower() not in asked:
                 yield _INNER_CAPITAL.sub(r"_\1", match[1].strip(".")).lower()
 
 
