@@ -102,6 +102,30 @@ def test_an_attempt_in_a_batch_stands_before_the_live_ones(tmp_path: Path) -> No
     assert [bool(attempt.reason) for attempt in answer.trace.tries] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("script", "faults"),
+    [(Script(expires=("number",)), []), (Script(), [Fault("500", times=1)])],
+    ids=["expires", "500"],
+)
+def test_a_live_call_has_its_own_place_in_the_budget_after_that_of_the_batch_is_let_go(
+    script: Script, faults: list[Fault], tmp_path: Path
+) -> None:
+    with BatchServer(script, faults=faults) as server:
+        asker, asked = Asker(server, tmp_path), []
+
+        async def reserve() -> bool:
+            assert server.live_calls == 0
+            asked.append("reserve")
+            return len(asked) == 4
+
+        charge = lambda *tokens: asked.append(tokens)  # noqa: E731
+        asker.model.attach(replace(asker.model.context, charge=charge, reserve=reserve))
+        (answer,) = asker.ask(PROMPTS[0])
+        assert isinstance(answer, Response)
+        assert server.live_calls == 1
+    assert asked == [(0, 0), "reserve", "reserve", "reserve"]
+
+
 def test_a_batch_that_takes_too_long_is_cancelled_and_what_it_did_is_taken(tmp_path: Path, answers: list[str]) -> None:
     with BatchServer(Script(takes_s=3600)) as server:
         asker = Asker(server, tmp_path, max_wait_s=0.2)
@@ -109,7 +133,7 @@ def test_a_batch_that_takes_too_long_is_cancelled_and_what_it_did_is_taken(tmp_p
         assert (len(server.batches), server.live_calls, paid(server)) == (1, 3, 6)
     assert asker.notes[1:] == [
         "batch batch_0 has not ended within batch.max_wait_s=0.2, and is cancelled: what it has is taken",
-        "batch batch_0 ended as cancelled: 3 of 6 requests were asked in it",
+        "batch batch_0 ended as cancelled, with replies to 3 of 6 requests",
     ]
 
 
@@ -271,7 +295,7 @@ def test_progress_and_notes_say_how_far_batches_are(tmp_path: Path) -> None:
         asker.ask(*PROMPTS)
     assert asker.notes == [
         "batch batch_0 of 6 requests was sent",
-        "batch batch_0 ended as completed: 6 of 6 requests were asked in it",
+        "batch batch_0 ended as completed, with replies to 6 of 6 requests",
     ]
     assert (1, 0, 6) in asker.book.counts
     assert asker.book.counts[-1] == (0, 0, 0)

@@ -38,6 +38,11 @@ no_endpoint = config_files.no_endpoint  # It runs by itself before each test of 
         ("model.params.flip=2", "params.flip: Input should be less than or equal to 1 (got 2)"),
         ("model.params=3", "params: Input should be a valid dictionary (got 3)"),
         ("pool.max_siz=3", "no key 'pool.max_siz'; did you mean 'max_size'?"),
+        (
+            "model.batch.max_wait=3",
+            "no key 'batch.max_wait'; did you mean 'max_wait_s'? there are: max_wait_s, poll_s",
+        ),
+        ("model.price={input: 3}", "no key 'price.input'; there are: batch_factor, cache_write_per_million"),
         (["pool.min_size=3", "pool.max_size=2"], "max_size 2 is below min_size 3"),
         ("pool.batch_size=0", "batch_size 0 is below 1"),
         ("rate.requests_per_minute=0", "greater than 0 (got 0)"),

@@ -251,3 +251,29 @@ def test_a_run_lets_out_first_calls_at_the_price_of_a_batch_and_those_beside_the
         assert (await service.progress())["budget"] == "$34.0000 of $757"
 
     asyncio.run(body())
+
+
+def test_what_a_batch_did_not_answer_is_asked_live_as_the_full_price_of_it_fits(tmp_path: Path) -> None:
+    async def body() -> None:
+        budget, prices = Budget(usd=2 * MOST), {KEY: Price(**DOLLARS)}
+        service = LedgerService(str(tmp_path), RUN, budget, prices, batched=frozenset({KEY}))
+        names = "abcd"
+        assert (
+            await service.claim("one", "m", [(rid(name), "target") for name in names], [SIZE] * 4)
+            == [Claim.GRANTED] * 4
+        )
+        ended = {name: Holding(rid(name), "target", SIZE, calls=0) for name in names}
+        for holding in ended.values():
+            assert not await service.charge("one", holding)
+        assert (await service.progress())["budget"] == f"$0.0000 of ${2 * MOST:g}"
+        live = [asyncio.create_task(service.reserve("one", "m", holding)) for holding in ended.values()]
+        assert [await live[0], await live[1]] == [Claim.GRANTED] * 2
+        assert not live[2].done()
+        cost = Price(**DOLLARS).cost(*TOKENS)
+        for name, place in zip(names, range(4), strict=True):
+            assert await live[place] is Claim.GRANTED
+            await service.store("one", [answered(name, RUN, tokens=TOKENS)])
+        used = await service.progress()
+        assert (used["budget"], used["stopped"]) == (f"${4 * cost:.4f} of ${2 * MOST:g}", None)
+
+    asyncio.run(body())

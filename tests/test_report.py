@@ -245,3 +245,17 @@ def test_where_readers_differ_it_says_how_much_a_model_has_read(read_by: dict[st
     cell = {"model": "m", "task": "t", "variant": "", "n": 10, "readers": readers, **read_by}
     (line,) = report.warnings({"partial": None, "roles": {"reader": "helper"}, "cells": [cell]})
     assert line == f"m t: {differ}'Y.e.s' is no, RAmBLA's reader has yes"
+
+
+@pytest.mark.parametrize(
+    ("calls", "finished", "begin"),
+    [
+        (3, True, "3 calls in "),
+        (3, False, "3 calls in "),
+        (0, True, "no calls, every answer came from the ledger ("),
+        (0, False, "no calls ended ("),
+    ],
+)
+def test_the_calls_of_an_invocation_are_told_as_what_they_were(calls: int, finished: bool, begin: str) -> None:
+    entry = invocation(0.0, calls, {}, finished=finished)
+    assert report.calls_line({"models": [], "invocations": [entry], "wall_s": 0.0}).startswith(begin)

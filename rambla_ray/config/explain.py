@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -54,8 +55,16 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """The keys that exist at a place inside a model."""
     for part in location:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = _section(field.annotation) if field else None
+        if inner is None:
             break
         model = inner
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    """The section that a key holds, which may be optional; None where it holds none."""
+    for kind in get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

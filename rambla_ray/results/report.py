@@ -245,11 +245,11 @@ def calls_line(calls: Mapping[str, Any] | None) -> str:
     total = sum(model["calls"] for model in calls["models"])
     reused = sum(model["reused"] for model in calls["models"])
     failed = sum(model["failed"] for model in calls["models"])
-    asked = (
-        f"{last['calls']} calls in {last['wall_s']:.1f} s"
-        if last["calls"]
-        else f"no calls, every answer came from the ledger ({last['wall_s']:.1f} s)"
-    )
+    if last["calls"]:
+        asked = f"{last['calls']} calls in {last['wall_s']:.1f} s"
+    else:  # In one that was interrupted, calls may be under way: those of a batch go on.
+        none = "no calls, every answer came from the ledger" if last["finished"] else "no calls ended"
+        asked = f"{none} ({last['wall_s']:.1f} s)"
     cost = sum(model["cost_usd"] or 0.0 for model in calls["models"])
     return (
         f"{asked}; the run in all: {total} calls, {reused} answers reused, {failed} failed, "

@@ -258,4 +258,4 @@ class BatchRun:
         self.stage = Stage.OVER
         self._on_change()
         of = counted(len(self.mark.request_ids), "request")
-        self._notify(f"batch {self.mark.batch} ended as {self.state.word}: {answered} of {of} were asked in it")
+        self._notify(f"batch {self.mark.batch} ended as {self.state.word}, with replies to {answered} of {of}")
