@@ -16,6 +16,16 @@ pytestmark = pytest.mark.processes
 AT_THE_SAME_MOMENT = 10
 
 
+class HoldingServer(OpenAIServer):
+    """It answers nothing until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__(together=AT_ONCE + 1)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._were_together.set)
+
+
 def is_refusal_of(driver: Driver, pid: int) -> bool:
     """Whether a command ended before any call, in one line that names the process that runs the run."""
     status, out, err = driver.finish()
@@ -24,13 +34,14 @@ def is_refusal_of(driver: Driver, pid: int) -> bool:
 
 
 def test_the_second_is_refused_and_what_was_asked_is_what_is_counted(tmp_path: Path) -> None:
-    with OpenAIServer(latency=0.2) as server:
+    with HoldingServer() as server:
         first = Driver(server, tmp_path)
-        wait_for_requests(server, 2 * AT_ONCE)
+        wait_for_requests(server, AT_ONCE)
         assert is_refusal_of(Driver(server, tmp_path), first.process.pid)
         first.process.send_signal(signal.SIGSTOP)
         asleep = is_refusal_of(Driver(server, tmp_path), first.process.pid)
         first.process.send_signal(signal.SIGCONT)
+        server.release()
         status, _, err = first.finish()
         assert (status, asleep) == (0, True), err
         (written,) = tmp_path.glob("*/calls.json")
