@@ -9,11 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
+from batch_server import BatchServer
 from waiting import DEADLINE_S
+from yarl import URL
 
+from rambla_ray.actors.api.batch_http import BatchWire
+from rambla_ray.actors.api.batch_provider import BatchLine
+from rambla_ray.actors.api.http import Wire
 from rambla_ray.actors.api.key_tokens import KeyTokens
+from rambla_ray.actors.api.openai_batches import OpenAIBatches
 from rambla_ray.config.printed_token import Token
 from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.ledger.batches import BatchMark
 
 FAILS = CallError(ErrorKind.AUTH, "az ended with status 1")
 Outcome = Token | CallError
@@ -211,3 +218,23 @@ def test_without_a_first_token_there_is_nothing_to_hold() -> None:
     with pytest.raises(CallError, match="az ended with status 1"):
         tokens(Commands(FAILS))
     assert "one" not in repr(tokens(Commands(Token("one"))))
+
+
+def test_the_input_of_a_batch_is_sent_whole_again_after_a_token_is_refused() -> None:
+    lines = [BatchLine(f"{number:064x}", b'{"model":"m"}') for number in range(3)]
+
+    async def upload(commands: Commands) -> str:
+        wire = Wire({}, 1, None, tokens(commands))
+        batches = OpenAIBatches(BatchWire(URL(server.base_url), wire, lambda: "", 5, 5), "/chat/completions")
+        try:
+            return await batches.upload(BatchMark.new("run", "m", [line.request_id for line in lines], 0.0), lines)
+        finally:
+            wire.close()
+
+    with BatchServer() as server:
+        commands = Commands(lasting("old", 600), lasting(server.key, 600))
+        name = asyncio.run(upload(commands))
+        assert [line[14:78].decode() for line in server.files[name].splitlines()] == [
+            line.request_id for line in lines
+        ]
+        assert (commands.runs, len(server.files)) == (2, 1)
