@@ -27,7 +27,7 @@ test: setup ## run the tests of a newcomer: what needs no cluster, and what shar
 	@echo 'Clusters of their own, kills, jobs and real weights are tested by: make test-all'
 
 test-all: test ## run all tests, also those that start and kill clusters, and those of real models
-	$(BIN)/python -m pytest -m processes -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m processes -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/python -m pytest -m real $(ARGS)
 
 check: setup ## formatting, lint, types, declared dependencies

@@ -71,20 +71,18 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 class Worker(Node):
-    """A node with one CPU that is joining a head, which takes seconds: `wait` returns when it has."""
+    """A node with one CPU that joins a head."""
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        self._log = head.folder / f"worker-{secrets.token_hex(4)}.log"
 
     def __enter__(self) -> Self:
         words = [f"--address={self._head.address}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000"]
         words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
-        self._start(words, self._head.environment, self._head.folder, self._log)
+        log = self._head.folder / f"worker-{secrets.token_hex(4)}.log"
+        self._start(words, self._head.environment, self._head.folder, log)
+        wait_until(lambda: "Ray runtime started" in log.read_text(), "a worker", START_S)
         return self
-
-    def wait(self) -> None:
-        wait_until(lambda: "Ray runtime started" in self._log.read_text(), "a worker", START_S)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._process.poll() is None:

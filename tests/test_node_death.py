@@ -46,8 +46,6 @@ def test_a_node_that_dies_takes_what_was_in_flight_on_it_and_no_more(head, check
     with OpenAIServer(key=canary) as server, Worker(head) as one, Worker(head) as other:
         words = ["model=openai_chat", "model.params.api_type=openai", f"model.params.base_url={server.base_url}"]
         ended_well(head, head.submit(checkout, *words, TASKS, f"runs_dir={tmp_path}/whole"))
-        for worker in (one, other):  # They have joined meanwhile.
-            worker.wait()
         server.reset()
         server.latency = 0.2
         words += [TASKS, f"pool.max_concurrency={AT_ONCE}", "pool.num_cpus=1", "pool.min_size=3"]
