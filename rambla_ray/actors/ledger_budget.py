@@ -189,8 +189,7 @@ class BudgetMeter:
         for key, spent in self._spent.items():
             tokens += spent.prompt_tokens + spent.completion_tokens
             if price := self._prices.get(key):
-                usd += price.cost(*spent.tokens_outside_batches)
-                usd += price.cost(*spent.tokens_in_batches, in_batch=True) if spent.batched else 0.0
+                usd += price.total(spent.tokens_outside_batches, spent.tokens_in_batches)
         for key, charged in self._charged.items():
             tokens += charged.total
             if price := self._prices.get(key):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rambla_ray.schema import Tokens
 from rambla_ray.tasks.closed import Closed, omitted
 from rambla_ray.tasks.reader import ReaderTemplate
 
@@ -163,6 +164,11 @@ class Price(Closed):
         if cached_tokens or cache_write_tokens:
             dollars += cached_tokens * self._cached + cache_write_tokens * self._cache_write
         return self._factor(in_batch) * dollars / 1_000_000
+
+    def total(self, outside_batches: Tokens, in_batches: Tokens) -> float:
+        """US dollars for the tokens of calls of both kinds."""
+        outside = self.cost(*outside_batches)
+        return outside + self.cost(*in_batches, in_batch=True) if any(in_batches) else outside
 
     def most(self, prompt_tokens: int, completion_tokens: int, *, in_batch: bool = False) -> float:
         """US dollars at most for so many tokens, whatever becomes of the prompts in the endpoint's cache."""

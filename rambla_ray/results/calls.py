@@ -54,7 +54,7 @@ def calls_document(
 def _cost(price: Price, counts: Mapping[str, Any]) -> float:
     """US dollars for what was counted."""
     spent = Spent(**{name: counts[name] for name in COUNTED})
-    return price.cost(*spent.tokens_outside_batches) + price.cost(*spent.tokens_in_batches, in_batch=True)
+    return price.total(spent.tokens_outside_batches, spent.tokens_in_batches)
 
 
 def _served(

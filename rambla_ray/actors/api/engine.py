@@ -6,6 +6,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from rambla_ray.actors.api.admission import Admission, Permit
@@ -110,16 +111,7 @@ class BaseAPIModel(Model):
             self._doubt.settle()
         for _ in range(TURNS):
             await asyncio.sleep(0)
-        answer = cut(answer)
-        return Response(
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            latency_s=trace.latency_s,
-            trace=trace.snapshot(),
-            details=answer.details,
-        )
+        return replace(cut(answer), latency_s=trace.latency_s, trace=trace.snapshot())
 
     async def _last_answer(self, request: Request, trace: RequestTrace) -> Response:
         """The answer of the last attempt, which is the first that gives one."""
