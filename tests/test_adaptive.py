@@ -130,6 +130,17 @@ def test_an_actor_that_wants_little_leaves_the_rest_to_the_others() -> None:
     assert (quiet, busy) == (3, START - 3)
 
 
+def test_an_actor_is_short_until_those_who_hold_its_part_have_reported() -> None:
+    concurrency = Concurrency()
+    concurrency.report("first", START, Usage(want=START), BEGAN)
+    assert not concurrency.is_short("first")
+    assert concurrency.report("second", START, Usage(want=START), BEGAN)[0] == 1
+    assert concurrency.is_short("second")
+    concurrency.report("first", START, Usage(want=START), BEGAN)
+    assert concurrency.report("second", START, Usage(want=START), BEGAN)[0] == START // 2
+    assert not concurrency.is_short("second")
+
+
 def test_the_lease_of_an_actor_that_died_is_free_after_a_while() -> None:
     endpoint = Endpoint(10**6, {"a": START, "b": START})
     endpoint.rounds(1)

@@ -17,8 +17,8 @@ import ray
 from openai_server import OpenAIServer, prompt_sha
 from virtual_time import BEGAN
 
-from rambla_ray.actors.api.adaptive import LEASE_S
-from rambla_ray.actors.api.governor import Governor, Grant, Report
+from rambla_ray.actors.api.adaptive import LEASE_S, Usage
+from rambla_ray.actors.api.governor import SHORT_S, Governor, Grant, Report
 from rambla_ray.actors.api.governor_client import NAMESPACE, governor_name
 from rambla_ray.actors.api.rate_budget import BURST_S, Limits
 from rambla_ray.actors.api.waits import LONGEST_WAIT_S
@@ -61,6 +61,12 @@ def permits_in(office: Office, clients: dict[str, Limits], seconds: float) -> Co
         given[client] += len(grant.permits)
         heapq.heappush(asking, (office.clock.now + max(0.003, min(0.5, grant.ask_again_s)), client))
     return given
+
+
+def test_a_client_whose_part_others_hold_asks_again_soon() -> None:
+    office = Office()
+    asked_again = [office.exchange(client, usage=Usage(want=64)).ask_again_s for client in ("a", "b", "a", "b")]
+    assert asked_again == [0, SHORT_S, 0, 0]
 
 
 def test_clients_of_one_key_take_turns_and_use_the_budget_together() -> None:

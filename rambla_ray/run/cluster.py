@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -94,6 +95,7 @@ def _start(options: Mapping[str, Any]) -> bool:
     token.secure(os.environ, ray_internals.new_token())
     with ray_internals.on_loopback():
         ray.init("local", include_dashboard=False, **options)
+    atexit.register(ray_internals.end_monitor)  # It runs before `ray.shutdown` at the end of the process.
     return True
 
 

@@ -133,6 +133,17 @@ def infeasible_requests() -> Sequence[Mapping[str, float]]:
     return [request.resources_bundle for request in reply.autoscaling_state.infeasible_resource_requests]
 
 
+def end_monitor() -> None:
+    """End the autoscaler's monitor of the cluster that this process has started, if it has: it holds nothing.
+
+    `ray.shutdown` asks it to end, which it does not do in the second that it gets for that.
+    """
+    node = ray._private.worker._global_node
+    processes = node.all_processes if node is not None and node.is_head() else {}
+    for monitor in processes.get(ray_constants.PROCESS_TYPE_MONITOR, ()):
+        monitor.process.kill()
+
+
 def _head() -> Any:
     """The client of the cluster's head that this process has; the public interface does not hand it out."""
     return ray._private.worker.global_worker.gcs_client

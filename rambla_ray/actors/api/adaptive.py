@@ -73,6 +73,11 @@ class Concurrency:
         client.lease = max(1, min(self._share(client), int(self.limit) - others))
         return client.lease, pause
 
+    def is_short(self, name: str) -> bool:
+        """Whether a client's lease is below its part only since others, who have more than theirs, report later."""
+        client = self._clients.get(name)
+        return client is not None and client.lease < self._share(client)
+
     def leave(self, name: str, now: float) -> None:
         """A client has no calls any more: its lease is free."""
         if name in self._clients:

@@ -13,7 +13,7 @@ from rambla_ray.config.sections import Batch
 from rambla_ray.errors import CallError, Draining, ErrorKind
 from rambla_ray.ledger.batches import BatchMark
 
-QUIET_S = 1.0  # A batch is closed when no request has come for so long: what would never come is not waited for.
+QUIET_S = 0.4  # A batch is closed when no request has come for so long: what would never come is not waited for.
 SETTLE_S = 30.0  # The end of a block waits no longer for batches that are over to be written down and deleted.
 
 

@@ -18,6 +18,7 @@ from rambla_ray.actors.api.waits import LONGEST_WAIT_S
 SLACK_S = (
     0.1  # Slots begin so long after a pause, so that no call comes the moment the endpoint has just enough again.
 )
+SHORT_S = 0.02  # A client whose part of the concurrency others still hold asks for it again after so long.
 
 
 class Report(NamedTuple):
@@ -41,7 +42,7 @@ class Grant(NamedTuple):
     epoch: int  # The number of cuts so far.
     metered: bool  # Each call needs a permit.
     permits: tuple[float, ...]  # For the first of the requests in `asks`, the seconds until each may be sent.
-    ask_again_s: float  # When to ask for the other permits.
+    ask_again_s: float  # When to ask for the other permits, or for more calls in flight; 0 at no certain time.
     pause_s: float  # Nobody is to send before these seconds are over.
     ratio: float  # The ratio that a client reported last: a first guess for a client that has none.
 
@@ -82,6 +83,8 @@ class Governor:
         for reserved, used in report.corrections:
             self._budget.correct(reserved, used)
         permits, again = self._permits(report.client, report.asks, now) if metered else ([], 0.0)
+        if self._concurrency.is_short(report.client):
+            again = min(again or SHORT_S, SHORT_S)
         left = max(0.0, self._paused_until - now)
         return Grant(allowed, self._concurrency.epoch, metered, tuple(permits), again, left, self._ratio)
 
