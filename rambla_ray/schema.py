@@ -77,12 +77,16 @@ class Request:
     `system` is the system prompt that the task's stage asks for, in place of the model config's own.
     The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
     prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
+    `continuations` ask for no text, but for how likely each of them is behind the prompt. `adapter` names the one of
+    the model's adapters that answers.
     `sample_id`, `target` and `choices` are for the mock alone; no real model reads them.
     """
 
     prompt: str
     pair: str | None = None
     system: str = ""
+    adapter: str = ""
+    continuations: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     verbatim: bool = False
     options: GenerationOptions = NO_OPTIONS
@@ -133,6 +137,14 @@ class ReplyDetails:
     system_fingerprint: str = ""
     provider: str = ""  # Who answered, behind an endpoint that passes calls on.
     batch: str = ""  # The provider's batch in which the call was made.
+    choice_logprobs: tuple[float, ...] = ()  # The log-probability of each continuation that was asked for, finite.
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ReplyDetails:
+        """The details of fields as they are stored, of which some may be left out."""
+        if not any(fields.values()):
+            return NO_DETAILS
+        return cls(**{**fields, "choice_logprobs": tuple(fields.get("choice_logprobs") or ())})
 
 
 DETAIL_FIELDS = tuple(ReplyDetails.__annotations__)
@@ -239,6 +251,7 @@ _ARROW_TYPES = {
     "int": pa.int64(),
     "float": pa.float64(),
     "dict[str, str]": pa.string(),  # a JSON string
+    "tuple[float, ...]": pa.list_(pa.float64()),
     "tuple[Try, ...]": pa.list_(pa.struct([("at", pa.float64()), ("took_s", pa.float64()), ("reason", pa.string())])),
 }
 
@@ -287,9 +300,7 @@ def _step(row: dict[str, Any]) -> Step:
     trace = {name: row.pop(name) for name in TRACE_FIELDS}
     trace["tries"] = tuple(Try(**attempt) for attempt in trace["tries"])
     details = {name: row.pop(name) for name in DETAIL_FIELDS}
-    return Step(
-        **row, trace=CallTrace(**trace), details=ReplyDetails(**details) if any(details.values()) else NO_DETAILS
-    )
+    return Step(**row, trace=CallTrace(**trace), details=ReplyDetails.of(details))
 
 
 def _steps_array(steps: Sequence[Sequence[Step]]) -> pa.Array:

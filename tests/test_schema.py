@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambla_ray.schema import (
+    NO_DETAILS,
     SAMPLE_SCHEMA,
     Identity,
+    ReplyDetails,
     Sample,
     Step,
     canonical_json,
@@ -27,6 +29,7 @@ from rambla_ray.schema import (
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 PLAIN = st.text(max_size=8)
+LOGPROBS = st.lists(st.floats(-1e3, 0), max_size=3).map(tuple)
 
 
 def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
@@ -44,6 +47,7 @@ def samples_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[Sample]:
         completion_tokens=COUNT,
         latency_s=SECONDS,
         trace=traces(WHOLE),
+        details=st.just(NO_DETAILS) | st.builds(ReplyDetails, reasoning=text, choice_logprobs=LOGPROBS),
         error_kind=text,
         error=text,
     )

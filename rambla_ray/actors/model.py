@@ -140,6 +140,8 @@ class Model(ABC):
             own["pair"] = request.pair
         if request.system:
             own["system"] = request.system
+        if request.continuations:
+            own["continuations"] = request.continuations
         if request.messages:
             own["messages"] = request.messages
         if request.verbatim:

@@ -103,8 +103,8 @@ class Record:
         common = (request_id, body["run"], body["model"], body["role"])
         if kind == Kind.ANSWER:
             fields = {name: body[name] for name in _ANSWER_FIELDS if name in body}
-            details = {name: body[name] for name in DETAIL_FIELDS if name in body}
-            response = Response(**fields, trace=call_trace, details=ReplyDetails(**details) if details else NO_DETAILS)
+            details = ReplyDetails.of({name: body[name] for name in DETAIL_FIELDS if name in body})
+            response = Response(**fields, trace=call_trace, details=details)
             return cls(*common, response, at=body["at"])
         if kind == Kind.FAILURE:
             return cls(*common, None, body["error_kind"], body["error"], call_trace, body["at"])

@@ -161,10 +161,16 @@ def _with_empty(rows: Any, fields: Sequence[pa.Field]) -> Any:
     steps = rows.column(number)
     steps = steps.combine_chunks() if isinstance(steps, pa.ChunkedArray) else steps
     flat = steps.flatten()
-    empty = [pa.repeat(pa.scalar("" if field.type == pa.string() else 0, field.type), len(flat)) for field in fields]
+    empty = [pa.repeat(_empty(field.type), len(flat)) for field in fields]
     struct = pa.StructArray.from_arrays([*flat.flatten(), *empty], fields=[*flat.type, *fields])
     offsets = pa.array(accumulate(pc.list_value_length(steps).to_pylist(), initial=0), pa.int32())
     return rows.set_column(number, "steps", pa.ListArray.from_arrays(offsets, struct))
+
+
+def _empty(kind: pa.DataType) -> pa.Scalar:
+    if pa.types.is_list(kind):
+        return pa.scalar([], kind)
+    return pa.scalar("" if kind == pa.string() else 0, kind)
 
 
 def last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
