@@ -13,7 +13,7 @@ from rambla_ray.config.load import load
 from rambla_ray.config.task import sample_of
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.schema import Item, Sample
-from rambla_ray.scoring.stats import holm, mcnemar_exact
+from rambla_ray.scoring.significance import holm, mcnemar_exact
 
 NAMES = [f"item-{number}" for number in range(12)]
 TASKS = {name: task_spec({"": len(NAMES)}, None if name == "clean" else "clean") for name in ("clean", "a", "b")}

@@ -16,7 +16,7 @@ from rambla_ray.schema import NULL, Outcome
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.metrics import cell_metrics, paired_metrics, variant_effects
 from rambla_ray.scoring.rambla import rambla_metrics
-from rambla_ray.scoring.stats import mcnemar_exact
+from rambla_ray.scoring.significance import mcnemar_exact
 from rambla_ray.scoring.undefined import INFINITE, NAN, Undefined, without_nan
 
 YES_NO_NULL = ["yes", "no", NULL]

@@ -15,7 +15,8 @@ from scipy import stats as scipy_stats
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
-from rambla_ray.scoring.stats import Estimate, holm, mcnemar_exact, mean, roc_auc, slope
+from rambla_ray.scoring.significance import holm, mcnemar_exact
+from rambla_ray.scoring.stats import Estimate, mean, roc_auc, slope
 
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "interval_coverage.py"
 Z2 = scipy_stats.norm.ppf(0.975) ** 2

@@ -6,9 +6,9 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
@@ -16,10 +16,11 @@ from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.errors import choose_from
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
 from rambla_ray.storage import beyond_scheme, joined
-from rambla_ray.tasks.closed import SEEDS, Closed
+from rambla_ray.tasks.closed import SEEDS, Closed, omitted
 from rambla_ray.tasks.reader import ReaderStage
 
 
@@ -80,9 +81,18 @@ class RunOptions(Closed):
     dry_run: bool = Field(False, description="print the plan and stop")
     doctor: bool = Field(False, description="check every node, and each endpoint, and stop")
     verbose: bool = Field(False, description="let Ray's own log lines through")
+    baseline: Name | None = omitted("the model that the others are compared with; each two are when not given")
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
     budget: Budget = Field(default_factory=Budget, description="what the run may spend")
     chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
+
+    @model_validator(mode="after")
+    def _baseline_is_a_target(self) -> Self:
+        if self.baseline is not None and self.baseline not in self.model:
+            raise ValueError(
+                f"baseline {self.baseline} is no model of the run; {choose_from(self.baseline, self.model)}"
+            )
+        return self
 
     @property
     def modes(self) -> Modes:
@@ -121,7 +131,7 @@ MODEL_KEYS = ("conf_dir", "pool", "rate")  # The command line takes these keys b
 OPERATIONAL = frozenset(
     {
         *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
-        *("budget", "chaos", "files_mode"),
+        *("budget", "chaos", "files_mode", "baseline"),
     }
 )
 

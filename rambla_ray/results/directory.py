@@ -58,6 +58,7 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
     return {
         "synthetic": config.synthetic,
         "models": list(config.targets),
+        **({"baseline": config.options.baseline} if config.options.baseline else {}),
         "roles": {str(role): played.config_name for role, played in config.roles.items()},
         "tasks": {
             name: {

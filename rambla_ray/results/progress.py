@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rambla_ray.results.calls import throughput
-from rambla_ray.results.report import add_row, console_on, plain_table, print_line
+from rambla_ray.results.tables import add_row, console_on, plain_table, print_line
 from rambla_ray.schema import Role
 
 # Where the output is no terminal, lines come at first at least PLAIN_LINE_S apart, later a twentieth of the time that

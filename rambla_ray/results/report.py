@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from rambla_ray.display import in_markdown, one_line
+from rambla_ray.display import one_line
+from rambla_ray.results import verdicts
 from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
+from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
 from rambla_ray.schema import Outcome, Role
 
-LONGEST_LINE = 1000  # A printed line is cut at so many characters.
-PLAIN_WIDTH = 150  # Characters: the width of tables where the output is no terminal.
 EXAMPLE_CHARS = 60  # An answer in a warning is cut at so many characters.
 READERS_DIFFER = 0.02  # The readers may differ on this share of a cell's answers before a warning says so.
 COLUMNS = ("model", "task", "n", "accuracy", "95 % interval", "cut", "coverage", "worst to best", "outcomes")
@@ -29,39 +28,7 @@ CALL_COUNTS = ("calls", "answered", "reused", "retried", "hedged", "repeated", "
 CALL_COLUMNS = ("model", "role", *CALL_COUNTS, "tokens in", "tokens out", "cost", "waited")
 # Columns of what few endpoints report stand behind these, where any of it is not 0.
 RARE_COUNTS = {"tokens in": ("cached", "cached_tokens"), "tokens out": ("reasoning", "reasoning_tokens")}
-LEFT = ("model", "role", "task", "compared with", "outcomes")  # These columns are aligned to the left.
 SYNTHETIC = "SYNTHETIC DEMO DATA: these numbers try out the software, they are not a benchmark result"
-
-
-def console_on(stream: TextIO) -> Console:
-    """A console as wide as the terminal; where there is none, of plain text, whatever FORCE_COLOR says."""
-    is_terminal = stream.isatty()
-    return Console(
-        file=stream, force_terminal=None if is_terminal else False, width=None if is_terminal else PLAIN_WIDTH
-    )
-
-
-def print_line(console: Console, line: str, *, whole: bool = False) -> None:
-    """Print a line as plain text, whatever characters are in it; `whole` does not break it at the console's width."""
-    console.print(Text(one_line(line, LONGEST_LINE)), soft_wrap=whole)
-
-
-def plain_table(columns: Sequence[str], *, title: str = "", caption: str = "", style: str = "") -> Table:
-    """An empty table, whose title and caption are plain text."""
-    table = Table(
-        title=Text(one_line(title, LONGEST_LINE), style) if title else None,
-        title_justify="left",
-        caption=Text(caption) if caption else None,
-        caption_justify="left",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
-    return table
-
-
-def add_row(table: Table, cells: Sequence[str]) -> None:
-    """Add a row of plain text."""
-    table.add_row(*(Text(one_line(cell)) for cell in cells))
 
 
 def _percent(value: float | None) -> str:
@@ -136,7 +103,8 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
             of_model = f" ({by_model} were read by {scores['roles']['reader']}, no rules)" if by_model else ""
             differ = f"the readers differ on {readers['differ']} of {cell['n']} answers{of_model}"
             lines.append(f"{where}: {differ}: {examples}")
-    return [*lines, *cut_lines(scores, scores.get("limits", {})), *served_lines(scores)]
+    limits = scores.get("limits", {})
+    return [*lines, *cut_lines(scores, limits), *served_lines(scores), *verdicts.warnings(scores)]
 
 
 def _failure_lines(directory: RunDirectory, scores: Mapping[str, Any]) -> list[str]:
@@ -168,6 +136,15 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
     return table if table.row_count else None
 
 
+def comparisons_table(scores: Mapping[str, Any]) -> Table | None:
+    """Each two models on the samples that were scored of both; None in a run of one."""
+    rows = verdicts.rows(scores)
+    table = plain_table(verdicts.COLUMNS, title="Models on the same samples")
+    for row in rows:
+        add_row(table, row)
+    return table if rows else None
+
+
 def effect_lines(scores: Mapping[str, Any]) -> list[str]:
     """Slopes and label biases: one line for each."""
     lines = []
@@ -196,6 +173,8 @@ def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, An
     scores["limits"] = limits_of((directory.read_config() or {}).get("question", {}))
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
+    for pair in scores.get("comparisons", ()):
+        pair |= {side: labels.get(pair[side], pair[side]) for side in ("baseline", "model")}
     for entry in calls["models"] if calls else ():
         if entry["role"] == Role.TARGET:
             entry["model"] = labels.get(entry["model"], entry["model"])
@@ -261,6 +240,10 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
     scores, calls = read_labelled(directory)
     console.print(score_table(scores))
+    if compared := comparisons_table(scores):
+        console.print(compared)
+    for line in verdicts.lines(scores):
+        print_line(console, line)
     if details:
         effects = effects_table(scores)
         if effects:
@@ -280,20 +263,17 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
 def write_summary(directory: RunDirectory) -> None:
     """Write summary.md and report.html from the run directory alone. Raises NotWritten."""
     scores, calls = read_labelled(directory)
-    lines = [f"# {_markdown(directory.folder.name)}", ""]
+    lines = [f"# {markdown(directory.folder.name)}", ""]
     lines += [f"**{line}.**\n" for line in (partial_line(scores), SYNTHETIC if scores["synthetic"] else "") if line]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in _rows(scores)]
-    lines += ["", *(f"- {_markdown(line)}" for line in effect_lines(scores))]
-    lines += ["", *(f"- Note: {_markdown(line)}" for line in directory.read_notes())]
+    lines += markdown_table(COLUMNS, _rows(scores))
+    if compared := verdicts.rows(scores):
+        lines += ["", *markdown_table(verdicts.COLUMNS, compared)]
+    lines += ["", *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *effect_lines(scores)))]
+    lines += ["", *(f"- Note: {markdown(line)}" for line in directory.read_notes())]
     warned = (*warnings(scores), *_failure_lines(directory, scores))
-    lines += ["", *(f"- **Warning:** {_markdown(line)}" for line in warned)]
-    lines += ["", f"{_markdown(calls_line(calls))}.", ""]
+    lines += ["", *(f"- **Warning:** {markdown(line)}" for line in warned)]
+    lines += ["", f"{markdown(calls_line(calls))}.", ""]
     directory.write("summary.md", "\n".join(lines).encode())
     console = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH, force_terminal=False)
     print_run(directory, console, details=True)
     directory.write("report.html", console.export_html().encode())
-
-
-def _markdown(line: str) -> str:
-    return in_markdown(one_line(line, LONGEST_LINE))

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
 from rambla_ray.schema import Outcome, Role
-from rambla_ray.scoring import metrics, original
+from rambla_ray.scoring import comparison, metrics, original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
-from rambla_ray.scoring.stats import holm
+from rambla_ray.scoring.comparison import Marks
+from rambla_ray.scoring.significance import holm
 from rambla_ray.scoring.undefined import Undefined, without_nan
 from rambla_ray.storage import Folder
 
 # The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
 # that makes other numbers of the same samples raises it.
-SCORING = 3
+SCORING = 4
 TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
@@ -163,7 +164,26 @@ def score(folder: Folder) -> dict[str, Any]:
         "roles": spec["roles"],
         "cells": cells,
         "effects": effects,
+        "comparisons": _comparisons(spec, stored),
     }
+
+
+def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTask]) -> list[dict[str, Any]]:
+    """The comparisons of the run's models, each two of them or each with the baseline."""
+    pairs = comparison.pairs_of(spec["models"], spec.get("baseline"))
+    for task, task_spec in spec["tasks"].items() if pairs else ():
+        cells = {model: stored(model, task).cells for model in spec["models"]}
+        marks = {
+            model: {variant: Marks.of(cell, task_spec["labels"]) for variant, cell in variants.items()}
+            for model, variants in cells.items()
+        }
+        for pair in pairs:
+            first, second = marks[pair.baseline], marks[pair.model]
+            for variant in (variant for variant in task_spec["variants"] if variant in first and variant in second):
+                pair.add(task, variant, first[variant], second[variant])
+    numbers = [pair.numbers() for pair in pairs]
+    comparison.adjust(numbers)
+    return [_explained(each) for each in numbers]
 
 
 def _explained(numbers: Mapping[str, Any]) -> dict[str, Any]:

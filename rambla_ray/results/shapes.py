@@ -102,6 +102,30 @@ class _Effect(Shape):
     slope: _Estimate | None = None
 
 
+class _Compared(Shape):
+    """Two models on the same samples."""
+
+    n: int
+    difference: _Estimate | None
+    bounds: _Interval | None
+    scored_alone: dict[str, int] | None
+    right_alone: dict[str, int] | None
+    p_holm: float | None
+    detectable: float | None
+
+
+class _ComparedCell(_Compared):
+    task: str
+    variant: str
+
+
+class _Comparison(Shape):
+    baseline: str
+    model: str
+    cells: list[_ComparedCell]
+    suite: _Compared
+
+
 class _Partial(Shape):
     samples: int
     expected: int
@@ -116,6 +140,7 @@ class Metrics(Shape):
     roles: dict[str, str]
     cells: list[_Cell]
     effects: list[_Effect]
+    comparisons: list[_Comparison] = []
 
 
 class _ModelCalls(Shape):

@@ -39,6 +39,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   dry_run=true         print the plan and ask nothing
   doctor=true          check every node and endpoint for what the run needs, and ask nothing
   verbose=true         let Ray's own log lines through
+  baseline=NAME        the model that the others are compared with (default: each two are)
   fail_if.coverage_below=0.95   exit with 3 when a cell has fewer scored samples; fail_if.failed_above=0.05 (default):
                        with 2 when more of the run's samples failed (1: never)
   budget.usd=N         what the run may spend in all, over all its invocations; also budget.tokens
@@ -132,10 +133,11 @@ def _report(place: str, flags: Sequence[str]) -> int:
     from rambla_ray.results.audit import audit, recompute
     from rambla_ray.results.damage import faults, missing
     from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.results.tables import console_on
     from rambla_ray.storage import Folder
 
     directory = RunDirectory(Folder(as_typed(place)))
-    report.print_run(directory, report.console_on(sys.stdout), details=True)
+    report.print_run(directory, console_on(sys.stdout), details=True)
     holds = True
     if "--recompute" in flags:
         check = recompute(directory)

@@ -222,9 +222,10 @@ def _warn(warnings: Sequence[str]) -> None:
 def _show(directory: RunDirectory) -> str:
     """Write a run's summary and print its table; returns why that could not be done, empty if it was."""
     from rambla_ray.results import report
+    from rambla_ray.results.tables import console_on
 
     reasons = []
-    for show in (report.write_summary, lambda run: report.print_run(run, report.console_on(sys.stdout))):
+    for show in (report.write_summary, lambda run: report.print_run(run, console_on(sys.stdout))):
         try:
             show(directory)
         except (NotWritten, UserError) as error:

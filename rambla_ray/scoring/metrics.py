@@ -13,7 +13,8 @@ from rambla_ray.schema import Outcome
 from rambla_ray.scoring import original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell, Mask, Rows, as_mask
 from rambla_ray.scoring.rambla import quality
-from rambla_ray.scoring.stats import Estimate, mcnemar_exact, mean, roc_auc, slope
+from rambla_ray.scoring.significance import mcnemar_exact
+from rambla_ray.scoring.stats import Estimate, mean, roc_auc, slope
 from rambla_ray.scoring.undefined import Undefined
 
 EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.

@@ -12,7 +12,7 @@ the root_ids. Rows are put in one order first, so the same rows give the same nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,29 +34,6 @@ class Estimate:
     ci95: tuple[float, float]
 
 
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact p of McNemar's test, from the two counts of discordant pairs; 1 when there are none."""
-    discordant = only_first + only_second
-    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values that hold the family-wise error rate under any dependence (Holm 1979), under the same keys.
-
-    The k-th smallest of m is multiplied by m - k + 1, made no smaller than those before it, and at most 1.
-
-    Raises:
-        ValueError: a value outside 0 ≤ p ≤ 1, or NaN.
-    """
-    if not all(0 <= p <= 1 for p in p_values.values()):
-        raise ValueError(f"not all are p-values between 0 and 1: {dict(p_values)}")
-    largest, adjusted = 0.0, {}
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
-
-
 def mean(values: ArrayLike, groups: ArrayLike, lowest: float = 0, highest: float = 1) -> Estimate | None:
     """The mean over rows, with a score interval over clusters; None without rows, or with a NaN or infinity in them.
 
@@ -75,6 +52,35 @@ def mean(values: ArrayLike, groups: ArrayLike, lowest: float = 0, highest: float
         return None
     count = np.ones_like(column)
     return _Clusters.of(cluster, column, count, lowest * count, highest * count).estimate()
+
+
+@dataclass(frozen=True, slots=True)
+class NoDifference:
+    """The score test of whether the mean of differences is 0.
+
+    Args:
+        p: its two-sided p; 1 where nothing differs.
+        variance: that of the mean, if it is 0 in truth.
+    """
+
+    p: float
+    variance: float
+
+
+def no_difference(values: ArrayLike, groups: ArrayLike) -> NoDifference:
+    """Test whether the mean of differences, each from -1 to 1, is 0: whether `mean`'s interval holds 0, at any level.
+
+    With one row in each cluster it is McNemar's test without a correction.
+
+    Args:
+        values: n differences, at least one.
+        groups: n names or numbers of clusters.
+    """
+    cluster, (column,) = _in_order(groups, values)
+    count = np.ones_like(column)
+    variance = _Clusters.of(cluster, column, count, -count, count).variance(0)
+    mean_ = float(column.mean())
+    return NoDifference(float(stats.chi2.sf(mean_**2 / variance, 1)) if mean_ else 1.0, variance)
 
 
 def slope(x: ArrayLike, y: ArrayLike, groups: ArrayLike) -> Estimate | None:
