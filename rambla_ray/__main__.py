@@ -2,6 +2,7 @@
 
   rambla-ray bench  [key=value ...]   benchmark models
   rambla-ray report RUN_DIRECTORY     show a run again
+  rambla-ray compare RUN RUN [...]    compare the models of runs
   rambla-ray serve  [key=value ...]   serve models behind an OpenAI-compatible endpoint
   rambla-ray --version
 
@@ -17,12 +18,14 @@ import rambla_ray
 from rambla_ray.display import SHOWN_CHARACTERS, one_line, print_error, unfailing_output
 from rambla_ray.errors import choose_from
 from rambla_ray.run.command import bench, report
+from rambla_ray.run.comparing import compare
 from rambla_ray.run.status import ExitStatus
 from rambla_ray.serving.command import serve
 
 COMMANDS: Mapping[str, Callable[[Sequence[str], Sequence[str]], int]] = {
     "bench": bench,
     "report": report,
+    "compare": compare,
     "serve": serve,
 }
 

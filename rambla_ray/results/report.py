@@ -136,15 +136,6 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
     return table if table.row_count else None
 
 
-def comparisons_table(scores: Mapping[str, Any]) -> Table | None:
-    """Each two models on the samples that were scored of both; None in a run of one."""
-    rows = verdicts.rows(scores)
-    table = plain_table(verdicts.COLUMNS, title="Models on the same samples")
-    for row in rows:
-        add_row(table, row)
-    return table if rows else None
-
-
 def effect_lines(scores: Mapping[str, Any]) -> list[str]:
     """Slopes and label biases: one line for each."""
     lines = []
@@ -240,7 +231,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
     scores, calls = read_labelled(directory)
     console.print(score_table(scores))
-    if compared := comparisons_table(scores):
+    if compared := verdicts.comparisons_table(scores):
         console.print(compared)
     for line in verdicts.lines(scores):
         print_line(console, line)

@@ -154,11 +154,11 @@ def score(folder: Folder) -> dict[str, Any]:
                 if Role.READER in spec["roles"]:
                     own["read_by"] = _read_by(cell, samples.read_by_reader[variant])
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
-                cells.append(_explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
+                cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
     _adjust(cells)
     return {
-        **_explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
+        **explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
         "scoring": SCORING,
         "synthetic": spec["synthetic"],
         "roles": spec["roles"],
@@ -183,10 +183,10 @@ def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTas
                 pair.add(task, variant, first[variant], second[variant])
     numbers = [pair.numbers() for pair in pairs]
     comparison.adjust(numbers)
-    return [_explained(each) for each in numbers]
+    return [explained(each) for each in numbers]
 
 
-def _explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers with null for what is undefined, and `null_reasons`, which says why by the dotted place of each."""
     reasons: dict[str, str] = {}
     return {**without_nan(numbers, "", reasons), "null_reasons": reasons}

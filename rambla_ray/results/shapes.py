@@ -105,7 +105,7 @@ class _Effect(Shape):
 class _Compared(Shape):
     """Two models on the same samples."""
 
-    n: int
+    n: int | None
     difference: _Estimate | None
     bounds: _Interval | None
     scored_alone: dict[str, int] | None
@@ -229,5 +229,6 @@ class ScoringSpec(Shape):
 
     synthetic: bool
     models: list[str]
+    baseline: str | None = None
     roles: dict[str, str]
     tasks: dict[str, _TaskScoring]

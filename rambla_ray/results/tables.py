@@ -13,7 +13,18 @@ from rambla_ray.display import in_markdown, one_line
 
 LONGEST_LINE = 1000  # A printed line is cut at so many characters.
 PLAIN_WIDTH = 150  # Characters: the width of tables where the output is no terminal.
-LEFT = ("model", "role", "task", "against", "compared with", "outcomes")  # These columns are aligned to the left.
+LEFT = (
+    "run",
+    "model",
+    "models",
+    "role",
+    "task",
+    "tasks",
+    "against",
+    "compared with",
+    "outcomes",
+    "state",
+)  # To the left.
 
 
 def console_on(stream: TextIO) -> Console:

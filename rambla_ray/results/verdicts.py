@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from rambla_ray.display import counted
+from rambla_ray.results.tables import add_row, plain_table
 
 COLUMNS = (
     *("model", "against", "task", "n", "change, points", "95 % interval"),
     *("right alone", "p (Holm)", "n can show"),
 )
+RANKING_COLUMNS = ("rank", "model", "n", "accuracy", "95 % interval")
 SUITE = "all tasks"
 SURE = 0.05  # A difference is called one where the adjusted p is below.
 COVERAGE_GAP = 0.02  # Models that were scored on shares of the samples that differ by more get a warning.
@@ -19,6 +23,27 @@ COVERAGE_GAP = 0.02  # Models that were scored on shares of the samples that dif
 def rows(scores: Mapping[str, Any]) -> list[list[str]]:
     """A row for each cell of each two models, and one for all their tasks where there are several cells."""
     return [_row(pair, name, one) for pair in _pairs(scores) for name, one in _named(pair) if one["difference"]]
+
+
+def ranking_table(ranking: Sequence[Mapping[str, Any]]) -> Table:
+    """Models by their accuracy on the samples that all of them have, the best first."""
+    table = plain_table(RANKING_COLUMNS, title=f"Ranking on the {ranking[0]['of']} samples that all of them have")
+    for place, row in enumerate(ranking, start=1):
+        shown = ("—", "—", "—")
+        if accuracy := row["accuracy"]:
+            low, high = accuracy["ci95"]
+            shown = (str(place), f"{100 * accuracy['value']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}")
+        add_row(table, [shown[0], row["model"], str(row["n"]), *shown[1:]])
+    return table
+
+
+def comparisons_table(scores: Mapping[str, Any]) -> Table | None:
+    """Each two models on the samples that were scored of both; None where there are no two."""
+    found = rows(scores)
+    table = plain_table(COLUMNS, title="Models on the same samples")
+    for row in found:
+        add_row(table, row)
+    return table if found else None
 
 
 def lines(scores: Mapping[str, Any]) -> Iterator[str]:

@@ -54,6 +54,7 @@ Exit status: 0 done, 1 refused before any call, 2 a cell has no scored sample or
 
 REPORT_HELP = """\
 Show a run again, from its directory alone: {program} RUN_DIRECTORY [--recompute] [--audit]
+Of a folder with run directories in it, list them: {program} runs/
 
 --recompute   score samples/ anew and say whether metrics.json holds the same
 --audit       check that every sample is there once, every answer is what its text says, and the calls add up
@@ -133,10 +134,14 @@ def _report(place: str, flags: Sequence[str]) -> int:
     from rambla_ray.results.audit import audit, recompute
     from rambla_ray.results.damage import faults, missing
     from rambla_ray.results.directory import RunDirectory
+    from rambla_ray.results.listing import runs_in, table_of
     from rambla_ray.results.tables import console_on
     from rambla_ray.storage import Folder
 
     directory = RunDirectory(Folder(as_typed(place)))
+    if not flags and not directory.folder.has("config.yaml") and (runs := runs_in(directory.folder)):
+        console_on(sys.stdout).print(table_of(runs))
+        return ExitStatus.DONE
     report.print_run(directory, console_on(sys.stdout), details=True)
     holds = True
     if "--recompute" in flags:
