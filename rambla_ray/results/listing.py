@@ -32,7 +32,7 @@ def runs_in(folder: Folder) -> list[RunDirectory]:
 
 
 def table_of(runs: list[RunDirectory]) -> Table:
-    """A row for each run, those begun first at the top; one that cannot be read says so."""
+    """A row for each run, those begun first at the top; of one that cannot be read, that it is so."""
     table = plain_table(COLUMNS)
     for _, row in sorted(map(_row, runs)):
         add_row(table, row)
@@ -45,8 +45,8 @@ def _row(run: RunDirectory) -> tuple[float, list[str]]:
     try:
         config = run.read_config() or {}
         calls = run.read_calls()
-    except UserError as error:
-        return 0.0, [name, "—", "—", "—", str(error)]
+    except UserError:
+        return 0.0, [name, "—", "—", "—", "cannot be read: its own report says why"]
     began = calls["invocations"][0]["started"] if calls else 0.0
     shown = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M") if began else "—"
     question, labels = config.get("question", {}), config.get("model_labels", {})
