@@ -17,6 +17,7 @@ from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.params import CheckpointParams
+from rambla_ray.actors.local.source import Source
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.sections import Pool, Rate
@@ -126,17 +127,13 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             "trust_remote_code": params.trust_remote_code,
         }
         loading = dict(params.loading_params)
-        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading():
             if reason := self.params.special_file:
                 raise self.load_error(reason)
             self._refuse_adapter()
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                params.tokenizer_name or params.model_name,
-                **self._shared,
-                **(gguf if not params.tokenizer_name else {}),
-            )
-            self._config: Any = AutoConfig.from_pretrained(params.model_name, **self._shared, **gguf)
+            self._source = Source(params, self._shared, lambda line: self.context.notify(line))
+            self._tokenizer: Any = self._source.tokenizer(AutoTokenizer)
+            self._config: Any = self._source.config(AutoConfig)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
             if dtype == "auto":
                 own = weights.own_dtype(Path(params.model_name)) if Path(params.model_name).is_dir() else None
@@ -172,13 +169,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         with self.loading():
             try:
                 self._model: Any
-                self._model, report = kind.from_pretrained(
-                    params.model_name,
-                    device_map=self._device_map(),
-                    output_loading_info=True,
-                    **self._shared,
-                    **{**params.loading_params, "dtype": self._dtype},
-                )
+                self._model, report = self._source.model(kind, self._dtype, self.chip, device_map=self._device_map())
                 if params.device:
                     self._model.to(params.device)
             except (torch.OutOfMemoryError, MemoryError):
@@ -237,7 +228,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         params = self.params
         if Path(params.model_name).is_dir():
             loaded = weights.fingerprint(
-                Path(params.model_name), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
+                Path(params.model_name),
+                self._loading.get("gguf_file"),
+                self._loading.get("subfolder") or "",
+                self._source.known_digests,
             )
         else:
             loaded = f"{params.model_name}@{self.commit() or 'main'}"

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rambla_ray.inputs import decoded, first_special, parse_json, read_whole
@@ -47,23 +48,34 @@ QUANTISERS = {
 }
 
 
-def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "") -> str:
+def fingerprint(
+    folder: Path,
+    gguf_file: str | None = None,
+    subfolder: str = "",
+    known_digests: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits.
 
     Args:
         folder: the checkpoint.
         gguf_file: the only weights that are loaded, if they are in GGUF.
         subfolder: of the weights, when they do not lie in the folder itself.
+        known_digests: sha256 of files, by name, that have been read as a whole already.
     """
     files = list(_files(folder, kept=Path(subfolder).parts[:1]))
     weights = [folder / gguf_file] if gguf_file else [path for path in files if path.suffix in WEIGHTS]
     texts = [path for path in files if path.suffix in TEXTS]
     whole = hashlib.sha256()
     for path in sorted({*weights, *texts}):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
+        name = str(path.relative_to(folder))
+        whole.update(f"{name} {known_digests.get(name) or file_digest(path)}\n".encode())
     return whole.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tokenizer_identity(name: str | None) -> str:
