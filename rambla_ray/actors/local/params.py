@@ -18,6 +18,7 @@ from rambla_ray.actors.local.backends import (
     fault_of_option,
     unsupported_option,
 )
+from rambla_ray.actors.local.chat_params import ChatParams
 from rambla_ray.config.model import ModelParams
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
@@ -129,7 +130,7 @@ class CheckpointParams(ModelParams):
             raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
 
 
-class HuggingFaceParams(CheckpointParams):
+class HuggingFaceParams(ChatParams, CheckpointParams):
     """RAmBLA's parameters of a local language model, unchanged."""
 
     generation_config: dict[str, Any] = Field(
@@ -168,7 +169,6 @@ class HuggingFaceParams(CheckpointParams):
 
     @property
     def needs_chat_template(self) -> bool:
-        """Whether prompts go through the chat template that the tokenizer brings."""
         return self.is_finetuned and not self.message_formatting_template
 
     @property
