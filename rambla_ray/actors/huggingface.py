@@ -30,7 +30,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def load(self) -> None:
         self.read_checkpoint()
-        self._prompting = Prompting(self._tokenizer, self.params, self.load_error)
+        self._prompting = Prompting(self._tokenizer, self.params, self.tokenizer_place, self.load_error)
         self._backend, self._reason = self._choose_backend()
         self._generation = self._resolved_generation()
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
@@ -44,7 +44,11 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         from rambla_ray.actors.local import cache
 
         if self.params.backend == "vllm":
+            if self.adapter:
+                raise self.load_error("backend vllm takes no adapter; backend: transformers does")
             return self.params.choose_backend(self.chip)
+        if self.family:
+            return "transformers", "static batches, one adapter after the other"
         pages = cache.only_attends(self._config)
         if self.params.backend == "transformers_continuous" and not pages:
             raise self.load_error(
@@ -110,7 +114,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         with self.loading():
             try:
-                return GenerationConfig.from_pretrained(self.params.model_name, **self._shared)
+                return GenerationConfig.from_pretrained(self.base, **self._shared)
             except OSError:  # There is no such file.
                 return GenerationConfig.from_model_config(self._config)
 

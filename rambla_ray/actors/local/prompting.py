@@ -23,15 +23,19 @@ class Prompting:
     Args:
         tokenizer: transformers' tokenizer.
         params: the model's.
+        place: where the tokenizer came from: a folder or hub id.
         load_error: the error that the model cannot be loaded, of a reason.
 
     Raises:
         CallError: `load`: its templates cannot be used.
     """
 
-    def __init__(self, tokenizer: Any, params: HuggingFaceParams, load_error: Callable[[str], CallError]) -> None:
+    def __init__(
+        self, tokenizer: Any, params: HuggingFaceParams, place: str, load_error: Callable[[str], CallError]
+    ) -> None:
         self._tokenizer = tokenizer
         self._params = params
+        self._place = place
         self._load_error = load_error
         self._reasoning = self._how_it_thinks()
         self._by_system: dict[str, ChatTemplate] = {}
@@ -47,10 +51,9 @@ class Prompting:
 
     def _load_chat_template(self) -> ChatTemplate:
         """The tokenizer's chat template, tried. Raises CallError (`load`)."""
-        name = self._params.tokenizer_name or self._params.model_name
         if not self._tokenizer.chat_template:
-            raise CallError(ErrorKind.LOAD, missing_chat_template(name))
-        file = weights.chat_template_file(Path(name))
+            raise CallError(ErrorKind.LOAD, missing_chat_template(self._place))
+        file = weights.chat_template_file(Path(self._place))
         where = f"chat template ({file})" if file else "chat template"
         try:
             chat = ChatTemplate.of(self._tokenizer, today(), self._params.chat_template_kwargs)
