@@ -39,6 +39,7 @@ from rambla_ray.schema import (
     overwrite,
     to_table,
 )
+from rambla_ray.scoring.likelihoods import probabilities
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.reader import ReaderStage, shown_fields
@@ -232,6 +233,7 @@ class PoolActor:
             latency_s=response.latency_s,
             trace=response.trace,
             details=response.details,
+            choice_probabilities=probabilities(response.details.choice_logprobs),
         )
 
     def _loaded_model(self) -> Model:
