@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
-from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
+from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.actors.local.prompting import Prompting
 from rambla_ray.actors.model import RunContext, Size, byte_count
@@ -19,7 +19,7 @@ from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
 
 
-class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
+class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
     """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
@@ -66,7 +66,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         self.load_checkpoint(AutoModelForCausalLM)
 
-    def make_engine(self) -> Engine[Prompt]:
+    def make_engine(self) -> Engine[LanguageJob]:
         context = self.engine_context()
         if self._backend == "vllm":
             from rambla_ray.actors.local.vllm import VLLM
@@ -144,7 +144,12 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         around = self.params.message_formatting_template or ("" if request.system else self.params.system_prompt)
         return prompt_bytes + byte_count(around), answer
 
-    def prepare(self, request: Request) -> Prompt:
+    def prepare(self, request: Request) -> LanguageJob:
+        if request.continuations:
+            return self._prompting.context(request).choices(request.continuations, self._context_length())
+        return self._prompt(request)
+
+    def _prompt(self, request: Request) -> Prompt:
         tokens = self._prompting.tokens(request)
         options = request.options
         if self._searches_beams and options != NO_OPTIONS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -13,10 +13,13 @@ from typing import Any, Protocol, TypeVar
 from rambla_ray.actors.local.reasoning import Answer, Read
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit
+from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_DETAILS, ReplyDetails, Response
 from rambla_ray.scoring.answers.thoughts import settled
 
 INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # A text ends with it while its last character lacks tokens.
+
+NOT_A_NUMBER = "the model computed NaN or infinity; try a wider dtype"  # Why a job whose result is one fails.
 
 Encoding = dict[str, list[int]]  # What a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids.
 
@@ -40,6 +43,11 @@ class Job:
     done: asyncio.Future[Response] | None = None
     response: Response = field(init=False)
     error: Exception | None = None
+
+    def refuse(self, error: CallError) -> None:
+        """Give `done` an error, without a call. Nothing happens if nobody waits."""
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(error)
 
     def resolve(self, usage: LocalUsage) -> None:
         """Set the result of `done`, and count the response's tokens. Nothing happens if nobody waits."""
@@ -160,6 +168,40 @@ def _details(answer: Answer) -> ReplyDetails:
         return NO_DETAILS
     return ReplyDetails(reasoning=answer.reasoning, reasoning_tokens=answer.reasoning_tokens)
 
+
+@dataclass(eq=False, kw_only=True)
+class Choices(Job):
+    """How likely each of some continuations is behind a prompt. Nothing is generated, and nothing is emitted.
+
+    `encodings` has a row for each continuation, the prompt in front of it.
+
+    Args:
+        continuations: as they were asked for; the likeliest is the response's text, the first of those that are alike.
+        scored: of each row, the number of tokens at its end whose log-probabilities are summed.
+    """
+
+    continuations: tuple[str, ...]
+    scored: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row, at least one before those that are scored."""
+        return [encoding["input_ids"] for encoding in self.encodings]
+
+    def set_logprobs(self, logprobs: Sequence[float]) -> None:
+        """Set the response from the log-probability of each continuation, or an error where one is no number."""
+        if not all(map(math.isfinite, logprobs)):
+            self.error = CallError(ErrorKind.INTERNAL, NOT_A_NUMBER)
+            return
+        prompt = len(self.rows[0]) - self.scored[0]
+        self.response = Response(
+            text=self.continuations[logprobs.index(max(logprobs))],
+            prompt_tokens=prompt + sum(self.scored),
+            details=ReplyDetails(choice_logprobs=tuple(logprobs)),
+        )
+
+
+LanguageJob = Prompt | Choices  # What a language model's engine answers.
 
 J = TypeVar("J", bound=Job)
 J_contra = TypeVar("J_contra", bound=Job, contravariant=True)

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.chat import ChatTemplate, Messages, begins_twice, today
+from rambla_ray.actors.local.continuations import PLAIN_DELIMITER, Context
 from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
 from rambla_ray.actors.local.reasoning import Answer, Read, Reasoning
 from rambla_ray.errors import CallError, ErrorKind, choose_from
@@ -128,6 +129,25 @@ class Prompting:
         text = self._text(request)
         doubles = self._format_doubles_bos and self._is_formatted(request)
         return list(self._tokenizer(text)["input_ids"])[int(doubles) :]
+
+    def context(self, request: Request) -> Context:
+        """The prompt of a request for continuations.
+
+        Raises:
+            CallError: `load`: its chat template opens a thought, behind which no continuation is an answer.
+        """
+        if chat := self._chat_of(request):
+            if chat.opens_thought:
+                raise self._load_error(
+                    "its chat template opens a thought, so that no choice is likely behind it as an answer; give "
+                    "chat_template_kwargs: {enable_thinking: false}, or what else the template reads"
+                )
+            return Context(chat.render(self._turns(request)), chat.encode)
+        text, is_formatted = self._text(request), self._params.is_finetuned
+        skipped = int(is_formatted and self._format_doubles_bos)
+        begins_word = is_formatted and text[-1:].isspace()  # The template has said what stands before an answer.
+        delimiter = "" if begins_word else PLAIN_DELIMITER
+        return Context(text, lambda whole: list(self._tokenizer(whole)["input_ids"])[skipped:], delimiter)
 
     def _chat_of(self, request: Request) -> ChatTemplate | None:
         return self._chat_for(request.system) if request.system else self._chat
