@@ -1,10 +1,11 @@
-"""Where transformers reads a checkpoint from: a folder or a hub id, or what a GGUF file in it was unpacked to before."""
+"""Where transformers reads a checkpoint from: a folder, a hub id, or what its GGUF file was unpacked to before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.gguf import (
     FROM,
     Part,
@@ -15,7 +16,6 @@ from rambla_ray.actors.local.gguf import (
     tokenizer_part,
     weights_part,
 )
-from rambla_ray.actors.local.params import CheckpointParams
 
 T = TypeVar("T")
 
@@ -25,19 +25,29 @@ class Source:
 
     Args:
         params: of the model.
+        base: the folder or hub id of the full weights.
+        tokenizer_place: that of the tokenizer.
         shared: arguments that all calls of `from_pretrained` get.
         notify: takes a line for the user.
     """
 
-    def __init__(self, params: CheckpointParams, shared: Mapping[str, Any], notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        params: CheckpointParams,
+        base: str,
+        tokenizer_place: str,
+        shared: Mapping[str, Any],
+        notify: Callable[[str], None],
+    ) -> None:
         self._params = params
+        self._tokenizer_place = tokenizer_place
         self._shared = shared
         options = dict(params.loading_params)
         gguf_file = options.get("gguf_file")
-        self._packed = {FROM: params.model_name, **({"gguf_file": gguf_file} if gguf_file else {})}
+        self._packed = {FROM: base, **({"gguf_file": gguf_file} if gguf_file else {})}
         self._unpacked: UnpackedGguf | None = None
         if gguf_file and "subfolder" not in options:
-            self._unpacked = open_gguf(params.model_name, gguf_file, shared, notify)
+            self._unpacked = open_gguf(base, gguf_file, shared, notify)
 
     @property
     def known_digests(self) -> Mapping[str, str]:
@@ -48,8 +58,8 @@ class Source:
 
     def tokenizer(self, kind: Any) -> Any:
         """The tokenizer, loaded with transformers' AutoTokenizer."""
-        if name := self._params.tokenizer_name:
-            return kind.from_pretrained(name, **self._shared)
+        if self._tokenizer_place != self._packed[FROM]:
+            return kind.from_pretrained(self._tokenizer_place, **self._shared)
         return self._obtain(tokenizer_part(self._loader(kind)))
 
     def config(self, kind: Any) -> Any:
