@@ -39,6 +39,7 @@ from rambla_ray.schema import (
     overwrite,
     to_table,
 )
+from rambla_ray.scoring.likelihoods import probabilities
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.reader import ReaderStage, shown_fields
@@ -232,6 +233,7 @@ class PoolActor:
             latency_s=response.latency_s,
             trace=response.trace,
             details=response.details,
+            choice_probabilities=probabilities(response.details.choice_logprobs),
         )
 
     def _loaded_model(self) -> Model:
@@ -252,6 +254,8 @@ class PoolActor:
         }
         if isinstance(stage, Compare) and self._scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
+        if answer.by == "likelihood" and is_last and stage.role == Role.TARGET:
+            hints["continuations"] = answer.choices
         return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)
 
     async def _record(self, model: Model, request_id: str, role: Role, request: Request) -> Record:

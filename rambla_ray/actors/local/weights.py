@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rambla_ray.inputs import decoded, first_special, parse_json, read_whole
@@ -30,6 +31,9 @@ LEFT_BY_TRAINING = re.compile(
     r"\..+|checkpoint-\d+|global_step\d+|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|trainer_state\.json"
 )
 LARGEST_JSON = 2**30  # Bytes of a file that is read here as JSON.
+# Names of a model's own weights, which those of an adapter and the state of its training are not.
+FULL_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)|.+\.gguf")
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
 ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -47,23 +51,43 @@ QUANTISERS = {
 }
 
 
-def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "") -> str:
+def fingerprint(
+    folder: Path,
+    gguf_file: str | None = None,
+    subfolder: str = "",
+    known_digests: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits.
 
     Args:
         folder: the checkpoint.
         gguf_file: the only weights that are loaded, if they are in GGUF.
         subfolder: of the weights, when they do not lie in the folder itself.
+        known_digests: sha256 of files, by name, that have been read as a whole already.
     """
     files = list(_files(folder, kept=Path(subfolder).parts[:1]))
     weights = [folder / gguf_file] if gguf_file else [path for path in files if path.suffix in WEIGHTS]
     texts = [path for path in files if path.suffix in TEXTS]
+    return _checksum(folder, {*weights, *texts}, known_digests)
+
+
+def fingerprint_of_texts(folder: Path, left_out: Collection[str] = ()) -> str:
+    """The same over the files in a folder that are no weights, such as a tokenizer's, but for some names."""
+    return _checksum(folder, {path for path in _files(folder) if path.suffix in TEXTS and path.name not in left_out})
+
+
+def _checksum(folder: Path, files: Collection[Path], known: Mapping[str, str] = MappingProxyType({})) -> str:
     whole = hashlib.sha256()
-    for path in sorted({*weights, *texts}):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
+    for path in sorted(files):
+        name = str(path.relative_to(folder))
+        whole.update(f"{name} {known.get(name) or file_digest(path)}\n".encode())
     return whole.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tokenizer_identity(name: str | None) -> str:
@@ -101,6 +125,11 @@ def has_weights(folder: Path) -> bool:
     return any(path.suffix in WEIGHTS and not LEFT_BY_TRAINING.fullmatch(path.name) for path in folder.iterdir())
 
 
+def has_full_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights by names that transformers loads, beside those of an adapter."""
+    return any(FULL_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
+
 def adapter_reason(config_file: Path) -> str:
     """Why a checkpoint that holds an adapter, of this config file, cannot be loaded: `it` is the checkpoint.
 
@@ -110,8 +139,8 @@ def adapter_reason(config_file: Path) -> str:
     base = _json(config_file).get("base_model_name_or_path")
     of_base = f" of {base}" if base else ""
     return (
-        f"it holds an adapter{of_base} ({config_file.name}), which cannot be loaded here: merge it into its base, or "
-        "move it to a folder of its own"
+        f"it holds an adapter{of_base} ({config_file.name}), which a huggingface_llm alone can have: merge it into "
+        "its base, or move it to a folder of its own"
     )
 
 
