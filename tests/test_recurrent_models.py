@@ -8,19 +8,22 @@ from typing import Any
 import pytest
 import tiny_llama
 import torch
-from huggingface_models import NEW, PROMPTS, load, texts
+from huggingface_models import NEW, PROMPTS, answer, load, texts
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     JambaConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    MistralConfig,
     PreTrainedConfig,
     RwkvConfig,
 )
 
 from rambla_ray.actors.local import cache
 from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import Request
 
 SIZE: dict[str, Any] = {
     "vocab_size": 258,
@@ -32,6 +35,7 @@ SIZE: dict[str, Any] = {
     "pad_token_id": 1,
 }
 ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+CHOICES = ("yes", "no", "maybe so")
 RECURRENT: dict[str, PreTrainedConfig] = {
     "mamba": MambaConfig(state_size=8, time_step_rank=4, **SIZE),
     "mamba2": Mamba2Config(state_size=8, num_heads=4, head_dim=16, n_groups=1, chunk_size=16, **SIZE),
@@ -116,3 +120,25 @@ def test_what_is_measured_is_what_a_config_with_heads_says() -> None:
     told = cache.CacheBytes.of(model)
     del model.config.num_attention_heads
     assert cache.CacheBytes.of(model) == told
+
+
+@pytest.fixture(scope="module", params=["mamba", "jamba", "mistral"])
+def keyless(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that cannot go on from the keys and values of what another row begins with."""
+    windowed = MistralConfig(sliding_window=8, **ATTENTION, **SIZE)
+    return build(tmp_path_factory.mktemp("keyless") / request.param, {**RECURRENT, "mistral": windowed}[request.param])
+
+
+@pytest.mark.parametrize("choices", [CHOICES, ("y", "n")])
+def test_likelihoods_are_those_of_each_row_alone(keyless: Path, choices: tuple[str, ...]) -> None:
+    found = answer(load(keyless), *(Request(prompt, continuations=choices) for prompt in PROMPTS[:4]))
+    tokenizer = AutoTokenizer.from_pretrained(keyless)
+    model = AutoModelForCausalLM.from_pretrained(keyless, dtype="float32")
+    for prompt, response in zip(PROMPTS, found, strict=False):
+        stem = len(tokenizer(prompt)["input_ids"])
+        for choice, logprob in zip(choices, response.details.choice_logprobs, strict=True):
+            row = torch.tensor(tokenizer(f"{prompt} {choice}")["input_ids"])
+            with torch.inference_mode():
+                table = model(row[None]).logits[0].log_softmax(-1)
+            alone = sum(float(table[place - 1, row[place]]) for place in range(stem, len(row)))
+            assert logprob == pytest.approx(alone, abs=1e-3)
