@@ -50,7 +50,11 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         from rambla_ray.actors.local import cache
 
         if self.params.backend == "vllm":
+            if self.adapter:
+                raise self.load_error("backend vllm takes no adapter; backend: transformers does")
             return self.params.choose_backend(self.chip)
+        if self.family:
+            return "transformers", "static batches, one adapter after the other"
         pages = cache.only_attends(self._config)
         if self.params.backend == "transformers_continuous" and not pages:
             raise self.load_error(
@@ -60,7 +64,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def _load_chat_template(self) -> ChatTemplate:
         """The tokenizer's chat template, tried. Raises CallError (`load`)."""
-        name = self.params.tokenizer_name or self.params.model_name
+        name = self.tokenizer_place
         if not self._tokenizer.chat_template:
             raise CallError(ErrorKind.LOAD, missing_chat_template(name))
         try:
@@ -148,7 +152,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         with self.loading():
             try:
-                return GenerationConfig.from_pretrained(self.params.model_name, **self._shared)
+                return GenerationConfig.from_pretrained(self.base, **self._shared)
             except OSError:  # There is no such file.
                 return GenerationConfig.from_model_config(self._config)
 

@@ -65,7 +65,6 @@ class Static(BatchingEngine[Prompt]):
         self._history = HistoryProcessors({} if self._searches_beams else options)
         # Draws are made by a processor, so `generate` itself is greedy.
         self._greedy = GenerationConfig(**options, do_sample=False)
-        model.generation_config = self._greedy
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
@@ -78,6 +77,7 @@ class Static(BatchingEngine[Prompt]):
         self._prefill = Prefill(model, self._pad, PROMPT_TOKENS[context.chip])
 
     def run(self, jobs: list[Prompt]) -> None:
+        self._model.generation_config = self._greedy  # Another engine may have used the model meanwhile.
         with torch.inference_mode():
             if not self._searches_beams:
                 self._run_rows(jobs)
