@@ -14,7 +14,8 @@ from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
-from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
+from rambla_ray.actors.local.continuations import PLAIN_DELIMITER, Context
+from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
 from rambla_ray.actors.model import RunContext, Size, byte_count
 from rambla_ray.config.model import ModelParams
@@ -22,7 +23,7 @@ from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
 
 
-class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
+class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
     """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
@@ -104,7 +105,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         self.load_checkpoint(AutoModelForCausalLM)
 
-    def make_engine(self) -> Engine[Prompt]:
+    def make_engine(self) -> Engine[LanguageJob]:
         context = self.engine_context()
         if self._backend == "vllm":
             from rambla_ray.actors.local.vllm import VLLM
@@ -184,7 +185,12 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         prompt_bytes, answer = super().size(request)
         return prompt_bytes + byte_count(self.params.message_formatting_template or ""), answer
 
-    def prepare(self, request: Request) -> Prompt:
+    def prepare(self, request: Request) -> LanguageJob:
+        if request.continuations:
+            return self._context_of(request).choices(request.continuations, self._context_length())
+        return self._prompt(request)
+
+    def _prompt(self, request: Request) -> Prompt:
         tokens = self._tokens_of(request)
         options = request.options
         if self._searches_beams and options != NO_OPTIONS:
@@ -238,6 +244,21 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
                 text = params.message_formatting_template.format(message=text)
                 return list(self._tokenizer(text)["input_ids"])[int(self._template_doubles_bos) :]
         return list(self._tokenizer(text)["input_ids"])
+
+    def _context_of(self, request: Request) -> Context:
+        """The prompt of a request for continuations."""
+        user = {"role": "user", "content": request.prompt.strip()}
+        if request.system:
+            chat, turns = self._chat_for(request.system), [{"role": "system", "content": request.system}, user]
+            return Context(chat.render(turns), chat.encode)
+        if self._chat:
+            return Context(self._chat.render([user]), self._chat.encode)
+        template = self.params.message_formatting_template if self.params.is_finetuned else None
+        text = template.format(message=request.prompt) if template else request.prompt
+        skipped = int(bool(template) and self._template_doubles_bos)
+        begins_word = bool(template) and text[-1:].isspace()  # The template has said what stands before an answer.
+        delimiter = "" if begins_word else PLAIN_DELIMITER
+        return Context(text, lambda whole: list(self._tokenizer(whole)["input_ids"])[skipped:], delimiter)
 
     def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""

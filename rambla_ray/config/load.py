@@ -17,6 +17,7 @@ from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.environment import Borrowed, Place, by_name, inside, quoting_names, under, without_config_names
 from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
+from rambla_ray.config.likelihood import for_likelihood
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.resolve import COMMAND_LINE, Overrides, Resolved, checked, override
@@ -53,7 +54,7 @@ def _load(words: Sequence[str]) -> RunConfig:
     roles = _load_roles(line, tasks.values())
     config = RunConfig(
         options=options,
-        targets=line.targets,
+        targets=for_likelihood(line.targets, tasks),
         roles=roles,
         tasks=tasks,
         datasets=datasets,

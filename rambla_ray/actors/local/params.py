@@ -103,6 +103,13 @@ class HuggingFaceParams(CheckpointParams):
             )
         return self
 
+    def for_likelihood(self) -> Self:
+        if self.backend == "transformers_continuous":
+            raise UserError("runs with backend transformers_continuous, which gives none; backend: transformers does")
+        if self.generation_config.get("num_beams", 1) not in (None, 1):
+            raise UserError("searches beams, which nothing is generated for; leave generation_config.num_beams out")
+        return self.model_copy(update={"backend": "transformers"}) if self.backend == "auto" else self
+
     @property
     def needs_chat_template(self) -> bool:
         """Whether prompts go through the chat template that the tokenizer brings."""
