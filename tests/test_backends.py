@@ -25,18 +25,7 @@ from rambla_ray.schema import GenerationOptions, Request
 
 tiny = huggingface_models.tiny
 
-ENGINES = ["transformers_continuous", "vllm"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def vllm() -> Iterator[None]:
-    """A stand-in for vLLM where it is not installed, which needs a GPU."""
-    folder = str(Path(__file__).parent / "vllm_standin")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+ENGINES = ["transformers_continuous"]
 
 
 def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
@@ -200,57 +189,7 @@ def test_continuous_batching_refuses_a_draw_of_a_requests_own(tiny: Path) -> Non
     assert greedy.text == alone(tiny, "hello")[0]
 
 
-# vLLM
-
-
-def test_vllm_is_told_all_that_the_config_says(tiny: Path) -> None:
-    given = {"max_new_tokens": 7, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5}
-    given |= {"repetition_penalty": 1.1, "min_new_tokens": 2, "eos_token_id": [1, 9]}
-    model = load(tiny, backend="vllm", generation_config=given)
-    one, same, other = answer(model, Request("hello"), Request("hello"), Request("hullo"))
-    engine = model._engine._engine
-    first, second, third = engine.received
-    assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.6, 0.9, 5, 1.1)
-    assert (first.max_tokens, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (7, 2, [1, 9], True)
-    assert first.seed == second.seed != third.seed
-    assert one.text == same.text
-    assert other.text != one.text
-    assert (engine.args.dtype, engine.args.generation_config, engine.args.tensor_parallel_size) == (
-        "float32",
-        "vllm",
-        1,
-    )
-
-
-@pytest.mark.parametrize(("gpus", "share", "parallel"), [(1, 0.9, 1), (0.5, 0.45, 1), (4, 0.9, 4)])
-def test_vllm_takes_its_share_of_the_gpus(tiny: Path, gpus: float, share: float, parallel: int) -> None:
-    params = HuggingFaceParams(model_name=str(tiny), backend="vllm", loading_params={"dtype": "float32"})
-    model = HuggingFaceLLM(params, Pool(num_gpus=gpus), None)
-    model.open()
-    args = model._engine._engine.args
-    assert args.max_num_seqs is None
-    assert args.gpu_memory_utilization == pytest.approx(share)
-    assert args.tensor_parallel_size == parallel
-    assert args.distributed_executor_backend == ("mp" if parallel > 1 else None)
-
-
-def test_when_vllms_engine_dies_the_model_is_broken(tiny: Path) -> None:
-    model = load(tiny, backend="vllm")
-    model._engine._engine.dead = True
-    results = ask(model, "hello", "c")
-    assert {result.kind for result in results} == {ErrorKind.LOAD}
-
-
-def test_what_vllm_refuses_is_the_outcome_of_one_request(tiny: Path) -> None:
-    hot, fine = answer(
-        load(tiny, backend="vllm"), Request("hello", options=GenerationOptions(temperature=5.0)), Request("hello")
-    )
-    assert hot.kind == ErrorKind.INTERNAL
-    assert fine.text == alone(tiny, "hello")[0]
-
-
 def test_a_batch_size_is_the_most_that_an_engine_runs_together(tiny: Path) -> None:
-    assert load(tiny, backend="vllm", batch_size=3)._engine._engine.args.max_num_seqs == 3
     one, many = (load(tiny, backend="transformers_continuous", batch_size=size) for size in (1, "auto"))
     assert texts(one, *PROMPTS) == texts(many, *PROMPTS) == alone(tiny, *PROMPTS)
     assert one.usage.batches >= NEW * len(PROMPTS) > many.usage.batches
@@ -296,13 +235,5 @@ def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: 
     assert texts(model, "hello", "c") == alone(tiny, "hello", "c")
 
 
-def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    HuggingFaceParams(model_name=str(tiny), backend="vllm").preflight(same_machine=True)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("vllm_standin")])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert "pip install 'rambla_ray[vllm]'" in refused(tiny, backend="vllm")
-
-
 def test_every_backend_has_a_line_of_its_own() -> None:
-    assert set(HONOURED_OPTIONS) == {"transformers", *ENGINES}
+    assert set(HONOURED_OPTIONS) == {"transformers", "transformers_continuous", "vllm"}

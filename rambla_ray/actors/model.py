@@ -164,6 +164,14 @@ class Model(ABC):
         """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
         return None
 
+    def check_health(self) -> None:
+        """Whether this model can go on answering, which one that is served is asked now and then. Raises CallError."""
+        return None
+
+    def close(self) -> None:
+        """Give back what would outlive this object, such as processes; nothing is asked any more."""
+        return None
+
     def measure(self) -> LocalUsage | None:
         """What this actor has computed; None where an endpoint does the work."""
         return None

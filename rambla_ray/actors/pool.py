@@ -137,6 +137,11 @@ class PoolActor:
         gc.freeze()  # else the collector spends a quarter of the time on the objects of imported modules
         gc.set_threshold(10_000, 20, 20)
 
+    def __del__(self) -> None:
+        """Ray Data lets go of it where an actor ends in order."""
+        if getattr(self, "_model", None) is not None:
+            self._model.close()
+
     async def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         """One block of samples through all stages that are their next and this pool's."""
         samples = await self._samples(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -101,6 +101,15 @@ class ModelParams(Closed):
 
         Raises:
             UserError: the params contradict each other or the environment; the message names the key.
+        """
+        return self
+
+    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
+        """These params for the actors of a run.
+
+        Args:
+            longest_prompt: returns how many bytes the longest prompt has that they will be sent; None where one
+                depends on answers.
         """
         return self
 

@@ -207,11 +207,12 @@ class Run:
     ) -> ray.data.Dataset:
         """The stream through one pool, whose actors each work on so many blocks at once."""
         pool = level.pool
+        params = level.config.params.planned(lambda: self.plan.longest_prompt(level))
         return stream.map(
             PoolActor,
             fn_constructor_args=(
                 level.names,
-                level.config,
+                level.config.model_copy(update={"params": params}),
                 self.plan.config.tasks,
                 frozenset(level.roles),
                 self.ledger,

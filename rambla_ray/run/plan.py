@@ -18,7 +18,7 @@ from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of
-from rambla_ray.run.estimate import StageLoad, pool_load
+from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
@@ -129,6 +129,22 @@ class Plan:
             },
         }
 
+    def longest_prompt(self, level: Level) -> int | None:
+        """The bytes of the longest prompt that a level will be sent, with system prompt and choice, if any.
+
+        None where prompts of the level hold what earlier stages are still to write.
+        """
+        longest = 0
+        for name, task in self.config.tasks.items():
+            written: set[str] = set()
+            for stage in self._asking(task):
+                if stage.role in level.roles:
+                    if not written.isdisjoint(stage.reads()) or stage.role == Role.READER:
+                        return None
+                    longest = max(longest, longest_of(stage, self._items_of(name)) + _longest_choice(task))
+                written.add(stage.output)
+        return longest
+
     def _items_of(self, name: str) -> list[Item]:
         """The items of a task, those of its variants one after another."""
         return [item for variant in self.config.tasks[name].variants for item in self._items[name, variant]]
@@ -190,6 +206,11 @@ def _refuse_unpriced(levels: Sequence[Level]) -> None:
             f"budget.usd needs to know what model {models} charges: give it a price "
             "(price: {input_per_million: ..., output_per_million: ...}), or use budget.tokens"
         )
+
+
+def _longest_choice(task: TaskConfig) -> int:
+    """The bytes of the longest choice, where each is put behind the prompt."""
+    return max((len(choice.encode()) for choice in task.answer.choices), default=0) + 1
 
 
 def _describe_selection(selection: Selection) -> dict[str, Any]:
