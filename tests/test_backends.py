@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,18 @@ import huggingface_models
 import pytest
 import tiny_llama
 import torch
-from huggingface_models import NEW, PROMPTS, answer, ask, load, refused, texts
+from huggingface_models import NEW, PROMPTS, answer, ask, load, texts
 from transformers import AutoTokenizer
 
 from rambla_ray.actors.base import RunContext
-from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local.backends import HONOURED_OPTIONS
 from rambla_ray.actors.local.params import HuggingFaceParams
-from rambla_ray.config.sections import Pool
 from rambla_ray.errors import ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Request
 
 tiny = huggingface_models.tiny
 
-ENGINES = ["transformers_continuous"]
+CONTINUOUS = "transformers_continuous"
 
 
 def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
@@ -110,9 +106,8 @@ def test_the_backend_is_part_of_what_may_change_an_answer(tiny: Path) -> None:
 # The same answers
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path, backend: str) -> None:
-    model = load(tiny, backend=backend)
+def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path) -> None:
+    model = load(tiny, backend=CONTINUOUS)
     expected = alone(tiny, *PROMPTS)
     assert texts(model, *PROMPTS) == expected
     assert texts(model, *reversed(PROMPTS)) == expected[::-1]  # in another event loop
@@ -130,14 +125,13 @@ def test_what_looks_at_a_rows_past_does_not_see_its_padding(tiny: Path, option: 
     assert texts(model, *PROMPTS) == expected
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_an_end_token_ends_an_answer(tiny: Path, backend: str) -> None:
+def test_an_end_token_ends_an_answer(tiny: Path) -> None:
     (whole,) = ask(load(tiny), PROMPTS[0])
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ends = tokenizer(whole.text[1], add_special_tokens=False).input_ids
     given = {"max_new_tokens": NEW, "eos_token_id": [1, *ends]}
     (static,) = ask(load(tiny, generation_config=given), PROMPTS[0])
-    (response,) = ask(load(tiny, backend=backend, generation_config=given), PROMPTS[0])
+    (response,) = ask(load(tiny, backend=CONTINUOUS, generation_config=given), PROMPTS[0])
     assert (response.text, response.finish_reason, response.completion_tokens) == (
         static.text,
         "stop",
@@ -146,12 +140,11 @@ def test_an_end_token_ends_an_answer(tiny: Path, backend: str) -> None:
     assert static.completion_tokens < NEW
 
 
-@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("emits", [False, True])
-def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backend: str, emits: bool) -> None:
+def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, emits: bool) -> None:
     whole, pieces = alone(tiny, PROMPTS[0])[0], []
     stop = whole[2:4]
-    model = load(tiny, backend=backend)
+    model = load(tiny, backend=CONTINUOUS)
     request = Request(PROMPTS[0], options=GenerationOptions(stop=("never there", stop)))
     response = asyncio.run(asyncio.wait_for(model.generate(request, pieces.append if emits else None), 30))
     assert response.text == whole[: whole.index(stop)]
@@ -161,10 +154,9 @@ def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backe
     assert texts(model, "c") == alone(tiny, "c")  # what was given up leaves no trace
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -> None:
+def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path) -> None:
     async def leave() -> tuple[Any, int]:
-        model = load(tiny, backend=backend, generation_config={"max_new_tokens": 200, "eos_token_id": 0})
+        model = load(tiny, backend=CONTINUOUS, generation_config={"max_new_tokens": 200, "eos_token_id": 0})
         begun = asyncio.Event()
         task = asyncio.create_task(model.generate(Request("hello"), lambda piece: begun.set()))
         await begun.wait()
@@ -236,4 +228,4 @@ def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: 
 
 
 def test_every_backend_has_a_line_of_its_own() -> None:
-    assert set(HONOURED_OPTIONS) == {"transformers", "transformers_continuous", "vllm"}
+    assert set(HONOURED_OPTIONS) == {"transformers", CONTINUOUS, "vllm"}
