@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from yarl import URL
 
+from rambla_ray.actors.api import echoed_logprobs
 from rambla_ray.actors.api.batch_provider import BatchProvider
+from rambla_ray.actors.api.http import HttpReply
 from rambla_ray.actors.api.http_model import PLACEHOLDER, Form, HTTPModel
 from rambla_ray.actors.api.openai_batches import OpenAIBatches
 from rambla_ray.actors.api.openai_package import written_request
@@ -21,6 +23,7 @@ from rambla_ray.actors.api.openai_params import (
 from rambla_ray.actors.api.openai_replies import chat_answer, completion_answer, vectors
 from rambla_ray.actors.api.reply_details import details_of
 from rambla_ray.actors.api.token_usage import usage_of
+from rambla_ray.actors.model import Size
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Message, Request, Response
@@ -106,21 +109,39 @@ class OpenAIChat(OpenAITextModel):
 
 
 class OpenAICompletion(OpenAITextModel):
-    """`/completions`."""
+    """`/completions`, which also says how likely choices are where an endpoint echoes what it is sent."""
 
     Params: ClassVar[type[ModelParams]] = CompletionParams
 
     def write(self, client: openai.OpenAI) -> None:
         client.completions.create(prompt=PLACEHOLDER, **self.generation())
 
+    def max_answer_tokens(self, request: Request) -> int:
+        return len(request.continuations) or super().max_answer_tokens(request)
+
+    def estimate_tokens(self, request: Request) -> int:
+        return sum(super(OpenAICompletion, self).estimate_tokens(one) for one in echoed_logprobs.apart(request))
+
+    def size(self, request: Request) -> Size:
+        sizes = [super(OpenAICompletion, self).size(one) for one in echoed_logprobs.apart(request)]
+        return sum(prompt for prompt, _ in sizes), sum(answer for _, answer in sizes)
+
     def own_fields(self, request: Request) -> dict[str, Any]:
         if request.messages:
             raise CallError(ErrorKind.BAD_REQUEST, "this model is behind the completion API, which takes no messages")
+        if request.continuations:
+            return {**echoed_logprobs.MEMBERS, "prompt": echoed_logprobs.asked_texts(request)}
         options = self.overrides(request)
         return {**options, "prompt": request.prompt} if options else {}
 
+    def read_reply(self, request: Request, reply: HttpReply) -> Response:
+        try:
+            return super().read_reply(request, reply)
+        except CallError as error:
+            raise echoed_logprobs.about_echo(error) if request.continuations else error from None
+
     def read(self, body: Any, request: Request) -> Response:
-        return completion_answer(body)
+        return echoed_logprobs.choices_answer(body, request) if request.continuations else completion_answer(body)
 
 
 class OpenAIEmbeddings(OpenAIModel):

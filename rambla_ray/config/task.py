@@ -79,6 +79,11 @@ class Answer(Closed):
         """The labels that a right answer, and an answer that was read, can have."""
         return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
 
+    @property
+    def choice_labels(self) -> list[str]:
+        """The label that each choice stands for, in the order of the choices."""
+        return [self.label_of(choice) for choice in self.choices]
+
     def label_of(self, choice: str) -> str:
         """The label that a choice stands for."""
         return self.labels[choice] if self.labels else choice

@@ -159,6 +159,9 @@ class CompletionParams(TextParams):
 
     engine: Printable = Field("text-davinci-003", description="the model's name, or Azure's deployment")
 
+    def for_likelihood(self) -> Self:
+        return self
+
 
 class OpenAIEmbeddingsParams(OpenAIEndpointParams):
     """The embeddings API, with RAmBLA's default engine."""

@@ -200,7 +200,7 @@ def _on_cpus(checkpoint: Checkpoint, pool: Pool, longest: int | None, free_bytes
 
 
 def _used(checkpoint: Checkpoint, pool: Pool, longest: int | None) -> int:
-    """The bytes of cache that the prompts of one actor use at the same time, about; without end where it cannot be told.
+    """About the bytes of cache that the prompts of one actor use at the same time; without end where nobody can say.
 
     vLLM fills all its cache with zeros when it starts, so that what is not used is taken all the same.
     """
