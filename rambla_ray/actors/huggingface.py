@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
-from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.actors.local.prompting import Prompting
+from rambla_ray.actors.local.vllm_arguments import in_identity
+from rambla_ray.actors.local.vllm_model import VLLMModel
 from rambla_ray.actors.model import RunContext, Size, byte_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
 
+TEMPLATE_HEADROOM = 64  # Tokens that a chat template may add to a prompt with a system prompt, beside one without.
 
-class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
+
+class HuggingFaceLLM(VLLMModel):
     """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
@@ -44,8 +47,6 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
         from rambla_ray.actors.local import cache
 
         if self.params.backend == "vllm":
-            if self.adapter:
-                raise self.load_error("backend vllm takes no adapter; backend: transformers does")
             return self.params.choose_backend(self.chip)
         if self.family:
             return "transformers", "static batches, one adapter after the other"
@@ -61,6 +62,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
 
     def load_weights(self) -> None:
         if self._backend == "vllm":  # Its engine loads them.
+            self.check_memory()
             return
         from transformers import AutoModelForCausalLM
 
@@ -69,9 +71,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
     def make_engine(self) -> Engine[LanguageJob]:
         context = self.engine_context()
         if self._backend == "vllm":
-            from rambla_ray.actors.local.vllm import VLLM
-
-            return VLLM(self.params, self._generation, self._dtype, context)
+            return self.make_vllm(self._generation, context, self._longest_planned())
         if self._backend == "transformers_continuous":
             from rambla_ray.actors.local.continuous import Continuous
 
@@ -79,6 +79,17 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
         from rambla_ray.actors.local.static import Static
 
         return Static(self._model, self._generation, context, self.free_bytes())
+
+    def _longest_planned(self) -> int | None:
+        """Tokens of the run's longest prompt and its answer at most; None where that is not known.
+
+        A token has at least one byte; what the template adds is measured.
+        """
+        longest, new = self.params.longest_prompt, self._generation.max_new_tokens
+        if longest is None or not new:
+            return None
+        template = len(self._tokens_of(Request("x"))) + TEMPLATE_HEADROOM
+        return min(filter(None, (self._context_length(), longest + template + new)))
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
@@ -121,7 +132,10 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
     def _context_length(self) -> int | None:
         """Tokens that prompt and answer may have together: the model's positions, or max_length where that is less."""
         positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
-        limits = [int(limit) for limit in (positions, self.params.generation_config.get("max_length")) if limit]
+        given = (self.params.engine_args or {}).get("max_model_len")
+        engine = [limit for limit in (given, self.engine_length) if isinstance(limit, int) and limit > 0]
+        own = self.params.generation_config.get("max_length")
+        limits = [int(limit) for limit in (positions, own, *engine) if limit]
         return min(limits, default=None)
 
     def _generation_identity(self) -> dict[str, object]:
@@ -134,6 +148,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
             "generation": json.loads(json.dumps(generation, default=str)),
             **self._prompting.identity(),
             **({"backend": self._backend} if self._backend != "transformers" else {}),
+            **({"engine_args": given} if (given := in_identity(params.engine_args or {})) else {}),
         }
 
     def max_answer_tokens(self, request: Request) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -104,6 +104,15 @@ class ModelParams(Closed):
         """
         return self
 
+    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
+        """These params for the actors of a run.
+
+        Args:
+            longest_prompt: returns how many bytes the longest prompt has that they will be sent; None where one
+                depends on answers.
+        """
+        return self
+
     def preflight(self, *, same_machine: bool) -> None:
         """Check what can be checked without a call.
 
@@ -119,6 +128,11 @@ class ModelParams(Closed):
     def remarks(self) -> tuple[str, ...]:
         """What a user should know of these params though nothing is wrong with them, in lines."""
         return ()
+
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        """By the end of its name, the params of each of the targets that a config is; empty where it is one itself."""
+        return {}
 
     def ping(self) -> str:
         """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
@@ -241,6 +255,10 @@ class ModelConfig(Closed):
         config = self.model_copy()
         config._borrowed = dict(borrowed)
         return config
+
+    def with_params(self, params: ModelParams) -> Self:
+        """The same config with other params of the same class."""
+        return self.model_copy(update={"params": params})
 
     def stored_identity(self, identity: Mapping[str, object]) -> dict[str, object]:
         """What a model says that it is, with the names of variables in the place of what comes from them."""

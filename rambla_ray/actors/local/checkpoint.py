@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +23,7 @@ from rambla_ray.actors.local.origins import fetch_adapter, find_origin
 from rambla_ray.actors.local.source import Source
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, Draining, ErrorKind
@@ -86,6 +87,16 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def start_loading(self) -> None:
         """Begin to load the weights, in the model's thread. Those of a family begin once all of it are made."""
         self._loaded = self._thread.submit(self._finish_loading, self._began)
+
+    @classmethod
+    def several(cls, params: Mapping[str, ModelParams], pool: Pool, rate: Rate | None) -> dict[str, Model]:
+        if len(params) == 1:
+            return super().several(params, pool, rate)
+        family = Family()
+        models = {name: cls(own, pool, rate, family) for name, own in params.items()}
+        for model in models.values():
+            model.start_loading()
+        return dict(models)
 
     @abstractmethod
     def load(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from rambla_ray.actors.local import adapters, weights
+from rambla_ray.actors.local import adapters, vllm_arguments, weights
 from rambla_ray.actors.local.adapters import Origin
 from rambla_ray.actors.local.backends import (
     HONOURED_OPTIONS,
@@ -62,6 +63,23 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         "vllm: its engine (pip install vllm); auto: by device and options",
     )
 
+    engine_args: dict[str, Any] | None = omitted(
+        "vLLM's own engine arguments, such as {max_model_len: 8192, enforce_eager: false}, for backend vllm"
+    )
+    _longest_prompt: int | None = PrivateAttr(None)
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """The bytes of the longest prompt of the run; None where that is not known."""
+        return self._longest_prompt
+
+    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
+        if self.backend != "vllm" or "max_model_len" in (self.engine_args or {}):
+            return self
+        params = self.model_copy()
+        params._longest_prompt = longest_prompt()
+        return params
+
     @field_validator("adapter", "adapters")
     @classmethod
     def _home_folders(cls, value: Any) -> Any:
@@ -76,6 +94,11 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         if self.adapters is not None and self.backend == "transformers_continuous":
             raise ValueError("backend transformers_continuous cannot answer for several adapters; transformers can")
         return self
+
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        adapters = self.adapters or {}
+        return {name: self.model_copy(update={"adapter": it, "adapters": None}) for name, it in adapters.items()}
 
     @property
     def origin(self) -> Origin:
@@ -121,6 +144,10 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
 
     def resolved(self) -> Self:
         """Refuse generation options that transformers does not know, or the backend cannot honour."""
+        if self.engine_args and self.backend != "vllm":
+            raise UserError(f"params.engine_args: backend {self.backend} takes none; backend: vllm does")
+        if reason := vllm_arguments.fault(self.engine_args or {}, trusts=self.trust_remote_code):
+            raise UserError(f"params.engine_args: {reason}")
         if self.backend == "vllm":
             refused = [key for key in self.loading_params if key not in VLLM_LOADING_PARAMS]
             if refused:
