@@ -13,6 +13,7 @@ from typing import Any
 from rambla_ray.actors.local.batching import ModelContext
 from rambla_ray.actors.local.job import Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams
+from rambla_ray.actors.local.several_nodes import check_bundles, parallelism
 from rambla_ray.actors.local.usage import UsageClock
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -28,7 +29,7 @@ class VLLM:
         params: the model's.
         generation: what the model does, resolved: a transformers.GenerationConfig.
         dtype: of its weights, by torch's name.
-        context: of the model's actor, whose pool has one GPU, or as many as the model is spread over.
+        context: of the model's actor, whose pool has one GPU, or as many as the model is split over.
     """
 
     def __init__(self, params: HuggingFaceParams, generation: Any, dtype: str, context: ModelContext) -> None:
@@ -37,6 +38,7 @@ class VLLM:
 
         pool = context.pool
         gpus = pool.num_gpus or 0.0
+        check_bundles(pool)
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=params.model_name,
@@ -46,11 +48,10 @@ class VLLM:
                 trust_remote_code=params.trust_remote_code,
                 dtype=dtype,
                 quantization=params.loading_params.get("quantization"),
-                tensor_parallel_size=max(1, int(gpus)),
                 gpu_memory_utilization=MEMORY_SHARE * min(1.0, gpus or 1.0),
-                distributed_executor_backend="mp" if gpus > 1 else None,  # This actor has all the GPUs already.
                 generation_config="vllm",  # Nothing is left for the engine to fill in.
                 disable_log_stats=True,
+                **parallelism(pool),
                 **({} if pool.batch_size == "auto" else {"max_num_seqs": pool.batch_size}),
             )
         )
