@@ -22,12 +22,14 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def growing() -> Iterator[AutoscalingCluster]:
-    """A head without CPUs, and up to three workers with one each."""
+    """A head without CPUs, and up to three workers with one each, which find the models of these tests."""
     with (
+        pytest.MonkeyPatch.context() as environment,
         tempfile.TemporaryDirectory(prefix="grow-", ignore_cleanup_errors=True) as folder,
-        AutoscalingCluster(Path(folder), {"cpu": ({"CPU": 1}, WORKERS)}) as cluster,
     ):
-        yield cluster
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+        with AutoscalingCluster(Path(folder), {"cpu": ({"CPU": 1}, WORKERS)}) as cluster:
+            yield cluster
 
 
 def start(cluster: AutoscalingCluster, runs_dir: Path, *words: str) -> subprocess.Popen[str]:
@@ -55,8 +57,7 @@ def test_nodes_come_for_a_run_grow_with_its_pool_and_go(growing, tmp_path):
     growing.wait_for(0, 60)
 
 
-def test_what_no_kind_of_node_has_ends_the_run(growing, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+def test_what_no_kind_of_node_has_ends_the_run(growing, tmp_path):
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/spread.yaml").write_text("name: spread_model:Spread\npool: {num_gpus: 4, nodes: 2}\n")
     one = start(growing, tmp_path, "pool.num_gpus=1")
