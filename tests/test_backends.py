@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,18 @@ import huggingface_models
 import pytest
 import tiny_llama
 import torch
-from huggingface_models import NEW, PROMPTS, answer, ask, load, refused, texts
+from huggingface_models import NEW, PROMPTS, answer, ask, load, texts
 from transformers import AutoTokenizer
 
 from rambla_ray.actors.base import RunContext
-from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local.backends import HONOURED_OPTIONS
 from rambla_ray.actors.local.params import HuggingFaceParams
-from rambla_ray.config.sections import Pool
 from rambla_ray.errors import ErrorKind, UserError
 from rambla_ray.schema import GenerationOptions, Request
 
 tiny = huggingface_models.tiny
 
-ENGINES = ["transformers_continuous", "vllm"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def vllm() -> Iterator[None]:
-    """A stand-in for vLLM where it is not installed, which needs a GPU."""
-    folder = str(Path(__file__).parent / "vllm_standin")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+CONTINUOUS = "transformers_continuous"
 
 
 def alone(tiny: Path, *prompts: str, **options: Any) -> list[str]:
@@ -121,9 +106,8 @@ def test_the_backend_is_part_of_what_may_change_an_answer(tiny: Path) -> None:
 # The same answers
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path, backend: str) -> None:
-    model = load(tiny, backend=backend)
+def test_each_prompt_gets_the_answer_it_gets_alone(tiny: Path) -> None:
+    model = load(tiny, backend=CONTINUOUS)
     expected = alone(tiny, *PROMPTS)
     assert texts(model, *PROMPTS) == expected
     assert texts(model, *reversed(PROMPTS)) == expected[::-1]  # in another event loop
@@ -141,14 +125,13 @@ def test_what_looks_at_a_rows_past_does_not_see_its_padding(tiny: Path, option: 
     assert texts(model, *PROMPTS) == expected
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_an_end_token_ends_an_answer(tiny: Path, backend: str) -> None:
+def test_an_end_token_ends_an_answer(tiny: Path) -> None:
     (whole,) = ask(load(tiny), PROMPTS[0])
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ends = tokenizer(whole.text[1], add_special_tokens=False).input_ids
     given = {"max_new_tokens": NEW, "eos_token_id": [1, *ends]}
     (static,) = ask(load(tiny, generation_config=given), PROMPTS[0])
-    (response,) = ask(load(tiny, backend=backend, generation_config=given), PROMPTS[0])
+    (response,) = ask(load(tiny, backend=CONTINUOUS, generation_config=given), PROMPTS[0])
     assert (response.text, response.finish_reason, response.completion_tokens) == (
         static.text,
         "stop",
@@ -157,12 +140,11 @@ def test_an_end_token_ends_an_answer(tiny: Path, backend: str) -> None:
     assert static.completion_tokens < NEW
 
 
-@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("emits", [False, True])
-def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backend: str, emits: bool) -> None:
+def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, emits: bool) -> None:
     whole, pieces = alone(tiny, PROMPTS[0])[0], []
     stop = whole[2:4]
-    model = load(tiny, backend=backend)
+    model = load(tiny, backend=CONTINUOUS)
     request = Request(PROMPTS[0], options=GenerationOptions(stop=("never there", stop)))
     response = asyncio.run(asyncio.wait_for(model.generate(request, pieces.append if emits else None), 30))
     assert response.text == whole[: whole.index(stop)]
@@ -172,10 +154,9 @@ def test_an_answer_ends_before_a_stop_text_and_comes_in_pieces(tiny: Path, backe
     assert texts(model, "c") == alone(tiny, "c")  # what was given up leaves no trace
 
 
-@pytest.mark.parametrize("backend", ENGINES)
-def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path, backend: str) -> None:
+def test_a_request_that_nobody_waits_for_is_given_up(tiny: Path) -> None:
     async def leave() -> tuple[Any, int]:
-        model = load(tiny, backend=backend, generation_config={"max_new_tokens": 200, "eos_token_id": 0})
+        model = load(tiny, backend=CONTINUOUS, generation_config={"max_new_tokens": 200, "eos_token_id": 0})
         begun = asyncio.Event()
         task = asyncio.create_task(model.generate(Request("hello"), lambda piece: begun.set()))
         await begun.wait()
@@ -200,57 +181,7 @@ def test_continuous_batching_refuses_a_draw_of_a_requests_own(tiny: Path) -> Non
     assert greedy.text == alone(tiny, "hello")[0]
 
 
-# vLLM
-
-
-def test_vllm_is_told_all_that_the_config_says(tiny: Path) -> None:
-    given = {"max_new_tokens": 7, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5}
-    given |= {"repetition_penalty": 1.1, "min_new_tokens": 2, "eos_token_id": [1, 9]}
-    model = load(tiny, backend="vllm", generation_config=given)
-    one, same, other = answer(model, Request("hello"), Request("hello"), Request("hullo"))
-    engine = model._engine._engine
-    first, second, third = engine.received
-    assert (first.temperature, first.top_p, first.top_k, first.repetition_penalty) == (0.6, 0.9, 5, 1.1)
-    assert (first.max_tokens, first.min_tokens, first.stop_token_ids, first.ignore_eos) == (7, 2, [1, 9], True)
-    assert first.seed == second.seed != third.seed
-    assert one.text == same.text
-    assert other.text != one.text
-    assert (engine.args.dtype, engine.args.generation_config, engine.args.tensor_parallel_size) == (
-        "float32",
-        "vllm",
-        1,
-    )
-
-
-@pytest.mark.parametrize(("gpus", "share", "parallel"), [(1, 0.9, 1), (0.5, 0.45, 1), (4, 0.9, 4)])
-def test_vllm_takes_its_share_of_the_gpus(tiny: Path, gpus: float, share: float, parallel: int) -> None:
-    params = HuggingFaceParams(model_name=str(tiny), backend="vllm", loading_params={"dtype": "float32"})
-    model = HuggingFaceLLM(params, Pool(num_gpus=gpus), None)
-    model.open()
-    args = model._engine._engine.args
-    assert args.max_num_seqs is None
-    assert args.gpu_memory_utilization == pytest.approx(share)
-    assert args.tensor_parallel_size == parallel
-    assert args.distributed_executor_backend == ("mp" if parallel > 1 else None)
-
-
-def test_when_vllms_engine_dies_the_model_is_broken(tiny: Path) -> None:
-    model = load(tiny, backend="vllm")
-    model._engine._engine.dead = True
-    results = ask(model, "hello", "c")
-    assert {result.kind for result in results} == {ErrorKind.LOAD}
-
-
-def test_what_vllm_refuses_is_the_outcome_of_one_request(tiny: Path) -> None:
-    hot, fine = answer(
-        load(tiny, backend="vllm"), Request("hello", options=GenerationOptions(temperature=5.0)), Request("hello")
-    )
-    assert hot.kind == ErrorKind.INTERNAL
-    assert fine.text == alone(tiny, "hello")[0]
-
-
 def test_a_batch_size_is_the_most_that_an_engine_runs_together(tiny: Path) -> None:
-    assert load(tiny, backend="vllm", batch_size=3)._engine._engine.args.max_num_seqs == 3
     one, many = (load(tiny, backend="transformers_continuous", batch_size=size) for size in (1, "auto"))
     assert texts(one, *PROMPTS) == texts(many, *PROMPTS) == alone(tiny, *PROMPTS)
     assert one.usage.batches >= NEW * len(PROMPTS) > many.usage.batches
@@ -296,13 +227,5 @@ def test_a_running_batch_that_breaks_fails_what_it_held_and_nothing_later(tiny: 
     assert texts(model, "hello", "c") == alone(tiny, "hello", "c")
 
 
-def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    HuggingFaceParams(model_name=str(tiny), backend="vllm").preflight(same_machine=True)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("vllm_standin")])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert "pip install 'rambla_ray[vllm]'" in refused(tiny, backend="vllm")
-
-
 def test_every_backend_has_a_line_of_its_own() -> None:
-    assert set(HONOURED_OPTIONS) == {"transformers", *ENGINES}
+    assert set(HONOURED_OPTIONS) == {"transformers", CONTINUOUS, "vllm"}

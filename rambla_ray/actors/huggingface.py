@@ -13,16 +13,20 @@ from jinja2 import TemplateError
 from rambla_ray.actors.local import weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
-from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
-from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
+from rambla_ray.actors.local.continuations import PLAIN_DELIMITER, Context
+from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
+from rambla_ray.actors.local.vllm_arguments import in_identity
+from rambla_ray.actors.local.vllm_model import VLLMModel
 from rambla_ray.actors.model import RunContext, Size, byte_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
 
+TEMPLATE_HEADROOM = 64  # Tokens that a chat template may add to a prompt with a system prompt, beside one without.
 
-class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
+
+class HuggingFaceLLM(VLLMModel):
     """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
@@ -51,6 +55,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         if self.params.backend == "vllm":
             return self.params.choose_backend(self.chip)
+        if self.family:
+            return "transformers", "static batches, one adapter after the other"
         pages = cache.only_attends(self._config)
         if self.params.backend == "transformers_continuous" and not pages:
             raise self.load_error(
@@ -60,7 +66,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def _load_chat_template(self) -> ChatTemplate:
         """The tokenizer's chat template, tried. Raises CallError (`load`)."""
-        name = self.params.tokenizer_name or self.params.model_name
+        name = self.tokenizer_place
         if not self._tokenizer.chat_template:
             raise CallError(ErrorKind.LOAD, missing_chat_template(name))
         try:
@@ -95,17 +101,16 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def load_weights(self) -> None:
         if self._backend == "vllm":  # Its engine loads them.
+            self.check_memory()
             return
         from transformers import AutoModelForCausalLM
 
         self.load_checkpoint(AutoModelForCausalLM)
 
-    def make_engine(self) -> Engine[Prompt]:
+    def make_engine(self) -> Engine[LanguageJob]:
         context = self.engine_context()
         if self._backend == "vllm":
-            from rambla_ray.actors.local.vllm import VLLM
-
-            return VLLM(self.params, self._generation, self._dtype, context)
+            return self.make_vllm(self._generation, context, self._longest_planned())
         if self._backend == "transformers_continuous":
             from rambla_ray.actors.local.continuous import Continuous
 
@@ -113,6 +118,17 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         from rambla_ray.actors.local.static import Static
 
         return Static(self._model, self._generation, context, self.free_bytes())
+
+    def _longest_planned(self) -> int | None:
+        """Tokens of the run's longest prompt and its answer at most; None where that is not known.
+
+        A token has at least one byte; what the template adds is measured.
+        """
+        longest, new = self.params.longest_prompt, self._generation.max_new_tokens
+        if longest is None or not new:
+            return None
+        template = len(self._tokens_of(Request("x"))) + TEMPLATE_HEADROOM
+        return min(filter(None, (self._context_length(), longest + template + new)))
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
@@ -148,14 +164,17 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         with self.loading():
             try:
-                return GenerationConfig.from_pretrained(self.params.model_name, **self._shared)
+                return GenerationConfig.from_pretrained(self.base, **self._shared)
             except OSError:  # There is no such file.
                 return GenerationConfig.from_model_config(self._config)
 
     def _context_length(self) -> int | None:
         """Tokens that prompt and answer may have together: the model's positions, or max_length where that is less."""
         positions = getattr(self._config.get_text_config(), "max_position_embeddings", None)
-        limits = [int(limit) for limit in (positions, self.params.generation_config.get("max_length")) if limit]
+        given = (self.params.engine_args or {}).get("max_model_len")
+        engine = [limit for limit in (given, self.engine_length) if isinstance(limit, int) and limit > 0]
+        own = self.params.generation_config.get("max_length")
+        limits = [int(limit) for limit in (positions, own, *engine) if limit]
         return min(limits, default=None)
 
     def _generation_identity(self) -> dict[str, object]:
@@ -171,6 +190,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             **(self._chat.identity() if self._chat else {}),
             **({"bos": "once"} if params.is_finetuned and self._template_doubles_bos else {}),
             **({"backend": self._backend} if self._backend != "transformers" else {}),
+            **({"engine_args": given} if (given := in_identity(params.engine_args or {})) else {}),
         }
 
     def max_answer_tokens(self, request: Request) -> int:
@@ -180,7 +200,12 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         prompt_bytes, answer = super().size(request)
         return prompt_bytes + byte_count(self.params.message_formatting_template or ""), answer
 
-    def prepare(self, request: Request) -> Prompt:
+    def prepare(self, request: Request) -> LanguageJob:
+        if request.continuations:
+            return self._context_of(request).choices(request.continuations, self._context_length())
+        return self._prompt(request)
+
+    def _prompt(self, request: Request) -> Prompt:
         tokens = self._tokens_of(request)
         options = request.options
         if self._searches_beams and options != NO_OPTIONS:
@@ -234,6 +259,21 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
                 text = params.message_formatting_template.format(message=text)
                 return list(self._tokenizer(text)["input_ids"])[int(self._template_doubles_bos) :]
         return list(self._tokenizer(text)["input_ids"])
+
+    def _context_of(self, request: Request) -> Context:
+        """The prompt of a request for continuations."""
+        user = {"role": "user", "content": request.prompt.strip()}
+        if request.system:
+            chat, turns = self._chat_for(request.system), [{"role": "system", "content": request.system}, user]
+            return Context(chat.render(turns), chat.encode)
+        if self._chat:
+            return Context(self._chat.render([user]), self._chat.encode)
+        template = self.params.message_formatting_template if self.params.is_finetuned else None
+        text = template.format(message=request.prompt) if template else request.prompt
+        skipped = int(bool(template) and self._template_doubles_bos)
+        begins_word = bool(template) and text[-1:].isspace()  # The template has said what stands before an answer.
+        delimiter = "" if begins_word else PLAIN_DELIMITER
+        return Context(text, lambda whole: list(self._tokenizer(whole)["input_ids"])[skipped:], delimiter)
 
     def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""

@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
+from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.job import Job
-from rambla_ray.actors.local.params import CheckpointParams
 from rambla_ray.actors.local.sentence_modules import SentenceCard, SentenceModules
 from rambla_ray.actors.model import Size
 from rambla_ray.config.model import ModelParams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol
@@ -125,6 +125,17 @@ class Model(ABC):
         self.rate = rate
         self.context = RunContext()
 
+    @classmethod
+    def several(cls, params: Mapping[str, ModelParams], pool: Pool, rate: Rate | None) -> dict[str, Model]:
+        """Models of this class for one actor, by name. Those that have weights in common load them once.
+
+        Args:
+            params: by name, those of each model.
+            pool: of the actor, for all of them together.
+            rate: as for one model.
+        """
+        return {name: cls(own, pool, rate) for name, own in params.items()}
+
     def attach(self, context: RunContext) -> None:
         """Answer for a run from now on."""
         self.context = context
@@ -162,6 +173,14 @@ class Model(ABC):
 
     def open(self) -> None:
         """Wait until the model can answer, where it is not known yet whether it can. Raises CallError (`load`)."""
+        return None
+
+    def check_health(self) -> None:
+        """Whether this model can go on answering, which one that is served is asked now and then. Raises CallError."""
+        return None
+
+    def close(self) -> None:
+        """Give back what would outlive this object, such as processes; nothing is asked any more."""
         return None
 
     def measure(self) -> LocalUsage | None:

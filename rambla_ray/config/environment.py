@@ -27,7 +27,7 @@ BY_VALUE = frozenset(
     {
         *("runs_dir", "ledger", "address", "host", "path", "stages.generate.template_file", "params.base_url"),
         *("params.model_name", "params.tokenizer_name", "params.loading_params.gguf_file"),
-        "params.loading_params.cache_dir",
+        *("params.loading_params.cache_dir", "params.adapter"),
     }
 )
 CONFIG_NAMES = frozenset(
@@ -35,6 +35,7 @@ CONFIG_NAMES = frozenset(
 )  # if there is such a config
 # Azure's deployment and version, which nobody but the endpoint is sent.
 BY_NAME = frozenset({"params.engine", "params.api_version"})
+ADAPTERS = ("params", "adapters")  # All that is in it is a path or hub id.
 # All that is in these is sent to the endpoint alone, too, whatever it is called.
 EXTRAS = (("params", "extra_headers"), ("params", "extra_body"))
 
@@ -104,6 +105,11 @@ def variable(name: str, *default: object) -> str | None:
 def key_of(place: Place) -> str:
     """A place as the files of conf/ write it, without the numbers of lists."""
     return ".".join(key for key in place if isinstance(key, str))
+
+
+def is_by_value(place: Place) -> bool:
+    """Whether what stands at a place is used, and stored as it is."""
+    return key_of(place) in BY_VALUE or place[:2] == ADAPTERS
 
 
 def is_by_name(place: Place) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -84,6 +84,14 @@ class ModelParams(Closed):
         """Why one model cannot be spread over several nodes; empty where it can."""
         return "runs on one node; leave pool.nodes out"
 
+    def for_likelihood(self) -> Self:
+        """These params for a run that asks how likely choices are behind a prompt (`Request.continuations`).
+
+        Raises:
+            UserError: the model does not say so; the reason is a predicate in one line.
+        """
+        raise UserError("gives no likelihoods of texts that it is given")
+
     def check_batches(self) -> None:
         """Check that the endpoint has a batch API, without a call that costs anything.
 
@@ -97,6 +105,15 @@ class ModelParams(Closed):
 
         Raises:
             UserError: the params contradict each other or the environment; the message names the key.
+        """
+        return self
+
+    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
+        """These params for the actors of a run.
+
+        Args:
+            longest_prompt: returns how many bytes the longest prompt has that they will be sent; None where one
+                depends on answers.
         """
         return self
 
@@ -115,6 +132,11 @@ class ModelParams(Closed):
     def remarks(self) -> tuple[str, ...]:
         """What a user should know of these params though nothing is wrong with them, in lines."""
         return ()
+
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        """By the end of its name, the params of each of the targets that a config is; empty where it is one itself."""
+        return {}
 
     def ping(self) -> str:
         """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
@@ -232,6 +254,10 @@ class ModelConfig(Closed):
         config = self.model_copy()
         config._borrowed = dict(borrowed)
         return config
+
+    def with_params(self, params: ModelParams) -> Self:
+        """The same config with other params of the same class."""
+        return self.model_copy(update={"params": params})
 
     def stored_identity(self, identity: Mapping[str, object]) -> dict[str, object]:
         """What a model says that it is, with the names of variables in the place of what comes from them."""

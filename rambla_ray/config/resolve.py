@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from rambla_ray.config import environment
-from rambla_ray.config.environment import BY_VALUE, Borrowed, Borrowings, Place, Reading, key_of, quoting_names
+from rambla_ray.config.environment import Borrowed, Borrowings, Place, Reading, is_by_value, key_of, quoting_names
 from rambla_ray.config.explain import explain
 from rambla_ray.config.folder import package_dir
 from rambla_ray.config.model import ModelConfig
@@ -88,10 +88,10 @@ class _Resolver:
             return {key: self._inner(node, key, (*place, str(key)), names) for key in node}
         if isinstance(node, ListConfig):
             return [self._inner(node, number, (*place, number), names) for number in range(len(node))]
-        if key_of(place) not in BY_VALUE or (key_of(place) == "params.base_url" and "://" not in str(node)):
+        if not is_by_value(place) or (key_of(place) == "params.base_url" and "://" not in str(node)):
             self._reading.hidden.update(names)
         self._reading.used.update(names)
-        if names and key_of(place) not in BY_VALUE:
+        if names and not is_by_value(place):
             self.borrowed[place] = Borrowed(", ".join(f"${{oc.env:{name}}}" for name in names), node)
         return node
 

@@ -16,10 +16,10 @@ SHORTEST_S = 1e-9  # A time limit is no shorter than this, in seconds.
 MOST_DOLLARS = 10**9  # For a million tokens.
 HALF_PRICE = 0.5  # Of calls in a batch, by the price lists of OpenAI and Anthropic.
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
-Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
-RunName = Annotated[str, Field(pattern=_NAME, max_length=200)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+RunName = Annotated[str, Field(pattern=NAME, max_length=200)]
 
 
 class Pool(Closed):

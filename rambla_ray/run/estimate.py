@@ -63,6 +63,12 @@ class StageLoad:
         }
 
 
+def longest_of(stage: Generate, items: Sequence[Item]) -> int:
+    """The bytes of the longest prompt of a stage, its own system prompt included."""
+    sizes = (len(_prompt(stage, item).encode(errors="surrogatepass")) for item in items if not item.fault)
+    return max(sizes, default=0) + len((stage.system or "").encode())
+
+
 def _prompt(stage: Generate, item: Item) -> str:
     """The prompt of an item; what an earlier stage is still to write is missing in it."""
     return prompts.render(stage.template, {name: item.fields.get(name, "") for name in stage.reads()})
@@ -140,4 +146,5 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
             )
             tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            yield f"  {pool['label']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"
+            shared = f", in the actors of {', '.join(pool['shared_with'])}" if "shared_with" in pool else ""
+            yield f"  {pool['label']} as {', '.join(pool['roles'])}{shared}: {calls}, {tokens}{cost}"

@@ -18,7 +18,7 @@ from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of
-from rambla_ray.run.estimate import StageLoad, pool_load
+from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
@@ -103,9 +103,11 @@ class Plan:
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
     def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
-        """The samples of one target's stream, whose pools are settled, as blocks; see `blocks_of`."""
+        """The samples of all targets of a stream, whose pools are settled, as blocks; see `blocks_of`."""
+        targets = [member.name for level in levels if Role.TARGET in level.roles for member in level.family]
         in_batches = any(level.config.batch for level in levels)
-        return blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        blocks = blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        return [{"target": target, **block} for target in targets for block in blocks]
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
@@ -128,6 +130,22 @@ class Plan:
                 for target in self.config.targets
             },
         }
+
+    def longest_prompt(self, level: Level) -> int | None:
+        """The bytes of the longest prompt that a level will be sent, with system prompt and choice, if any.
+
+        None where prompts of the level hold what earlier stages are still to write.
+        """
+        longest = 0
+        for name, task in self.config.tasks.items():
+            written: set[str] = set()
+            for stage in self._asking(task):
+                if stage.role in level.roles:
+                    if not written.isdisjoint(stage.reads()) or stage.role == Role.READER:
+                        return None
+                    longest = max(longest, longest_of(stage, self._items_of(name)) + _longest_choice(task))
+                written.add(stage.output)
+        return longest
 
     def _items_of(self, name: str) -> list[Item]:
         """The items of a task, those of its variants one after another."""
@@ -192,6 +210,11 @@ def _refuse_unpriced(levels: Sequence[Level]) -> None:
         )
 
 
+def _longest_choice(task: TaskConfig) -> int:
+    """The bytes of the longest choice, where each is put behind the prompt."""
+    return max((len(choice.encode()) for choice in task.answer.choices), default=0) + 1
+
+
 def _describe_selection(selection: Selection) -> dict[str, Any]:
     return {
         "read": selection.read,
@@ -206,6 +229,7 @@ def _describe_pool(level: Level, loads: Mapping[str, Sequence[StageLoad]]) -> di
         "label": level.names.label,
         "kind": level.config.name,
         "roles": list(level.roles),
+        **({"shared_with": [other.names.label for other in level.kin]} if level.kin else {}),
         **pool_load(level, loads),
     }
 

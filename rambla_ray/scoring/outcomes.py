@@ -70,7 +70,9 @@ def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
 
 
 def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
-    """What each of the two sets of rules reads in an answer to a task."""
+    """What each of the two sets of rules reads in an answer to a task; of likelihoods, the likeliest choice."""
+    if answer.details.choice_logprobs:
+        return Reading(answer.text, "likelihood"), answer.text
     read = _read_cached if len(answer.text) <= SHORT else _read
     compares, cut = isinstance(task.generates[-1], Compare), answer.finish_reason == "length"
     return read(answer.text, task.answer.choices, compares=compares, cut=cut)

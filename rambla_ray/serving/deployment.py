@@ -32,6 +32,7 @@ from rambla_ray.schema import Request, Response
 MOST_WAITING = 1024  # So many requests may wait for a replica of one model; more are turned away.
 LOAD = 0.5  # Replicas are added when more than this share of their max_concurrency is in flight on average.
 RAISED = f"{CallError.__module__}.{CallError.__qualname__}: "  # The line of a traceback with a CallError begins so.
+HEALTH_CHECK_S = 2.0  # A replica whose engine has died is found so soon.
 LAST_WORDS_S = 5.0  # A replica that is being stopped has so long for what it is still doing.
 
 
@@ -51,6 +52,15 @@ class Replica:
         if not config.params.is_local:  # Credit is topped up, and rights are given, while it is served.
             self._model.attach(RunContext(stops=False))
         self._model.open()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica whose check raises."""
+        self._model.check_health()
+
+    def __del__(self) -> None:
+        """Called by Ray Serve where a replica ends in order."""
+        if getattr(self, "_model", None) is not None:
+            self._model.close()
 
     async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:
         """Answer some requests together; the first error is the answer to all of them."""
@@ -244,6 +254,7 @@ def _application(model: PooledModel) -> Any:
         max_constructor_retry_count=1,  # A model that cannot be loaded now cannot be loaded a moment later.
         graceful_shutdown_timeout_s=LAST_WORDS_S,
         graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=HEALTH_CHECK_S,
         logging_config={"enable_access_log": False},
         **size,
     )

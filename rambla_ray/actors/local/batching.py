@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic
 
@@ -29,6 +30,8 @@ class ModelContext:
         usage: where what was done is counted.
         notify: takes a line for the user.
         thread: the model's thread, in which all its computing is done.
+        begin: called in that thread before each batch.
+        turn: the right to run batches, which models that share their weights have one after the other.
     """
 
     pool: Pool
@@ -36,6 +39,8 @@ class ModelContext:
     usage: LocalUsage
     notify: Callable[[str], None]
     thread: ThreadPoolExecutor
+    begin: Callable[[], None] = lambda: None
+    turn: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
 
 
 class BatchingEngine(ABC, Generic[J]):
@@ -75,9 +80,15 @@ class BatchingEngine(ABC, Generic[J]):
                 job.done.set_exception(Draining())
 
     async def _run_waiting(self) -> None:
-        loop = asyncio.get_running_loop()
         await asyncio.sleep(GATHER_S)
-        while batch := self._next_batch():
+        while self._waiting:
+            async with self._context.turn():
+                await self._run_those(set(self._waiting))
+
+    async def _run_those(self, jobs: set[J]) -> None:
+        """Run batches, of whatever waits, until none of these jobs does: those of others have their turn then."""
+        loop = asyncio.get_running_loop()
+        while not jobs.isdisjoint(self._waiting) and (batch := self._next_batch()):
             self._clock.count(busy=False)
             await loop.run_in_executor(self._context.thread, self._run_halving, batch)
             self._clock.count(busy=True)
@@ -118,6 +129,7 @@ class BatchingEngine(ABC, Generic[J]):
 
         self._usage.batches += 1
         try:
+            self._context.begin()
             self.run(jobs)
             return
         except (torch.OutOfMemoryError, MemoryError):

@@ -111,6 +111,10 @@ class ChatTemplate:
         encoding = self.tokenizer.apply_chat_template(self._shaped(messages), return_dict=True, **FOR_AN_ANSWER)
         return list(encoding["input_ids"])[int(self.doubles_bos) :]
 
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of a prompt that is a text already; those of `tokens` where it is what `render` returns."""
+        return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])[int(self.doubles_bos) :]
+
     def _shaped(self, messages: Messages) -> list[dict[str, Any]]:
         if not self.by_parts:
             return [dict(message) for message in messages]

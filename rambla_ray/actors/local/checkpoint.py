@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from rambla_ray.actors.local import memory, weights
+from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable, way_out
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
+from rambla_ray.actors.local.checkpoint_params import CheckpointParams
+from rambla_ray.actors.local.family import Family
 from rambla_ray.actors.local.job import Engine, J
-from rambla_ray.actors.local.params import CheckpointParams
+from rambla_ray.actors.local.origins import fetch_adapter, find_origin
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, Draining, ErrorKind
@@ -36,20 +40,33 @@ class BaseHuggingFaceModel(Model, Generic[J]):
 
     Requests that wait are answered together, in batches that `run` gets; a subclass with another order of its own
     overrides `make_engine`.
+
+    Args:
+        params: the model's.
+        pool: as for `Model`.
+        rate: as for `Model`.
+        family: what this model shares with others of this actor; None for one that is alone.
+
+    Attributes:
+        base: folder or hub id of the full weights. It is set by `read_checkpoint`, as the next is.
+        adapter: the adapter on them, whose files are on this machine; None without one.
     """
 
     params: CheckpointParams
+    base: str
+    adapter: Adapter | None
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
     # Prefixes of weights that a checkpoint may lack, since nothing reads them.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None) -> None:
+    def __init__(self, params: CheckpointParams, pool: Pool, rate: Rate | None, family: Family | None = None) -> None:
         super().__init__(params, pool, rate)
         import torch
 
-        began = time.monotonic()
+        self._began = time.monotonic()
         self.params = params
+        self.family = family
         on_gpu = bool(pool.num_gpus) and torch.cuda.is_available()
         self.chip = "cpu" if (params.device or ("cuda" if on_gpu else "cpu")) == "cpu" else "cuda"
         self.memory_share = min(1.0, pool.num_gpus or 1.0)  # The part of a GPU's memory that is this actor's.
@@ -58,10 +75,27 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         elif self.memory_share < 1.0:
             torch.cuda.set_per_process_memory_fraction(self.memory_share)
         self.usage = LocalUsage()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = family.thread if family else ThreadPoolExecutor(1, thread_name_prefix="model")
         self._draining = False
         self.load()
-        self._loaded = self._thread.submit(self._finish_loading, began)
+        if family:
+            family.adapters.append(self.adapter)
+        else:
+            self.start_loading()
+
+    def start_loading(self) -> None:
+        """Begin to load the weights, in the model's thread. Those of a family begin once all of it are made."""
+        self._loaded = self._thread.submit(self._finish_loading, self._began)
+
+    @classmethod
+    def several(cls, params: Mapping[str, ModelParams], pool: Pool, rate: Rate | None) -> dict[str, Model]:
+        if len(params) == 1:
+            return super().several(params, pool, rate)
+        family = Family()
+        models = {name: cls(own, pool, rate, family) for name, own in params.items()}
+        for model in models.values():
+            model.start_loading()
+        return dict(models)
 
     @abstractmethod
     def load(self) -> None:
@@ -94,6 +128,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             usage=self.usage,
             notify=lambda line: self.context.notify(line),
             thread=self._thread,
+            **(self.family.terms(self.adapter) if self.family else {}),
         )
 
     def open(self) -> None:
@@ -115,83 +150,110 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         Raises:
             CallError: `load`: files are missing or broken.
         """
-        from transformers import AutoConfig, AutoTokenizer, logging
+        from transformers import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        with self.loading():
+            try:
+                origin = find_origin(self.params)
+                if reason := self.params.special_file:
+                    raise self.load_error(reason)
+                self.base, self.adapter = origin.base, fetch_adapter(origin, self.params)
+            except Unusable as error:
+                raise CallError(ErrorKind.LOAD, str(error)) from None
+        self._read_base(origin)
+
+    def _read_base(self, origin: Origin) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        """Read the config and the tokenizer of what was found."""
         params = self.params
+        names_base = origin.adapter == params.model_name  # The adapter's own config does.
         self._shared = {
-            "revision": params.revision,
+            "revision": origin.base_revision if names_base else params.revision,
             "local_files_only": params.local_files_only,
             "trust_remote_code": params.trust_remote_code,
         }
         loading = dict(params.loading_params)
         gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
+        with self.loading(f"its base {self.base}, {way_out(params.model_name)}: " if names_base else ""):
+            self._config: Any = AutoConfig.from_pretrained(self.base, **self._shared, **gguf)
         with self.loading():
-            if reason := self.params.special_file:
-                raise self.load_error(reason)
-            self._refuse_adapter()
+            is_of_base = self.tokenizer_place == self.base
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                params.tokenizer_name or params.model_name,
-                **self._shared,
-                **(gguf if not params.tokenizer_name else {}),
+                self.tokenizer_place, **self._shared, **(gguf if is_of_base else {})
             )
-            self._config: Any = AutoConfig.from_pretrained(params.model_name, **self._shared, **gguf)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
             if dtype == "auto":
-                own = weights.own_dtype(Path(params.model_name)) if Path(params.model_name).is_dir() else None
+                own = weights.own_dtype(Path(self.base)) if Path(self.base).is_dir() else None
                 dtype = self._config.dtype or own or "float32"
         self._dtype = str(dtype).removeprefix("torch.")
         self._loading = {**loading, "dtype": f"torch.{self._dtype}"}
 
-    def _refuse_adapter(self) -> None:
-        """Refuse a checkpoint with an adapter in it, in a folder or on the hub. Raises CallError (`load`)."""
-        from transformers.utils import find_adapter_config_file
-
-        params = self.params
-        file = find_adapter_config_file(
-            params.model_name,
-            revision=params.revision,
-            local_files_only=params.local_files_only,
-            subfolder=params.loading_params.get("subfolder") or "",
-        )
-        if file:
-            raise self.load_error(weights.adapter_reason(Path(file)))
+    @property
+    def tokenizer_place(self) -> str:
+        """Where the tokenizer and its chat template are: of its own, beside the adapter, or with the base."""
+        if self.params.tokenizer_name:
+            return self.params.tokenizer_name
+        return str(self.adapter.folder) if self.adapter and self.adapter.has_tokenizer else self.base
 
     def load_checkpoint(self, kind: Any) -> None:
-        """Load the weights with `kind`, one of transformers' Auto classes, by mapping the files.
+        """Load the weights with `kind`, one of transformers' Auto classes, by mapping the files; merge the adapter.
 
         Raises:
             CallError: `load`: files are missing, broken, do not belong together, or do not fit into memory.
         """
         import torch
 
-        params = self.params
         self.usage.free_bytes = self.free_bytes()
-        self._check_memory()
         with self.loading():
             try:
-                self._model: Any
-                self._model, report = kind.from_pretrained(
-                    params.model_name,
-                    device_map=self._device_map(),
-                    output_loading_info=True,
-                    **self._shared,
-                    **{**params.loading_params, "dtype": self._dtype},
-                )
-                if params.device:
-                    self._model.to(params.device)
+                self._model: Any = self.family.model if self.family and self.family.model else self._load_base(kind)
+                self._put_adapter_on()
             except (torch.OutOfMemoryError, MemoryError):
                 raise self._memory_error() from None
-        missing = [name for name in report["missing_keys"] if not name.startswith(self.unused_weights)]
-        if missing:
-            raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
         self._model.eval()
         self.usage.weights_bytes = self._model.get_memory_footprint()
 
+    def _load_base(self, kind: Any) -> Any:
+        """The full weights. Raises CallError, and what the libraries raise."""
+        params = self.params
+        self._check_memory()
+        model, report = kind.from_pretrained(
+            self.base,
+            device_map=self._device_map(),
+            output_loading_info=True,
+            **self._shared,
+            **{**params.loading_params, "dtype": self._dtype},
+        )
+        if params.device:
+            model.to(params.device)
+        missing = [name for name in report["missing_keys"] if not name.startswith(self.unused_weights)]
+        if missing:
+            raise self.load_error(f"it lacks {len(missing)} weights, for example {min(missing)}")
+        if self.family:
+            self.family.adopt(model)
+        return model
+
+    def _put_adapter_on(self) -> None:
+        """Merge the adapter, if there is one, into the base. Raises CallError."""
+        if self.adapter is None:
+            return
+        from rambla_ray.actors.local.merging import Misfit, merge
+
+        tokens = len(self._tokenizer) if self.adapter.has_tokenizer and not self.params.tokenizer_name else None
+        try:
+            if self.family:
+                self.family.put_on(self.adapter, tokens)
+            else:
+                merge(self._model, self.adapter.folder, tokens)
+        except Misfit as error:
+            raise CallError(ErrorKind.LOAD, f"the adapter {self.adapter.folder} {error}") from None
+
     def free_bytes(self) -> int:
         """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees."""
-        return memory.free_bytes(self.chip, self.memory_share)
+        return memory.free_bytes(self.chip, self.memory_share) * self.pool.node_count  # Its other nodes are alike.
 
     def _check_memory(self) -> None:
         """Refuse weights that cannot fit, where they are in safetensors and nobody has placed them by hand."""
@@ -199,7 +261,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         by_hand = isinstance(params.device_map, dict) or any(key in params.loading_params for key in PLACING_PARAMS)
         if by_hand or self._config.to_dict().get("quantization_config"):
             return
-        needed = weights.loaded_bytes(Path(params.model_name), self._dtype)
+        needed = weights.loaded_bytes(Path(self.base), self._dtype)
         if needed is not None and needed > self.usage.free_bytes:
             raise self._memory_error(needed)
 
@@ -208,14 +270,14 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         return self.load_error(f"{takes}, and {memory.shortage(self.chip, self.usage.free_bytes, self.pool)}")
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Turns what goes wrong inside into a load error of one line."""
+    def loading(self, what: str = "") -> Iterator[None]:
+        """Turns what goes wrong inside into a load error of one line, with `what` before its reason."""
         try:
             yield
         except CallError:
             raise
         except Exception as error:  # noqa: BLE001 - four libraries read the files, each with errors of its own
-            raise self.load_error(_one_line_reason(error)) from None
+            raise self.load_error(f"{what}{_one_line_reason(error)}") from None
 
     def load_error(self, reason: str) -> CallError:
         """The error that the checkpoint cannot be loaded."""
@@ -234,24 +296,30 @@ class BaseHuggingFaceModel(Model, Generic[J]):
 
     def checkpoint_identity(self) -> dict[str, object]:
         """What was loaded: class, weights, tokenizer and how, without a path."""
-        params = self.params
-        if Path(params.model_name).is_dir():
+        if Path(self.base).is_dir():
             loaded = weights.fingerprint(
-                Path(params.model_name), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
+                Path(self.base), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
             )
         else:
-            loaded = f"{params.model_name}@{self.commit() or 'main'}"
+            loaded = f"{self.base}@{self.commit() or 'main'}"
         return {
             "class": type(self).__name__,
             "weights": loaded,
-            "tokenizer": weights.tokenizer_identity(params.tokenizer_name),
+            "tokenizer": self._tokenizer_identity(),
             "loading": json.loads(json.dumps(self._loading, default=str)),
+            **({"adapter": self.adapter.identity} if self.adapter else {}),
         }
+
+    def _tokenizer_identity(self) -> str:
+        """What the tokenizer is, where it is not the base's; else empty."""
+        if self.params.tokenizer_name or self.adapter is None or not self.adapter.has_tokenizer:
+            return weights.tokenizer_identity(self.params.tokenizer_name)
+        return weights.fingerprint_of_texts(self.adapter.folder, {weights.ADAPTER_CONFIG})
 
     def commit(self) -> str | None:
         """The commit that was loaded of a hub id, or else the revision that was asked for."""
         commit: str | None = getattr(self._config, "_commit_hash", None)
-        return commit or self.params.revision
+        return commit or self._shared["revision"]
 
     def drain(self) -> None:
         self._draining = True

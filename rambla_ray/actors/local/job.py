@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit
-from rambla_ray.schema import Response
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import ReplyDetails, Response
 
 INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # A text ends with it while its last character lacks tokens.
+
+NOT_A_NUMBER = "the model computed NaN or infinity; try a wider dtype"  # Why a job whose result is one fails.
 
 Encoding = dict[str, list[int]]  # What a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids.
 
@@ -38,6 +41,11 @@ class Job:
     done: asyncio.Future[Response] | None = None
     response: Response = field(init=False)
     error: Exception | None = None
+
+    def refuse(self, error: CallError) -> None:
+        """Give `done` an error, without a call. Nothing happens if nobody waits."""
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(error)
 
     def resolve(self, usage: LocalUsage) -> None:
         """Set the result of `done`, and count the response's tokens. Nothing happens if nobody waits."""
@@ -137,6 +145,40 @@ class Prompt(Job):
             self.emitted = len(text)
             self.done.get_loop().call_soon_threadsafe(self.emit, piece)
 
+
+@dataclass(eq=False, kw_only=True)
+class Choices(Job):
+    """How likely each of some continuations is behind a prompt. Nothing is generated, and nothing is emitted.
+
+    `encodings` has a row for each continuation, the prompt in front of it.
+
+    Args:
+        continuations: as they were asked for; the likeliest is the response's text, the first of those that are alike.
+        scored: of each row, the number of tokens at its end whose log-probabilities are summed.
+    """
+
+    continuations: tuple[str, ...]
+    scored: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row, at least one before those that are scored."""
+        return [encoding["input_ids"] for encoding in self.encodings]
+
+    def set_logprobs(self, logprobs: Sequence[float]) -> None:
+        """Set the response from the log-probability of each continuation, or an error where one is no number."""
+        if not all(map(math.isfinite, logprobs)):
+            self.error = CallError(ErrorKind.INTERNAL, NOT_A_NUMBER)
+            return
+        prompt = len(self.rows[0]) - self.scored[0]
+        self.response = Response(
+            text=self.continuations[logprobs.index(max(logprobs))],
+            prompt_tokens=prompt + sum(self.scored),
+            details=ReplyDetails(choice_logprobs=tuple(logprobs)),
+        )
+
+
+LanguageJob = Prompt | Choices  # What a language model's engine answers.
 
 J = TypeVar("J", bound=Job)
 J_contra = TypeVar("J_contra", bound=Job, contravariant=True)

@@ -49,6 +49,17 @@ def shortage(chip: str, free: int, pool: Pool) -> str:
     )
 
 
+def of_children() -> int:
+    """The memory that the processes have which this one has started, now."""
+    import psutil
+
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # It has ended.
+            total += int(process.memory_info().rss)
+    return total
+
+
 def peak_bytes(chip: str) -> int:
     """The most memory that this actor has had: of its GPUs, or of the machine."""
     if chip == "cpu":

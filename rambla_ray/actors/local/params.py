@@ -1,16 +1,17 @@
-"""The params of models that are loaded from HuggingFace checkpoints."""
+"""The params of local language models."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from rambla_ray.actors.local import weights
+from rambla_ray.actors.local import adapters, vllm_arguments, weights
+from rambla_ray.actors.local.adapters import Origin
 from rambla_ray.actors.local.backends import (
     HONOURED_OPTIONS,
     REFUSED_OPTIONS,
@@ -18,120 +19,38 @@ from rambla_ray.actors.local.backends import (
     fault_of_option,
     unsupported_option,
 )
-from rambla_ray.config.model import ModelParams
-from rambla_ray.display import SHOWN_CHARACTERS, one_line
+from rambla_ray.actors.local.checkpoint_params import CheckpointParams, in_home, is_path
+from rambla_ray.config.sections import NAME
+from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
-from rambla_ray.inputs import expanded
 from rambla_ray.tasks import prompts
+from rambla_ray.tasks.closed import omitted
 
-# Loading params that can run or unpickle code of others.
-CODE_RUNNING_PARAMS = ("weights_only", "allow_all_kernels", "use_kernels", "kernel_config")
-DTYPES = ("auto", "float16", "bfloat16", "float32")
 ANY_MESSAGE = "any message " * 1000  # It is long, so that a placeholder that cuts its text is found.
 VLLM_LOADING_PARAMS = ("dtype", "quantization")  # The loading params that vLLM's engine takes.
-HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
 NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
     r"|(?<!LMHead)(?<!DoubleHeads)Model$"
 )
 
 
-class CheckpointParams(ModelParams):
-    """Where a checkpoint is and how it is loaded: RAmBLA's parameters, with `revision` and `trust_remote_code`."""
-
-    is_local = True
-
-    model_name: str = Field(description="a hub id, or the path of a checkpoint's folder")
-    tokenizer_name: str | None = Field(None, description="model_name when not given")
-    revision: str | None = Field(None, description="of a hub id: branch, tag or commit")
-    loading_params: dict[str, Any] = Field(
-        default_factory=dict,
-        description="for from_pretrained: torch_dtype (or dtype), gguf_file, attn_implementation",
-    )
-    device: str | None = Field(None, description="one device, for example cpu; excludes device_map")
-    device_map: str | dict[str, Any] | None = Field("auto", description="accelerate's device_map")
-    local_files_only: bool = Field(False, description="never ask the hub")
-    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _device_or_map(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("device") is not None:
-            if value.get("device_map") is not None:
-                raise ValueError("device and device_map exclude each other; drop one of them")
-            return {**value, "device_map": None}
-        return value
-
-    @field_validator("model_name", "tokenizer_name")
-    @classmethod
-    def _home_folder(cls, value: str | None) -> str | None:
-        return str(expanded(value)) if value and value.startswith("~") else value
-
-    @field_validator("loading_params")
-    @classmethod
-    def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
-        value = dict(value)
-        if "torch_dtype" in value and "dtype" in value:
-            raise ValueError("torch_dtype and dtype are two names of one key; drop one of them")
-        if "torch_dtype" in value:
-            value["dtype"] = value.pop("torch_dtype")
-        if value.get("dtype", "auto") not in DTYPES:
-            raise ValueError(f"dtype '{value['dtype']}' is unknown; {choose_from(str(value['dtype']), DTYPES)}")
-        if "trust_remote_code" in value:
-            raise ValueError("trust_remote_code stands in params, not in loading_params")
-        return value
-
-    @model_validator(mode="after")
-    def _no_code_unasked(self) -> Self:
-        keys = [key for key in CODE_RUNNING_PARAMS if key in self.loading_params]
-        if "/" in str(self.loading_params.get("attn_implementation", "")):  # It names a repository of kernels.
-            keys.append("attn_implementation")
-        if keys and not self.trust_remote_code:
-            raise ValueError(f"loading_params.{keys[0]} can run code of others; that needs trust_remote_code: true")
-        return self
-
-    @property
-    def is_path(self) -> bool:
-        """Whether model_name is a path, not a hub id."""
-        name = self.model_name
-        return name.startswith(("/", "./", "../")) or name.count("/") > 1 or os.path.exists(name)
-
-    @property
-    def special_file(self) -> str:
-        """The first of the files of checkpoint and tokenizer that is none, and what it is; empty without any."""
-        folders = [Path(name) for name in (self.model_name, self.tokenizer_name) if name]
-        return next(filter(None, (weights.special_file(folder) for folder in folders if folder.is_dir())), "")
-
-    def preflight(self, *, same_machine: bool) -> None:
-        if not same_machine:
-            return
-        if not self.is_path:
-            if not HUB_ID.fullmatch(self.model_name):
-                name = one_line(self.model_name, SHOWN_CHARACTERS)
-                raise UserError(f"params.model_name: '{name}' is neither a folder here nor a hub id (owner/name)")
-            return
-        folder, gguf = Path(self.model_name), self.loading_params.get("gguf_file")
-        if not os.path.isdir(folder):
-            raise UserError(f"params.model_name: there is no folder {folder}")
-        if reason := self.special_file:
-            raise UserError(f"params.model_name: {folder} cannot be loaded: {reason}")
-        if gguf and not (folder / gguf).is_file():
-            raise UserError(f"params.loading_params.gguf_file: there is no {gguf} in {folder}")
-        if (adapter := folder / weights.ADAPTER_CONFIG).is_file():
-            raise UserError(f"params.model_name: {folder} cannot be loaded: {weights.adapter_reason(adapter)}")
-        if not weights.has_weights(folder):
-            raise UserError(
-                f"params.model_name: {folder} cannot be loaded: it holds no weights (*.safetensors, *.bin)"
-            )
-        if fault := weights.config_fault(folder):
-            raise UserError(f"params.model_name: {folder} cannot be loaded: its config.json is damaged: {fault}")
-        if package := weights.missing_quantiser(weights.config_of(folder), self.loading_params):
-            raise UserError(f"its quantised weights need a package that is not here: pip install {package}")
+AdapterName = Annotated[str, Field(pattern=NAME, max_length=60)]  # It is a part of its target's name.
+AdapterPlace = Annotated[str, Field(min_length=1)]
 
 
 class HuggingFaceParams(CheckpointParams):
-    """RAmBLA's parameters of a local language model, unchanged."""
+    """RAmBLA's parameters of a local language model, unchanged, and its adapters."""
 
+    takes_adapter = True
+
+    adapter: AdapterPlace | None = omitted(
+        "a LoRA adapter on model_name: a folder or hub id. A model_name that holds an adapter alone needs none: its "
+        "base is the one that it names"
+    )
+    adapters: dict[AdapterName, AdapterPlace] | None = omitted(
+        "several adapters on model_name, by name, each of which is a target; an actor loads the base once",
+        min_length=1,
+    )
     generation_config: dict[str, Any] = Field(
         default_factory=dict, description="for transformers.GenerationConfig; greedy unless do_sample is true"
     )
@@ -142,6 +61,47 @@ class HuggingFaceParams(CheckpointParams):
         description="transformers: static batches; transformers_continuous: continuous batching with paged attention; "
         "vllm: its engine (pip install vllm); auto: by device and options",
     )
+
+    engine_args: dict[str, Any] | None = omitted(
+        "vLLM's own engine arguments, such as {max_model_len: 8192, enforce_eager: false}, for backend vllm"
+    )
+    _longest_prompt: int | None = PrivateAttr(None)
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """The bytes of the longest prompt of the run; None where that is not known."""
+        return self._longest_prompt
+
+    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
+        if self.backend != "vllm" or "max_model_len" in (self.engine_args or {}):
+            return self
+        params = self.model_copy()
+        params._longest_prompt = longest_prompt()
+        return params
+
+    @field_validator("adapter", "adapters")
+    @classmethod
+    def _home_folders(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: in_home(place) for name, place in value.items()}
+        return in_home(value) if value else value
+
+    @model_validator(mode="after")
+    def _one_adapter_or_several(self) -> Self:
+        if self.adapter is not None and self.adapters is not None:
+            raise ValueError("adapter and adapters exclude each other; drop one of them")
+        if self.adapters is not None and self.backend == "transformers_continuous":
+            raise ValueError("backend transformers_continuous cannot answer for several adapters; transformers can")
+        return self
+
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        adapters = self.adapters or {}
+        return {name: self.model_copy(update={"adapter": it, "adapters": None}) for name, it in adapters.items()}
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.model_name, self.adapter)
 
     @field_validator("generation_config")
     @classmethod
@@ -166,6 +126,13 @@ class HuggingFaceParams(CheckpointParams):
             )
         return self
 
+    def for_likelihood(self) -> Self:
+        if self.backend == "transformers_continuous":
+            raise UserError("runs with backend transformers_continuous, which gives none; backend: transformers does")
+        if self.generation_config.get("num_beams", 1) not in (None, 1):
+            raise UserError("searches beams, which nothing is generated for; leave generation_config.num_beams out")
+        return self.model_copy(update={"backend": "transformers"}) if self.backend == "auto" else self
+
     @property
     def needs_chat_template(self) -> bool:
         """Whether prompts go through the chat template that the tokenizer brings."""
@@ -177,6 +144,10 @@ class HuggingFaceParams(CheckpointParams):
 
     def resolved(self) -> Self:
         """Refuse generation options that transformers does not know, or the backend cannot honour."""
+        if self.engine_args and self.backend != "vllm":
+            raise UserError(f"params.engine_args: backend {self.backend} takes none; backend: vllm does")
+        if reason := vllm_arguments.fault(self.engine_args or {}, trusts=self.trust_remote_code):
+            raise UserError(f"params.engine_args: {reason}")
         if self.backend == "vllm":
             refused = [key for key in self.loading_params if key not in VLLM_LOADING_PARAMS]
             if refused:
@@ -211,9 +182,10 @@ class HuggingFaceParams(CheckpointParams):
             return
         if self.backend == "vllm" and importlib.util.find_spec("vllm") is None:
             raise UserError("params.backend: vllm is not installed; pip install 'rambla_ray[vllm]', or backend: auto")
-        if not self.is_path or "gguf_file" in self.loading_params:
+        adapter = self._checked_adapter()
+        folder = Path(self.origin.base)
+        if not is_path(str(folder)) or "gguf_file" in self.loading_params:
             return  # The files of a hub, and GGUF, are looked into when they are loaded.
-        folder = Path(self.model_name)
         config = weights.config_of(folder)
         if wrong := [kind for kind in config.get("architectures") or [] if NOT_CAUSAL.search(kind)]:
             raise UserError(f"params.model_name: {folder} is a {wrong[0]}, which is not a causal language model")
@@ -222,9 +194,24 @@ class HuggingFaceParams(CheckpointParams):
             raise UserError(
                 f"params.generation_config.max_new_tokens={new} leaves no room in its context of {longest}"
             )
-        tokenizer = Path(self.tokenizer_name or folder)
+        beside_adapter = adapter if adapter and adapters.has_tokenizer(adapter) else folder
+        tokenizer = Path(self.tokenizer_name or beside_adapter)
         if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
+
+    def _checked_adapter(self) -> Path | None:
+        """The adapter's folder, if there is one here. Raises UserError where it cannot be used."""
+        adapter = self.origin.adapter
+        if not adapter:
+            return None
+        key = "params.model_name" if self.adapter is None else "params.adapter"
+        if importlib.util.find_spec("peft") is None:
+            raise UserError(f"{key}: an adapter needs peft: pip install 'rambla_ray[hf]' -c constraints.txt")
+        if not is_path(adapter) and weights.HUB_ID.fullmatch(adapter):
+            return None
+        if reason := adapters.fault(Path(adapter)):
+            raise UserError(f"{key}: {reason}")
+        return Path(adapter)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from rambla_ray.actors.local import cache
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
-from rambla_ray.actors.local.job import Prompt, end_tokens
+from rambla_ray.actors.local.job import Choices, LanguageJob, Prompt, end_tokens
+from rambla_ray.actors.local.likelihood import Likelihood
 from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
 from rambla_ray.actors.local.sampling import Draws, HistoryProcessors
 
@@ -42,7 +43,7 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
-class Static(BatchingEngine[Prompt]):
+class Static(BatchingEngine[LanguageJob]):
     """Static batches. Rows share the computation of what they begin with; beams are searched without that.
 
     Args:
@@ -65,7 +66,6 @@ class Static(BatchingEngine[Prompt]):
         self._history = HistoryProcessors({} if self._searches_beams else options)
         # Draws are made by a processor, so `generate` itself is greedy.
         self._greedy = GenerationConfig(**options, do_sample=False)
-        model.generation_config = self._greedy
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
@@ -76,14 +76,24 @@ class Static(BatchingEngine[Prompt]):
             self.batch_size = 1
         use_grouped_attention(model)
         self._prefill = Prefill(model, self._pad, PROMPT_TOKENS[context.chip])
+        self._likelihood = Likelihood(model, self._pad, self._usage, self._prefill, PROMPT_TOKENS[context.chip])
 
-    def run(self, jobs: list[Prompt]) -> None:
+    def run(self, jobs: list[LanguageJob]) -> None:
+        self._model.generation_config = self._greedy  # Another engine may have used the model meanwhile.
+        prompts = [job for job in jobs if isinstance(job, Prompt)]
+        choices = [job for job in jobs if isinstance(job, Choices)]
         with torch.inference_mode():
-            if not self._searches_beams:
-                self._run_rows(jobs)
-                return
-            for limit in {prompt.max_new_tokens for prompt in jobs}:
-                self._run_beams([prompt for prompt in jobs if prompt.max_new_tokens == limit], limit)
+            if prompts:
+                self._run_prompts(prompts)
+            if choices:
+                self._likelihood(choices)
+
+    def _run_prompts(self, prompts: list[Prompt]) -> None:
+        if not self._searches_beams:
+            self._run_rows(prompts)
+            return
+        for limit in {prompt.max_new_tokens for prompt in prompts}:
+            self._run_beams([prompt for prompt in prompts if prompt.max_new_tokens == limit], limit)
 
     def _run_rows(self, prompts: list[Prompt]) -> None:
         rows = [prompt.tokens for prompt in prompts]

@@ -30,6 +30,9 @@ LEFT_BY_TRAINING = re.compile(
     r"\..+|checkpoint-\d+|global_step\d+|(optimizer|scheduler|scaler|sampler)(_\d+)?\.(pt|bin)|trainer_state\.json"
 )
 LARGEST_JSON = 2**30  # Bytes of a file that is read here as JSON.
+# Names of a model's own weights, which those of an adapter and the state of its training are not.
+FULL_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)|.+\.gguf")
+HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
 ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -58,8 +61,17 @@ def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "")
     files = list(_files(folder, kept=Path(subfolder).parts[:1]))
     weights = [folder / gguf_file] if gguf_file else [path for path in files if path.suffix in WEIGHTS]
     texts = [path for path in files if path.suffix in TEXTS]
+    return _checksum(folder, {*weights, *texts})
+
+
+def fingerprint_of_texts(folder: Path, left_out: Collection[str] = ()) -> str:
+    """The same over the files in a folder that are no weights, such as a tokenizer's, but for some names."""
+    return _checksum(folder, {path for path in _files(folder) if path.suffix in TEXTS and path.name not in left_out})
+
+
+def _checksum(folder: Path, files: Collection[Path]) -> str:
     whole = hashlib.sha256()
-    for path in sorted({*weights, *texts}):
+    for path in sorted(files):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
@@ -101,6 +113,11 @@ def has_weights(folder: Path) -> bool:
     return any(path.suffix in WEIGHTS and not LEFT_BY_TRAINING.fullmatch(path.name) for path in folder.iterdir())
 
 
+def has_full_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's weights by names that transformers loads, beside those of an adapter."""
+    return any(FULL_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
+
 def adapter_reason(config_file: Path) -> str:
     """Why a checkpoint that holds an adapter, of this config file, cannot be loaded: `it` is the checkpoint.
 
@@ -110,8 +127,8 @@ def adapter_reason(config_file: Path) -> str:
     base = _json(config_file).get("base_model_name_or_path")
     of_base = f" of {base}" if base else ""
     return (
-        f"it holds an adapter{of_base} ({config_file.name}), which cannot be loaded here: merge it into its base, or "
-        "move it to a folder of its own"
+        f"it holds an adapter{of_base} ({config_file.name}), which a huggingface_llm alone can have: merge it into "
+        "its base, or move it to a folder of its own"
     )
 
 

@@ -1,0 +1,170 @@
+"""What vLLM's processes have of this machine: cores of their own, a log of why they failed, a guard that ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from rambla_ray.actors.local import vllm_guard
+from rambla_ray.display import folded
+
+RECORD = "\x1e"  # Each record of the log begins with it.
+RAISED = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)", re.MULTILINE)
+LOGGING = "VLLM_LOGGING_CONFIG_PATH"
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+
+
+class Host:
+    """The surroundings of one engine. They are given up by `close`, or when this process ends.
+
+    Args:
+        threads: as many threads compute, each on a core that no other engine of this user has; None where a GPU does.
+        settings: more of the environment of vLLM's processes.
+    """
+
+    def __init__(self, threads: int | None, settings: Mapping[str, str]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="rambla_ray-vllm-"))
+        self._log = self._folder / "log"
+        self._cores = Cores(threads) if threads is not None and BINDING not in os.environ else None
+        self._settings = {
+            vllm_guard.MARK: str(self._folder),
+            "SPT_NOENV": "1",  # The names that vLLM gives its processes leave their environment readable.
+            "VLLM_NO_USAGE_STATS": "1",
+            **settings,
+        }
+        if LOGGING not in os.environ:
+            self._settings[LOGGING] = str(self._log_to_file())
+        if self._cores:
+            self._settings |= self._cores.settings
+        self._guard = self._start_guard()
+
+    def _start_guard(self) -> subprocess.Popen[bytes]:
+        """The guard: a process of its own session, which the signals for this one do not reach."""
+        command = [sys.executable, "-I", "-S", str(Path(vllm_guard.__file__)), str(self._folder)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)  # noqa: S603
+
+    def _log_to_file(self) -> Path:
+        """A logging config by which vLLM writes its errors to a file beside what it writes already."""
+        config = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "line": {"format": "%(levelname)s %(asctime)s [%(name)s] %(message)s"},
+                "record": {"format": f"{RECORD}%(message)s"},
+            },
+            "handlers": {
+                "stream": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"},
+                "file": {
+                    "class": "logging.FileHandler",
+                    "formatter": "record",
+                    "level": "ERROR",
+                    "filename": str(self._log),
+                    "delay": True,
+                },
+            },
+            "loggers": {"vllm": {"handlers": ["stream", "file"], "level": "INFO", "propagate": False}},
+        }
+        file = self._folder / "logging.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        return file
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[None]:
+        """The environment in which the engine's processes are to be started."""
+        before = {name: os.environ.get(name) for name in self._settings}
+        os.environ.update(self._settings)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+    def cause(self) -> str:
+        """What vLLM's processes say of why they failed, in one line; empty where they say nothing."""
+        with contextlib.suppress(OSError):
+            return first_cause(self._log.read_text(encoding="utf-8", errors="replace"))
+        return ""
+
+    def close(self) -> None:
+        """Have the guard end what is left, and give the cores back."""
+        if self._guard.stdin:
+            self._guard.stdin.close()
+        if self._cores:
+            self._cores.close()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the guard to have ended what was left."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(timeout_s)
+
+
+def first_cause(log: str) -> str:
+    """The first error of a log: the exception that ended its traceback, or its own words."""
+    first = log.removeprefix(RECORD).partition(RECORD)[0]
+    raised = RAISED.findall(first)
+    return folded(f"{raised[-1][0].rpartition('.')[2]}: {raised[-1][1]}" if raised else first.partition("\n")[0])
+
+
+class Cores:
+    """Cores of this machine, which no other engine of this user computes on for as long as this process holds them.
+
+    Without so many free ones none is held, and the threads are bound to none.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._held: dict[int, IO[bytes]] = {}
+        with contextlib.suppress(OSError):  # Without a folder for the locks no core is held.
+            self._take()
+
+    def _take(self) -> None:
+        folder = Path(tempfile.gettempdir()) / f"rambla_ray-cores-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with (folder / "all").open("ab") as everything:
+            fcntl.flock(everything, fcntl.LOCK_EX)  # One engine chooses at a time.
+            for core in sorted(os.sched_getaffinity(0)):
+                if len(self._held) < self._count and (lock := _locked(folder / str(core))):
+                    self._held[core] = lock
+        if len(self._held) < self._count:
+            self.close()
+
+    @property
+    def numbers(self) -> list[int]:
+        """Those that are held."""
+        return sorted(self._held)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment by which vLLM computes on them."""
+        if self._held:
+            return {BINDING: ",".join(map(str, self.numbers))}
+        return {BINDING: "nobind", "OMP_NUM_THREADS": str(self._count)}
+
+    def close(self) -> None:
+        """Give them back."""
+        for lock in self._held.values():
+            lock.close()
+        self._held.clear()
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """A file with a lock on it, which lasts until it is closed; None where another process has that."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

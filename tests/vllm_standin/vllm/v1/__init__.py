@@ -1,1 +1,0 @@
-"""As vLLM lays it out."""

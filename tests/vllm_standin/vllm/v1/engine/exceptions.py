@@ -1,5 +1,0 @@
-"""How an engine ends."""
-
-
-class EngineDeadError(Exception):
-    """Its process has gone."""
