@@ -22,16 +22,19 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def growing() -> Iterator[AutoscalingCluster]:
-    """A head without CPUs, and up to three workers with one each."""
+    """A head without CPUs, and up to three workers with one each, which find the models of these tests."""
     with (
+        pytest.MonkeyPatch.context() as environment,
         tempfile.TemporaryDirectory(prefix="grow-", ignore_cleanup_errors=True) as folder,
-        AutoscalingCluster(Path(folder), {"cpu": ({"CPU": 1}, WORKERS)}) as cluster,
     ):
-        yield cluster
+        environment.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
+        with AutoscalingCluster(Path(folder), {"cpu": ({"CPU": 1}, WORKERS)}) as cluster:
+            yield cluster
 
 
 def start(cluster: AutoscalingCluster, runs_dir: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "jobs/bench.py", f"address={cluster.address}", f"runs_dir={runs_dir}", "model=mock"]
+    command = [sys.executable, "jobs/bench.py", f"address={cluster.address}", f"runs_dir={runs_dir}"]
+    words = words if any(word.startswith("model=") for word in words) else ("model=mock", *words)
     return subprocess.Popen(
         [*command, *words], cwd=REPO, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -55,9 +58,14 @@ def test_nodes_come_for_a_run_grow_with_its_pool_and_go(growing, tmp_path):
 
 
 def test_what_no_kind_of_node_has_ends_the_run(growing, tmp_path):
-    run = start(growing, tmp_path, "pool.num_gpus=1")
-    _, err = run.communicate(timeout=RUN_S)
-    assert run.returncode == 1
-    assert err.splitlines()[-1].startswith(
-        "error: model mock: the cluster's autoscaler has no kind of node with 1 GPU"
-    )
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/spread.yaml").write_text("name: spread_model:Spread\npool: {num_gpus: 4, nodes: 2}\n")
+    one = start(growing, tmp_path, "pool.num_gpus=1")
+    spread = start(growing, tmp_path, "model=spread", f"conf_dir={tmp_path}/conf")
+    for run, reason in (
+        (one, "error: model mock: the cluster's autoscaler has no kind of node with 1 GPU"),
+        (spread, "error: model spread: the cluster's autoscaler has no kinds of nodes for 2 nodes with 2 GPUs each"),
+    ):
+        _, err = run.communicate(timeout=RUN_S)
+        assert run.returncode == 1
+        assert err.splitlines()[-1].startswith(reason)

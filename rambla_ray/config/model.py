@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from rambla_ray import redaction
-from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
+from rambla_ray.config.environment import NOT_SENDABLE, Borrowings, by_name, inside, is_sendable, texts_by_name
 from rambla_ray.config.explain import explain
 from rambla_ray.config.key_command import KeyCommand, read_token
 from rambla_ray.config.printed_token import Token
@@ -31,7 +31,6 @@ from rambla_ray.tasks.closed import Closed, omitted
 
 KEY_DESCRIPTION = "NAME of the environment variable with the key, in upper case; null where none is needed"
 KEY_VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # A key that is pasted in the place of its variable's name looks otherwise.
-_NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
 
 
 class ModelParams(Closed):
@@ -79,6 +78,11 @@ class ModelParams(Closed):
     def batch_fault(self) -> str:
         """Why its requests cannot be sent as the provider's batches; empty where they can."""
         return "has no batch API; leave batch out"
+
+    @property
+    def several_nodes_fault(self) -> str:
+        """Why one model cannot be spread over several nodes; empty where it can."""
+        return "runs on one node; leave pool.nodes out"
 
     def for_likelihood(self) -> Self:
         """These params for a run that asks how likely choices are behind a prompt (`Request.continuations`).
@@ -194,8 +198,8 @@ class KeyedParams(ModelParams):
         if same_machine and not key:
             state = "empty" if self.api_key_var in os.environ else "not set"
             raise UserError(f"needs a key in the environment variable {self.api_key_var}, which is {state}")
-        if same_machine and not _is_sendable(key):
-            raise UserError(f"the environment variable {self.api_key_var} {_NOT_SENDABLE}; set it to the key alone")
+        if same_machine and not is_sendable(key):
+            raise UserError(f"the environment variable {self.api_key_var} {NOT_SENDABLE}; set it to the key alone")
 
     def _try_command(self) -> None:
         try:
@@ -222,14 +226,9 @@ class KeyedParams(ModelParams):
             raise CallError(
                 ErrorKind.AUTH, f"the environment variable {self.api_key_var} is not set where the model runs"
             )
-        if not _is_sendable(key):
-            raise CallError(ErrorKind.AUTH, f"the environment variable {self.api_key_var} {_NOT_SENDABLE}")
+        if not is_sendable(key):
+            raise CallError(ErrorKind.AUTH, f"the environment variable {self.api_key_var} {NOT_SENDABLE}")
         return key
-
-
-def _is_sendable(key: str) -> bool:
-    """Whether a key, without the white space around it, can stand in the header of a request."""
-    return key.isascii() and key.isprintable()
 
 
 class ModelConfig(Closed):
@@ -271,6 +270,14 @@ class ModelConfig(Closed):
             redaction.hide(self.params.key_variable)
         for written, value in texts_by_name(self._borrowed):
             redaction.show_by_name(value, written)
+
+    @field_validator("pool")
+    @classmethod
+    def _is_spread_by_its_backend(cls, pool: Pool, info: ValidationInfo) -> Pool:
+        params = info.data.get("params")
+        if pool.node_count > 1 and isinstance(params, ModelParams) and (fault := params.several_nodes_fault):
+            raise UserError(f"{info.data['name']} {fault}")
+        return pool
 
     @field_validator("batch")
     @classmethod

@@ -33,6 +33,11 @@ class Pool(Closed):
     num_gpus: float | None = Field(
         None, ge=0, le=MOST_OF_A_NODE, description="GPUs of one actor; one for a local model where there are any"
     )
+    nodes: int | None = omitted(
+        "nodes that each actor's model is spread over, with num_gpus / nodes GPUs on each; for backend: vllm",
+        ge=1,
+        le=MOST_ACTORS,
+    )
     batch_size: Annotated[int, Field(le=2**20)] | Literal["auto"] = Field(
         "auto", description="requests a local model answers together"
     )
@@ -42,6 +47,18 @@ class Pool(Closed):
     def largest(self) -> int:
         """How many actors there can be."""
         return self.max_size or self.min_size
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes one actor's model is spread over."""
+        return self.nodes or 1
+
+    @model_validator(mode="after")
+    def _nodes_share_the_gpus(self) -> Self:
+        gpus = self.num_gpus or 0.0
+        if self.node_count > 1 and (not gpus or gpus % self.node_count):
+            raise ValueError(f"nodes {self.nodes} needs num_gpus that they share equally; num_gpus is {gpus:g}")
+        return self
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> Self:

@@ -33,26 +33,43 @@ class NodeResources(NamedTuple):
         return int(min(by_cpus, by_gpus))
 
 
+class Demand(NamedTuple):
+    """Some equal parts of actors, each of which is to be on one node.
+
+    Args:
+        part: what one takes: an actor, or what it takes of each of its nodes.
+        count: how many there are.
+        most_on_a_node: of those parts at most so many may be on the same node.
+    """
+
+    part: NodeResources
+    count: int
+    most_on_a_node: float = math.inf
+
+
 def _times(amount: float, part: float) -> int:
     """How often an amount holds a part of it, past the rounding of decimal fractions in binary."""
     return max(0, math.floor(round(amount / part, 6)))
 
 
-def fit(actors: Sequence[tuple[NodeResources, int]], nodes: Sequence[NodeResources]) -> bool:
-    """Whether all actors find room: the largest first, each on the node that is left with the least.
+def fit(demands: Sequence[Demand], nodes: Sequence[NodeResources]) -> bool:
+    """Whether all demands find room: the largest parts first, each on the node that is left with the least.
+
+    Actors over several nodes each, of which a node gets no more parts than there are actors, can always be put
+    together so that each has its parts on different nodes.
 
     Args:
-        actors: what one takes, and how many equal ones there are.
+        demands: what is to be placed.
         nodes: what each has.
     """
     free = list(nodes)
-    for actor, waiting in sorted(actors, key=lambda group: (group[0].gpus, group[0].cpus), reverse=True):
-        if not any(actor):
+    for part, waiting, most in sorted(demands, key=lambda demand: (demand.part.gpus, demand.part.cpus), reverse=True):
+        if not any(part):
             return True  # An actor that takes nothing needs no node, nor do those after it.
-        left = [node.less(actor) for node in free]
+        left = [node.less(part) for node in free]
         for place in sorted(range(len(free)), key=lambda place: (left[place].gpus, left[place].cpus)):
-            placed = min(waiting, free[place].room_for(actor))
-            free[place] = free[place].less(actor, placed)
+            placed = int(min(waiting, most, free[place].room_for(part)))
+            free[place] = free[place].less(part, placed)
             waiting -= placed
         if waiting:
             return False

@@ -24,7 +24,8 @@ from rambla_ray.errors import UserError
 from rambla_ray.run import ray_internals, token
 from rambla_ray.run.address import HeadAddress
 from rambla_ray.run.capacity import NodeResources
-from rambla_ray.run.placement import Cluster, actor_resources
+from rambla_ray.run.placement import Cluster
+from rambla_ray.run.pool_resources import actor_resources, bundles_of
 
 LONGEST_REASON = 160  # What Ray says is cut to so many characters.
 GIB = 1024**3
@@ -174,8 +175,13 @@ def node_resources(resources: Mapping[str, float]) -> NodeResources:
 
 def first_infeasible(pools: Sequence[Pool]) -> Pool | None:
     """The first of some pools for whose actors the autoscaler has no kind of node, once it has been asked for them."""
-    infeasible = [node_resources(request) for request in ray_internals.infeasible_requests()]
-    return next((pool for pool in pools if actor_resources(pool) in infeasible), None)
+    infeasible = [list(map(node_resources, request)) for request in ray_internals.infeasible_requests()]
+    return next((pool for pool in pools if _requests(pool) in infeasible), None)
+
+
+def _requests(pool: Pool) -> list[NodeResources]:
+    """What the autoscaler is asked for by an actor of a settled pool."""
+    return [actor_resources(pool)] if pool.node_count == 1 else list(map(node_resources, bundles_of(pool)))
 
 
 def dashboard() -> str:

@@ -30,12 +30,11 @@ from rambla_ray.run.placement import (
     Cluster,
     Level,
     Placement,
-    actor_resources,
-    describe_resources,
     levels_of,
     waiting_reason,
 )
 from rambla_ray.run.plan import Plan
+from rambla_ray.run.pool_resources import actor_resources, describe_resources
 from rambla_ray.storage import Folder
 
 GIB = 1024**3

@@ -30,6 +30,7 @@ from rambla_ray.results.progress import Progress
 from rambla_ray.results.served import Served
 from rambla_ray.results.stream_writer import StreamWriter
 from rambla_ray.run.cluster import connected_cluster
+from rambla_ray.run.node_groups import NodeGroups
 from rambla_ray.run.placement import Cluster, Level, Placement, blocks_at_once, waiting_reason
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.stopping import OrderlyStop
@@ -56,6 +57,7 @@ class Run:
         items: per (task, variant), the object reference of its items' table.
         started: when this invocation started, as Unix time in seconds.
         drain_s: how long it waits for what is in flight when it is stopped, in seconds.
+        groups: the placement groups of actors that are spread over several nodes.
         calls: how many were made in this invocation; known once it has ended.
         ended: how many samples have ended.
         answered: per (model, role), how many steps have an answer.
@@ -72,6 +74,7 @@ class Run:
     items: Mapping[tuple[str, str], Any]
     started: float
     drain_s: float
+    groups: NodeGroups = field(default_factory=NodeGroups)
     calls: int = 0
     ended: int = 0
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -177,6 +180,7 @@ class Run:
                     shown.add(outcome.as_py(), count.as_py())
                 self.ended += ended.num_rows
         finally:
+            self.groups.remove()
             self.answered += writer.answered
             self.served += writer.served
             writer.close()
@@ -194,6 +198,7 @@ class Run:
             stream = self._through(stream, level, at_once, is_first=level is first, is_last=level is last)
             if not placement.together:
                 stream = stream.materialize()  # This pool ends before the next begins.
+                self.groups.remove()
         for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
             for packed in batch[PACKED]:
                 yield unpack(packed.as_buffer())
@@ -203,6 +208,7 @@ class Run:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.memory_usage_poll_interval_s = None  # Otherwise each block gets a thread that measures memory.
+        context.issue_detectors_config.detectors = []  # They ask for an actor's options where none is started.
         context.print_on_execution_start = self.plan.config.options.verbose
         rates = [level.config.rate for level in placement.levels]
         slowest_s = max(rate.give_up_after_s + rate.timeout_s for rate in rates)
@@ -237,8 +243,7 @@ class Run:
                 max_concurrent_calls_per_actor=at_once,
                 max_tasks_in_flight_per_actor=2 * at_once,
             ),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus or None,
+            **self.groups.options(pool),
         )
 
     def progress(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rambla_ray.config.sections import Pool
 from rambla_ray.display import counted
 from rambla_ray.errors import UserError
 from rambla_ray.run.capacity import NodeResources, fit
+from rambla_ray.run.pool_resources import actor_resources, demands, describe_resources
 from rambla_ray.schema import Role
 
 # The process of an actor takes at least so much memory, whatever its model: Python, Ray and this package.
@@ -111,11 +112,11 @@ class Cluster:
 
     def holds(self, pools: Sequence[Pool]) -> bool:
         """Whether the nodes that are up hold all these pools, at their smallest, at the same time."""
-        return fit(_actors(pools), self.nodes)
+        return fit(demands(pools), self.nodes)
 
     def holds_now(self, pools: Sequence[Pool]) -> bool:
         """The same, beside what others use."""
-        return fit(_actors(pools), self.nodes if self.free is None else self.free)
+        return fit(demands(pools), self.nodes if self.free is None else self.free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +131,6 @@ class Placement:
         """The placement of a stream on a cluster. Raises UserError; see `settle_pool`."""
         settled = tuple(level.settled(cluster) for level in levels)
         return cls(settled, run_together(settled, cluster))
-
-
-def actor_resources(pool: Pool) -> NodeResources:
-    """What one actor of a settled pool takes."""
-    return NodeResources(pool.num_cpus or 0.0, pool.num_gpus or 0.0)
-
-
-def _actors(pools: Sequence[Pool]) -> list[tuple[NodeResources, int]]:
-    """What each actor of some settled pools takes, and how many there are, the pools at their smallest."""
-    return [(actor_resources(pool), pool.min_size) for pool in pools]
 
 
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
@@ -230,6 +221,8 @@ def _refuse_crowd(name: str, pool: Pool, cluster: Cluster) -> None:
 
 def _why_no_room(pool: Pool, cluster: Cluster) -> str:
     """Why the nodes that are up do not hold a settled pool at its smallest, and what to do about it."""
+    if pool.node_count > 1:
+        return _why_no_room_on_nodes(pool, cluster)
     actor = actor_resources(pool)
     for what, asked, largest in (
         ("CPUs", actor.cpus, cluster.node_cpus),
@@ -250,10 +243,18 @@ def _why_no_room(pool: Pool, cluster: Cluster) -> str:
     )
 
 
-def describe_resources(pool: Pool) -> str:
-    """What one actor of a settled pool takes, in words."""
-    taken = ((pool.num_cpus, "CPU"), (pool.num_gpus, "GPU"))
-    return " and ".join(counted(count, what) for count, what in taken if count) or "no CPU"
+def _why_no_room_on_nodes(pool: Pool, cluster: Cluster) -> str:
+    """The same, for a pool whose actors are spread over several nodes each."""
+    part = actor_resources(pool)
+    able = sum(node.holds(part) for node in cluster.nodes)
+    asked = describe_resources(pool)
+    if able < pool.node_count:
+        return (
+            f"one actor asks for {asked}, of which the cluster has {able}; set pool.nodes to what it has, or add nodes"
+        )
+    return (
+        f"{pool.min_size} actors, each of {asked}, do not fit the cluster; set a smaller pool.min_size, or add nodes"
+    )
 
 
 def waiting_reason(model: PooledModel, cluster: Cluster) -> str:

@@ -123,14 +123,19 @@ def has_autoscaler() -> bool:
     return any(kind != f"node_{node}" for node, kind in types.items())  # Without an autoscaler, types are named so.
 
 
-def infeasible_requests() -> Sequence[Mapping[str, float]]:
-    """The resources of each request for which the autoscaler has no kind of node.
+def infeasible_requests() -> Sequence[Sequence[Mapping[str, float]]]:
+    """The requests for which the autoscaler has no kind of node: of an actor its resources, of a group its bundles'.
 
     Publicly they are only in the text of `ray status` and in a log: a request that cannot be met waits without end.
     """
     reply = autoscaler_pb2.GetClusterStatusReply()
     reply.ParseFromString(_head().get_cluster_status(timeout_s=STATUS_S))
-    return [request.resources_bundle for request in reply.autoscaling_state.infeasible_resource_requests]
+    state = reply.autoscaling_state
+    groups = [
+        [request.resources_bundle for selector in gang.bundle_selectors for request in selector.resource_requests]
+        for gang in state.infeasible_gang_resource_requests
+    ]
+    return [*([request.resources_bundle] for request in state.infeasible_resource_requests), *groups]
 
 
 def end_monitor() -> None:

@@ -13,7 +13,8 @@ from typing import Any, Self
 from ray.exceptions import RayError
 
 from rambla_ray.run.cluster import first_infeasible
-from rambla_ray.run.placement import Level, describe_resources
+from rambla_ray.run.placement import Level
+from rambla_ray.run.pool_resources import describe_resources
 
 WATCH_S = 0.5  # It is looked so often whether the run is to stop.
 
@@ -100,8 +101,9 @@ class OrderlyStop:
         infeasible = first_infeasible([level.pool for level in self._growing.values()])
         for name, level in self._growing.items():
             if level.pool == infeasible:
+                kind = "kind of node with" if level.pool.node_count == 1 else "kinds of nodes for"
                 message = (
-                    f"model {name}: the cluster's autoscaler has no kind of node with "
+                    f"model {name}: the cluster's autoscaler has no {kind} "
                     f"{describe_resources(level.pool)}; set pool.num_cpus and pool.num_gpus to what one has"
                 )
                 self._ledger.stop.remote("placement", message)

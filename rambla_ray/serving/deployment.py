@@ -20,10 +20,13 @@ from ray.serve.schema import DeploymentStatus
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
+from rambla_ray.config.sections import Pool
 from rambla_ray.display import print_error
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import configure_logging, connected_cluster
-from rambla_ray.run.placement import Cluster, PooledModel, describe_resources, waiting_reason
+from rambla_ray.run.node_groups import STRATEGY
+from rambla_ray.run.placement import Cluster, PooledModel, waiting_reason
+from rambla_ray.run.pool_resources import bundles_of, describe_resources
 from rambla_ray.schema import Request, Response
 
 MOST_WAITING = 1024  # So many requests may wait for a replica of one model; more are turned away.
@@ -245,7 +248,7 @@ def _application(model: PooledModel) -> Any:
         size = {"autoscaling_config": {**limits, "target_ongoing_requests": max(1.0, LOAD * pool.max_concurrency)}}
     deployment = serve.deployment(Replica).options(
         name=model.name,
-        ray_actor_options={"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0},
+        **_placed(pool),
         max_ongoing_requests=pool.max_concurrency,
         max_queued_requests=MOST_WAITING,
         max_constructor_retry_count=1,  # A model that cannot be loaded now cannot be loaded a moment later.
@@ -256,3 +259,14 @@ def _application(model: PooledModel) -> Any:
         **size,
     )
     return deployment.bind(model.name, model.config)
+
+
+def _placed(pool: Pool) -> dict[str, Any]:
+    """Ray Serve's options for where the replicas of a settled pool run."""
+    if pool.node_count == 1:
+        return {"ray_actor_options": {"num_cpus": pool.num_cpus or 0.0, "num_gpus": pool.num_gpus or 0.0}}
+    return {
+        "ray_actor_options": {"num_cpus": 0.0, "num_gpus": 0.0},  # What a replica takes is its group's.
+        "placement_group_bundles": bundles_of(pool),
+        "placement_group_strategy": STRATEGY,
+    }

@@ -247,7 +247,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
 
     def free_bytes(self) -> int:
         """Memory that is free where the model goes: of this machine, or of the GPUs that this actor sees."""
-        return memory.free_bytes(self.chip, self.memory_share)
+        return memory.free_bytes(self.chip, self.memory_share) * self.pool.node_count  # Its other nodes are alike.
 
     def _check_memory(self) -> None:
         """Refuse weights that cannot fit, where they are in safetensors and nobody has placed them by hand."""

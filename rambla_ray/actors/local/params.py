@@ -219,6 +219,12 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
             return ()
         return ("message_formatting_template formats no prompt of a run, as is_finetuned is false",)
 
+    @property
+    def several_nodes_fault(self) -> str:
+        if self.backend == "vllm":
+            return ""
+        return f"with backend {self.backend} runs on one node; set params.backend: vllm, or leave pool.nodes out"
+
     def choose_backend(self, chip: str, *, pages: bool = True) -> tuple[Backend, str]:
         """The backend that `backend` means where the model runs, and why.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rambla_ray.actors.local.several_nodes import parallelism
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import choose_from
 
@@ -38,7 +39,8 @@ OWNED: Mapping[str, str] = {
     "dtype": "params.loading_params.dtype",
     "quantization": "params.loading_params.quantization",
     "tensor_parallel_size": "pool.num_gpus",
-    "distributed_executor_backend": "pool.num_gpus",
+    "pipeline_parallel_size": "pool.nodes",
+    "distributed_executor_backend": "pool.nodes",
     "data_parallel_size": "pool.min_size",
     "max_num_seqs": "pool.batch_size",
     "generation_config": "params.generation_config",
@@ -176,8 +178,7 @@ def engine_arguments(
         "trust_remote_code": checkpoint.trusts_code,
         "dtype": checkpoint.dtype,
         "quantization": checkpoint.quantization,
-        "tensor_parallel_size": max(1, int(gpus)),
-        "distributed_executor_backend": "mp" if gpus > 1 else None,  # This actor has all the GPUs already.
+        **parallelism(pool),
         "generation_config": "vllm",  # Nothing is left for the engine to fill in.
         **({} if pool.batch_size == "auto" else {"max_num_seqs": pool.batch_size}),
         **lora,

@@ -11,6 +11,7 @@ from rambla_ray.actors.local.batching import ModelContext
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import LanguageJob
 from rambla_ray.actors.local.params import HuggingFaceParams
+from rambla_ray.actors.local.several_nodes import check_bundles
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.local.vllm_arguments import Checkpoint, engine_arguments
 
@@ -52,6 +53,7 @@ class VLLMModel(BaseHuggingFaceModel[LanguageJob]):
     def _start(self, longest: int | None) -> RunningEngine:
         from rambla_ray.actors.local.vllm_engine import RunningEngine
 
+        check_bundles(self.pool)
         adapters = [adapter for adapter in (self.family.adapters if self.family else [self.adapter]) if adapter]
         checkpoint = Checkpoint(
             base=self.base,
