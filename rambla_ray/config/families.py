@@ -66,13 +66,12 @@ def refuse(model: ModelConfig, name: str, role: str) -> None:
         )
 
 
-def streams(targets: Collection[str], families: Families) -> list[tuple[str, ...]]:
-    """The targets by the pool that answers for them: those of a family share one."""
+def by_config(targets: Collection[str], families: Families) -> dict[str, tuple[str, ...]]:
+    """The targets by the config that they are, whose actors answer for all of them."""
     groups: dict[str, list[str]] = {}
     for target in targets:
-        # The name of a config that is a family is no target's, so that no other group has it.
         groups.setdefault(families[target].config_name if target in families else target, []).append(target)
-    return [tuple(group) for group in groups.values()]
+    return {name: tuple(group) for name, group in groups.items()}
 
 
 def changes_of_one(changes: Changes, adapter: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
-from rambla_ray.config.families import Families, streams
+from rambla_ray.config.families import Families, by_config
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
@@ -208,7 +208,7 @@ class RunConfig(Closed):
     @property
     def streams(self) -> list[tuple[str, ...]]:
         """The targets by the pool that answers for them."""
-        return streams(self.targets, self.families)
+        return list(by_config(self.targets, self.families).values())
 
     def label(self, target: str) -> str:
         """What people call a target: its name, and what the command line changed of it."""
@@ -287,9 +287,10 @@ class ServeConfig(Closed):
     )
 
     @property
-    def deployments(self) -> list[tuple[str, ...]]:
-        """The models by the actors that hold them."""
-        return streams(self.models, self.families)
+    def deployments(self) -> dict[str, dict[str, ModelConfig]]:
+        """By the name of a config, the models that its actors hold."""
+        groups = by_config(self.models, self.families)
+        return {name: {model: self.models[model] for model in group} for name, group in groups.items()}
 
     @property
     def key_variables(self) -> frozenset[str]:
