@@ -156,7 +156,8 @@ def test_every_command_says_what_it_takes(command: str, capsys: pytest.CaptureFi
 def test_an_unknown_command_is_one_line_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["bnech", "model=mock"]) == 1
     assert (
-        capsys.readouterr().err == "error: no command 'bnech'; did you mean 'bench'? there are: bench, report, serve\n"
+        capsys.readouterr().err
+        == "error: no command 'bnech'; did you mean 'bench'? there are: bench, compare, report, serve\n"
     )
 
 
