@@ -92,7 +92,9 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         if len(params) == 1:
             return super().several(params, pool, rate)
         family = Family()
-        models = {name: cls(own, pool, rate, family) for name, own in params.items()}
+        models = {
+            name: cls(own, pool, rate, family) for name, own in params.items() if isinstance(own, CheckpointParams)
+        }
         for model in models.values():
             model.start_loading()
         return dict(models)
@@ -170,8 +172,9 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """Read the config and the tokenizer of what was found."""
         params = self.params
         names_base = origin.adapter == params.model_name  # The adapter's own config does.
+        self._revision = origin.base_revision if names_base else params.revision
         self._shared = {
-            "revision": origin.base_revision if names_base else params.revision,
+            "revision": self._revision,
             "local_files_only": params.local_files_only,
             "trust_remote_code": params.trust_remote_code,
         }
@@ -319,7 +322,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def commit(self) -> str | None:
         """The commit that was loaded of a hub id, or else the revision that was asked for."""
         commit: str | None = getattr(self._config, "_commit_hash", None)
-        return commit or self._shared["revision"]
+        return commit or self._revision
 
     def drain(self) -> None:
         self._draining = True
