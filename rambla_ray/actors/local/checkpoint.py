@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Generic
 
 from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable, way_out
+from rambla_ray.actors.local.askable import check_texts, check_tokens
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.family import Family
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.origins import fetch_adapter, find_origin
 from rambla_ray.actors.local.source import Source
+from rambla_ray.actors.local.special_tokens import known_tokens
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.sections import Pool, Rate
@@ -57,6 +59,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     adapter: Adapter | None
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
+    known_tokens: int | None  # Of how many it has embeddings, as far as that is known once it is loaded.
     # Prefixes of weights that a checkpoint may lack, since nothing reads them.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
@@ -127,6 +130,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def _finish_loading(self, began: float) -> None:
         with self.loading():
             self.load_weights()
+            self.known_tokens = known_tokens(getattr(self, "_model", None), self._config)
             self._engine = self.make_engine()
         self.usage.load_s = time.monotonic() - began
 
@@ -170,7 +174,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             self._source = Source(
                 params, self.base, self.tokenizer_place, self._shared, lambda line: self.context.notify(line)
             )
-            self._config: Any = self._source.config(AutoConfig)
+            self._config: Any = self._source.config(AutoConfig, AutoTokenizer)
         with self.loading():
             self._tokenizer: Any = self._source.tokenizer(AutoTokenizer)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
@@ -324,7 +328,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         self._loaded.result()
         if self._draining:
             raise Draining
+        check_texts(request)
         job = self.prepare(request)
+        if self.known_tokens:
+            check_tokens(job.encodings, self.known_tokens, self._tokenizer)
         job.emit = emit
         job.done = asyncio.get_running_loop().create_future()
         self._engine.submit(job)
