@@ -195,7 +195,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one generate stage sent and got. Without an answer, `error_kind` and `error` say why."""
+    """What one generate stage sent and got. Without an answer, `error_kind` and `error` say why.
+
+    Where likelihoods were asked for, `choice_probabilities` are those of the choices if one of them is the answer: as
+    many numbers as `details.choice_logprobs`, which add up to 1.
+    """
 
     stage: str
     role: str
@@ -211,6 +215,7 @@ class Step:
     error_kind: str = ""
     error: str = ""
     details: ReplyDetails = NO_DETAILS
+    choice_probabilities: tuple[float, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -300,6 +305,7 @@ def _step(row: dict[str, Any]) -> Step:
     trace = {name: row.pop(name) for name in TRACE_FIELDS}
     trace["tries"] = tuple(Try(**attempt) for attempt in trace["tries"])
     details = {name: row.pop(name) for name in DETAIL_FIELDS}
+    row["choice_probabilities"] = tuple(row["choice_probabilities"])
     return Step(**row, trace=CallTrace(**trace), details=ReplyDetails.of(details))
 
 

@@ -18,6 +18,7 @@ from rambla_ray.config.sections import Batch, Chaos
 from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
 from rambla_ray.ledger.record import Record
 from rambla_ray.schema import SCORE, Identity, Request, Role, Step
+from rambla_ray.scoring.likelihoods import probabilities
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
@@ -121,6 +122,7 @@ class AskedModel:
             latency_s=response.latency_s,
             trace=response.trace,
             details=response.details,
+            choice_probabilities=probabilities(response.details.choice_logprobs),
         )
 
     def _loaded_model(self) -> Model:

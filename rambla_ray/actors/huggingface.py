@@ -8,21 +8,19 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import TemplateError
-
-from rambla_ray.actors.local import weights
+from rambla_ray.actors.local import special_tokens, weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
-from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
-from rambla_ray.actors.local.job import Draw, Engine, Prompt, end_tokens
-from rambla_ray.actors.local.params import HuggingFaceParams, missing_chat_template
+from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
+from rambla_ray.actors.local.params import HuggingFaceParams
+from rambla_ray.actors.local.prompting import Prompting
 from rambla_ray.actors.model import RunContext, Size, byte_count
 from rambla_ray.config.model import ModelParams
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import NO_OPTIONS, GenerationOptions, Request, canonical_json
 
 
-class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
+class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
     """A causal language model, generating with the backend that its params name."""
 
     Params: ClassVar[type[ModelParams]] = HuggingFaceParams
@@ -33,10 +31,7 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def load(self) -> None:
         self.read_checkpoint()
-        params = self.params
-        self._chat = self._load_chat_template() if params.needs_chat_template else None
-        self._chats: dict[str, ChatTemplate] = {}  # By the system prompt of a task's stage.
-        self._template_doubles_bos = self._formatted_prompt_begins_twice()
+        self._prompting = Prompting(self._tokenizer, self.params, self.tokenizer_place, self.load_error)
         self._backend, self._reason = self._choose_backend()
         self._generation = self._resolved_generation()
         options = {key: value for key, value in self._generation.to_dict().items() if value is not None}
@@ -62,40 +57,8 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             )
         return self.params.choose_backend(self.chip, pages=pages)
 
-    def _load_chat_template(self) -> ChatTemplate:
-        """The tokenizer's chat template, tried. Raises CallError (`load`)."""
-        name = self.tokenizer_place
-        if not self._tokenizer.chat_template:
-            raise CallError(ErrorKind.LOAD, missing_chat_template(name))
-        try:
-            return ChatTemplate.of(self._tokenizer, today())
-        except ValueError as error:
-            file = weights.chat_template_file(Path(name))
-            where = f"chat template ({file})" if file else "chat template"
-            raise self.load_error(f"its {where} {error}; mend it, or give message_formatting_template") from None
-
-    def _chat_for(self, system: str) -> ChatTemplate:
-        """The chat template, tried with a system prompt. Raises CallError (`load`): others fare no better."""
-        if self._chat is None:
-            raise self.load_error("a prompt without chat template has no place for a system prompt")
-        if system not in self._chats:
-            try:
-                self._chats[system] = self._chat.with_system(system)
-            except ValueError as error:
-                reason = f"its chat template {error}; put the system prompt of the task into its template"
-                raise self.load_error(reason) from None
-        return self._chats[system]
-
     def request_identity(self, request: Request) -> dict[str, object]:
-        own = super().request_identity(request)
-        return {**own, **self._chat_for(request.system).identity()} if request.system else own
-
-    def _formatted_prompt_begins_twice(self) -> bool:
-        """Whether `message_formatting_template` begins with the token that the tokenizer puts first as well."""
-        template = self.params.message_formatting_template
-        if template is None:
-            return False
-        return begins_twice(self._tokenizer, self._tokenizer(template.format(message="Yes?"))["input_ids"])
+        return {**super().request_identity(request), **self._prompting.request_identity(request)}
 
     def load_weights(self) -> None:
         if self._backend == "vllm":  # Its engine loads them.
@@ -104,19 +67,29 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
         self.load_checkpoint(AutoModelForCausalLM)
 
-    def make_engine(self) -> Engine[Prompt]:
-        context = self.engine_context()
+    def make_engine(self) -> Engine[LanguageJob]:
+        context, generation = self.engine_context(), self._usable_generation()
         if self._backend == "vllm":
             from rambla_ray.actors.local.vllm import VLLM
 
-            return VLLM(self.params, self._generation, self._dtype, context)
+            return VLLM(self.params, generation, self._dtype, context)
         if self._backend == "transformers_continuous":
             from rambla_ray.actors.local.continuous import Continuous
 
-            return Continuous(self._model, self._generation, context, self.memory_share)
+            return Continuous(self._model, generation, context, self.memory_share)
         from rambla_ray.actors.local.static import Static
 
-        return Static(self._model, self._generation, context, self.free_bytes())
+        return Static(self._model, generation, context, self.free_bytes())
+
+    def _usable_generation(self) -> Any:
+        """`_generation`, with tokens that the model knows. Raises CallError (`load`)."""
+        if not self.known_tokens:
+            return self._generation
+        try:
+            special_tokens.check_known(self._generation, self.known_tokens)
+        except ValueError as error:
+            raise self.load_error(str(error)) from None
+        return special_tokens.usable(self._generation, self.known_tokens)
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
@@ -132,12 +105,14 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         """What the model will really do. Nothing is left unset that generate() would fill in from elsewhere."""
         from transformers import GenerationConfig
 
-        options = {"do_sample": False, **self.params.generation_config}
+        options = {"do_sample": False, **self._given_options()}
+        if options.get("temperature") == 0:
+            options["do_sample"] = False  # So it is with APIs, and in a request's own options.
         if not options["do_sample"]:
             for key in DRAW_OPTIONS:
                 options.pop(key, None)  # Greedy decoding ignores them.
         options.pop("max_length", None)  # It is part of each job's own limit.
-        eos = options.get("eos_token_id", self._own_generation().eos_token_id)
+        eos = options.get("eos_token_id", self._own_end_tokens())
         options["eos_token_id"] = self._tokenizer.eos_token_id if eos is None else eos
         pad = options.get("pad_token_id", self._tokenizer.pad_token_id)
         options["pad_token_id"] = next(iter(end_tokens(options["eos_token_id"])), 0) if pad is None else pad
@@ -146,10 +121,27 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             raise self.load_error(f"generation_config.max_new_tokens={new} leaves no room in its context of {longest}")
         return GenerationConfig(**options)
 
+    def _given_options(self) -> dict[str, Any]:
+        """The params' options of generation, with the numbers of all tokens. Raises CallError (`load`)."""
+        try:
+            return special_tokens.numbered_options(self.params.generation_config, self._tokenizer)
+        except ValueError as error:
+            raise self.load_error(str(error)) from None
+
+    def _own_end_tokens(self) -> Any:
+        """What the checkpoint says that ends an answer; None if it says nothing. Raises CallError (`load`)."""
+        own = self._own_generation()
+        places = ((own, "eos_token_id"), (own, "eos_token"), (self._config, "eos_token"))
+        with self.loading("its end token: "):
+            given = (getattr(place, name, None) for place, name in places)
+            return special_tokens.numbered(next((ends for ends in given if ends is not None), None), self._tokenizer)
+
     def _own_generation(self) -> Any:
         """The checkpoint's generation config: a file of its own, or what stands in its config."""
         from transformers import GenerationConfig
 
+        if fault := weights.json_fault(Path(self.base) / weights.GENERATION_CONFIG):
+            raise self.load_error(f"its {weights.GENERATION_CONFIG} is damaged: {fault}")
         with self.loading():
             try:
                 return GenerationConfig.from_pretrained(self.base, **self._shared)
@@ -164,16 +156,13 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def _generation_identity(self) -> dict[str, object]:
         params = self.params
-        template = params.message_formatting_template or self._tokenizer.chat_template
         generation = {key: value for key, value in self._generation.to_dict().items() if value is not None}
         generation.pop("transformers_version", None)
         if "max_length" in params.generation_config:  # `_generation` does not have it.
             generation["max_length"] = params.generation_config["max_length"]
         return {
             "generation": json.loads(json.dumps(generation, default=str)),
-            "template": template if params.is_finetuned else None,
-            **(self._chat.identity() if self._chat else {}),
-            **({"bos": "once"} if params.is_finetuned and self._template_doubles_bos else {}),
+            **self._prompting.identity(),
             **({"backend": self._backend} if self._backend != "transformers" else {}),
         }
 
@@ -182,10 +171,16 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
 
     def size(self, request: Request) -> Size:
         prompt_bytes, answer = super().size(request)
-        return prompt_bytes + byte_count(self.params.message_formatting_template or ""), answer
+        around = self.params.message_formatting_template or ("" if request.system else self.params.system_prompt)
+        return prompt_bytes + byte_count(around), answer
 
-    def prepare(self, request: Request) -> Prompt:
-        tokens = self._tokens_of(request)
+    def prepare(self, request: Request) -> LanguageJob:
+        if request.continuations:
+            return self._prompting.context(request).choices(request.continuations, self._context_length())
+        return self._prompt(request)
+
+    def _prompt(self, request: Request) -> Prompt:
+        tokens = self._prompting.tokens(request)
         options = request.options
         if self._searches_beams and options != NO_OPTIONS:
             raise CallError(ErrorKind.BAD_REQUEST, "with num_beams, a request cannot have options of its own")
@@ -208,36 +203,9 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
             max_new_tokens=min(limits),
             headroom=math.inf if headroom is None else headroom,
             stop=options.stop,
-            decode=self._decode,
+            read=self._prompting.read(request, tokens),
             draw=self._draw(tokens, options),
         )
-
-    def _tokens_of(self, request: Request) -> list[int]:
-        params = self.params
-        messages = [message._asdict() for message in request.messages]
-        if request.system:
-            turns = [
-                {"role": "system", "content": request.system},
-                {"role": "user", "content": request.prompt.strip()},
-            ]
-            return self._chat_for(request.system).tokens(turns)
-        alone = messages[0]["content"] if [message["role"] for message in messages] == ["user"] else None
-        if request.verbatim or (not params.is_finetuned and not messages):
-            text = request.prompt
-        elif self._chat:
-            messages = messages or [{"role": "user", "content": request.prompt.strip()}]
-            try:
-                return self._chat.tokens(messages)
-            except TemplateError as error:  # Some take no system message, some no two messages of a user in a row.
-                raise CallError(ErrorKind.BAD_REQUEST, f"the chat template refuses these messages: {error}") from None
-        elif messages and alone is None:
-            raise CallError(ErrorKind.BAD_REQUEST, "this model has no chat template: send one user message")
-        else:
-            text = alone if alone is not None else request.prompt
-            if params.message_formatting_template:
-                text = params.message_formatting_template.format(message=text)
-                return list(self._tokenizer(text)["input_ids"])[int(self._template_doubles_bos) :]
-        return list(self._tokenizer(text)["input_ids"])
 
     def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:
         """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
@@ -249,9 +217,6 @@ class HuggingFaceLLM(BaseHuggingFaceModel[Prompt]):
         ordered = tuple((name, options[name]) for name in DRAW_OPTIONS if name in options)
         text = canonical_json([tokens, own.seed]).encode()
         return Draw(ordered, int.from_bytes(hashlib.sha256(text).digest()[:8]))
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _fast_cpu_dtype() -> str:

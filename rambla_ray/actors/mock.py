@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 import re
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from rambla_ray.actors.model import Emit
 from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
-from rambla_ray.schema import GenerationOptions, Request, Response
+from rambla_ray.schema import GenerationOptions, ReplyDetails, Request, Response
 
 _WORDINGS = (
     "{0}",
@@ -45,6 +46,9 @@ class MockParams(ModelParams):
     word_s: float = Field(0.0, ge=0, le=60, description="seconds before each word of an answer that is streamed")
     error_rate: float = Field(0.0, ge=0, le=1, description="share of requests, drawn per sample, that fail for good")
     context_tokens: int = Field(32768, gt=0, le=10**9, description="longest prompt, at four characters a token")
+
+    def for_likelihood(self) -> Self:
+        return self
 
     @property
     def takes_system_prompt(self) -> bool:
@@ -97,8 +101,23 @@ class MockModel(BaseAPIModel):
             )
         draw = _generator(self.params.seed, request)
         draw.random()  # This is the draw that error_rate compares.
+        if request.continuations:
+            return self._likelihoods(request, tokens, draw)
         text, reason = _cut(self._answer(request, draw), request.options)
         return Response(text, reason, prompt_tokens=tokens, completion_tokens=len(text) // 4 + 1)
+
+    def _likelihoods(self, request: Request, tokens: int, draw: random.Random) -> Response:
+        """What it would answer as the likeliest choice, by as much as is drawn; the others are alike."""
+        oracle = self.params.behaviour == "format"  # It words the right answer, and here there are no words.
+        likeliest = request.target if oracle else self._answer(request, draw)
+        if likeliest not in request.continuations:
+            raise CallError(ErrorKind.BAD_REQUEST, f"params.answer is '{likeliest}', which is none of the choices")
+        even = 1 / len(request.continuations)
+        surplus = (1 - even) * (0.1 + 0.8 * draw.random())
+        others = even - surplus / (len(request.continuations) - 1)
+        logprobs = (math.log(even + surplus if text == likeliest else others) for text in request.continuations)
+        details = ReplyDetails(choice_logprobs=tuple(logprobs))
+        return Response(likeliest, prompt_tokens=tokens, details=details)
 
     def max_answer_tokens(self, request: Request) -> int:
         texts = (self.params.answer, *request.choices) if request.choices else (request.text,)

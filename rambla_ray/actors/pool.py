@@ -170,4 +170,6 @@ class PoolActor:
         }
         if isinstance(stage, Compare) and self._first.scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
+        if answer.by == "likelihood" and is_last and stage.role == Role.TARGET:
+            hints["continuations"] = answer.choices
         return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)

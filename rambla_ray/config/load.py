@@ -18,6 +18,7 @@ from rambla_ray.config.environment import Borrowed, Place, by_name, inside, quot
 from rambla_ray.config.families import Families
 from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
+from rambla_ray.config.likelihood import for_likelihood
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.resolve import COMMAND_LINE, Overrides, Resolved, checked, override
@@ -54,7 +55,7 @@ def _load(words: Sequence[str]) -> RunConfig:
     roles = _load_roles(line, tasks.values())
     config = RunConfig(
         options=options,
-        targets=line.targets,
+        targets=for_likelihood(line.targets, tasks),
         roles=roles,
         tasks=tasks,
         datasets=datasets,

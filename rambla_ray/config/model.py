@@ -80,6 +80,14 @@ class ModelParams(Closed):
         """Why its requests cannot be sent as the provider's batches; empty where they can."""
         return "has no batch API; leave batch out"
 
+    def for_likelihood(self) -> Self:
+        """These params for a run that asks how likely choices are behind a prompt (`Request.continuations`).
+
+        Raises:
+            UserError: the model does not say so; the reason is a predicate in one line.
+        """
+        raise UserError("gives no likelihoods of texts that it is given")
+
     def check_batches(self) -> None:
         """Check that the endpoint has a batch API, without a call that costs anything.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -38,6 +38,12 @@ class Answer(Closed):
         None, description="the label that each choice stands for, where they are not the same"
     )
     expect: str | None = Field(None, description="the right label for every item, in place of the target's")
+    by: Literal["text", "likelihood"] = Field(
+        "text",
+        exclude_if=lambda by: bool(by == "text"),
+        description="text: the model writes, and its answer is read from that; likelihood: it writes nothing, and the "
+        "answer is the choice that is likeliest behind the prompt",
+    )
     reads: str = Field("response", description="the field the answer is read from")
     scores_against: str | None = Field(
         None,
@@ -72,6 +78,11 @@ class Answer(Closed):
     def label_names(self) -> tuple[str, ...]:
         """The labels that a right answer, and an answer that was read, can have."""
         return tuple(dict.fromkeys(self.labels.values())) if self.labels else self.choices
+
+    @property
+    def choice_labels(self) -> list[str]:
+        """The label that each choice stands for, in the order of the choices."""
+        return [self.label_of(choice) for choice in self.choices]
 
     def label_of(self, choice: str) -> str:
         """The label that a choice stands for."""
@@ -150,6 +161,17 @@ class TaskConfig(Closed):
             raise ValueError(
                 f"answer.reads is '{self.answer.reads}', but the last generate writes '{self.generates[-1].output}'"
             )
+        if self.answer.by == "likelihood":
+            _check_asks_for_likelihood(self.generates[-1])
+
+
+def _check_asks_for_likelihood(last: Generate) -> None:
+    """Check that the last stage is one in which the target can be asked how likely choices are. Raises ValueError."""
+    if last.role != Role.TARGET or type(last) is not Generate:
+        raise ValueError(
+            f"answer.by is likelihood, which is the target's, in a last stage of kind generate; here the {last.role} "
+            f"is asked last, by {last.kind}"
+        )
 
 
 def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:

@@ -68,6 +68,7 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
                 # What most tasks lack is left out, so that samples of earlier versions have the same specification.
                 **({"judge": task.judge} if task.judge else {}),
                 **({"scores_against": task.answer.scores_against} if task.answer.scores_against else {}),
+                **({"choice_labels": task.answer.choice_labels} if task.answer.by == "likelihood" else {}),
             }
             for name, task in config.tasks.items()
         },

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rambla_ray.display import in_markdown, one_line
+from rambla_ray.results.calibrated import calibration_lines
 from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
@@ -169,8 +170,8 @@ def effects_table(scores: Mapping[str, Any]) -> Table | None:
 
 
 def effect_lines(scores: Mapping[str, Any]) -> list[str]:
-    """Slopes and label biases: one line for each."""
-    lines = []
+    """Slopes, label biases and calibration: one line for each."""
+    lines = [*calibration_lines(scores)]
     for effect in scores["effects"]:
         slope = effect.get("slope")
         if slope:

@@ -30,7 +30,9 @@ ROWS_PER_GROUP = 2048
 
 _TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
 _OF_STEP = "steps.list.element."
-_LATER = {f"{_OF_STEP}{name}" for name in DETAIL_FIELDS}  # A file of an earlier version is without these.
+_LATER = {
+    f"{_OF_STEP}{name}" for name in (*DETAIL_FIELDS, "choice_probabilities")
+}  # A file of an earlier version is without these.
 
 
 def file_name(target: str, task: str) -> str:

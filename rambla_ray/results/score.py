@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
-from rambla_ray.schema import Outcome, Role
+from rambla_ray.schema import STEP_TYPE, Outcome, Role
 from rambla_ray.scoring import metrics, original
+from rambla_ray.scoring.calibration import cell_calibration
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.stats import holm
 from rambla_ray.scoring.undefined import Undefined, without_nan
@@ -65,6 +66,17 @@ class ScoredTask(StoredTask):
             return {}, {}
         steps = _without_reader(table["steps"].combine_chunks())
         return _cells(table, steps, field), count_steps(table["variant"], steps)
+
+    def choice_probabilities(self, choices: int) -> NDArray[np.float64]:
+        """The probabilities of a task's choices, (samples of the file, choices); NaN where a sample has none."""
+        table = self.read(["steps.list.element.choice_probabilities"])
+        steps = table["steps"].combine_chunks() if table is not None else pa.array([], pa.list_(STEP_TYPE))
+        lists = steps.flatten().field("choice_probabilities")
+        complete = pc.equal(pc.list_value_length(lists), choices)
+        found = np.full((len(steps), choices), np.nan)
+        rows = pc.list_parent_indices(steps).filter(complete).to_numpy()
+        found[rows] = lists.filter(complete).flatten().to_numpy().reshape(-1, choices)
+        return found
 
     @cached_property
     def read_by_reader(self) -> Counter[str]:
@@ -152,6 +164,9 @@ def score(folder: Folder) -> dict[str, Any]:
                 own = samples.step_counts[variant].added_to(own)
                 if Role.READER in spec["roles"]:
                     own["read_by"] = _read_by(cell, samples.read_by_reader[variant])
+                if choice_labels := task_spec.get("choice_labels"):
+                    chosen = samples.choice_probabilities(len(choice_labels))
+                    own["calibration"] = cell_calibration(cell, chosen, choice_labels, task_spec["labels"])
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(_explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])

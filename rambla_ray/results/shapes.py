@@ -78,6 +78,27 @@ class _ServedBy(Shape):
     answers: int
 
 
+class _CalibrationError(Shape):
+    value: float | None
+
+
+class _RocAreas(Shape):
+    value: float | None
+    ci95: _Interval | None
+
+
+class _RiskCoverage(Shape):
+    aurc: float | None
+
+
+class _Calibration(Shape):
+    n: int
+    brier: _Estimate | None
+    ece: _CalibrationError
+    auroc: _RocAreas | None
+    risk_coverage: _RiskCoverage
+
+
 class _Cell(Shape):
     model: str
     task: str
@@ -94,6 +115,7 @@ class _Cell(Shape):
     cut_by_role: dict[str, int] = {}
     served_by: list[_ServedBy] = []
     label_bias: dict[str, _Estimate | None] | None = None
+    calibration: _Calibration | None = None
 
 
 class _Effect(Shape):
@@ -197,6 +219,7 @@ class _TaskScoring(Shape):
     expected: dict[str, int]
     judge: str = ""
     scores_against: str | None = None
+    choice_labels: list[str] = []
 
 
 class ScoringSpec(Shape):

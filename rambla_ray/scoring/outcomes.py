@@ -70,7 +70,10 @@ def _last_step(sample: Sample, task: TaskConfig) -> tuple[Step, bool]:
 
 
 def _readings(answer: Step, task: TaskConfig) -> tuple[Reading, str | None]:
-    """What each of the two sets of rules reads in an answer to a task."""
+    """What each set of rules reads in an answer to a task; where likelihoods were asked for, the likeliest choice."""
+    if task.answer.by == "likelihood":
+        choice = answer.text if answer.text in task.answer.choices else None
+        return Reading(choice, "likelihood"), choice
     read = _read_cached if len(answer.text) <= SHORT else _read
     compares, cut = isinstance(task.generates[-1], Compare), answer.finish_reason == "length"
     return read(answer.text, task.answer.choices, compares=compares, cut=cut)

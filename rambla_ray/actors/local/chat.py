@@ -8,14 +8,16 @@ broken. What it does with one user's message is found out before anything is ask
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from typing import Any, Self
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 
+from rambla_ray.actors.local.chat_params import RESERVED
 from rambla_ray.actors.local.template_bounds import Excess, refuse_endless
 from rambla_ray.display import folded
+from rambla_ray.scoring.answers.thoughts import ends_inside
 
 # A message that must stand in the prompt once and whole. It is long, so that a template that cuts texts is found.
 SENTINEL = f"Sentinel question: {'is it so, ' * 5_000}or is it not?"
@@ -39,29 +41,49 @@ class ChatTemplate:
         tokenizer: transformers' tokenizer, which brings the template.
         by_parts: content is passed as a list of parts, as the template writes nothing of a plain text.
         day: the day that it is to the template. It does not move on, so that all prompts of a model name the same.
+        options: variables of the template's own, such as enable_thinking.
         names_day: the day stands in prompts.
         doubles_bos: the first token of a prompt would stand there twice.
+        tail: what it writes behind the user's message, where the answer begins.
     """
 
     tokenizer: Any
     by_parts: bool
     day: date
+    options: Mapping[str, Any] = field(default_factory=dict)
     names_day: bool = False
     doubles_bos: bool = False
+    tail: str = ""
 
     @classmethod
-    def of(cls, tokenizer: Any, day: date) -> Self:
+    def of(cls, tokenizer: Any, day: date, options: Mapping[str, Any] | None = None) -> Self:
         """The template of a tokenizer that has one.
 
         Raises:
             ValueError: a user's message gets lost in it, or cannot be rendered, or not in bounds of time and size. The
                 reason is a predicate in one line.
         """
-        chat = cls(tokenizer, by_parts=_takes_parts_only(tokenizer, day), day=day)
+        chat = _in_form(cls(tokenizer, by_parts=False, day=day, options=options or {}))
         first, second = (replace(chat, day=day).try_on(_user(SENTINEL)) for day in TWO_DAYS)
         return replace(
-            chat, names_day=first != second, doubles_bos=begins_twice(tokenizer, chat.tokens(_user("Yes?")))
+            chat,
+            names_day=first != second,
+            doubles_bos=begins_twice(tokenizer, chat.tokens(_user("Yes?"))),
+            tail=_tail(first),
         )
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether an answer begins inside of a thought."""
+        return ends_inside(self.tail)
+
+    def unread_option(self) -> tuple[str, list[str]] | None:
+        """An option that the template never reads, and what it does read; None where it reads all of them."""
+        environment = chat_template_utils()._compile_jinja_template("").environment
+        read = meta.find_undeclared_variables(environment.parse(self.tokenizer.get_chat_template()))
+        unread = sorted(set(self.options) - read)
+        own = sorted(read - RESERVED - set(self.tokenizer.special_tokens_map))
+        return (unread[0], own) if unread else None
 
     def identity(self) -> dict[str, object]:
         """What may change an answer beside the template's text, as far as it is not as with most templates."""
@@ -74,7 +96,7 @@ class ChatTemplate:
     def render(self, messages: Messages) -> str:
         """The prompt as a text. Raises whatever the template does, often jinja2's TemplateError."""
         self._set_day()
-        return str(self.tokenizer.apply_chat_template(self._shaped(messages), tokenize=False, **FOR_AN_ANSWER))
+        return str(self.tokenizer.apply_chat_template(self._shaped(messages), tokenize=False, **self._variables))
 
     def try_on(self, messages: Messages) -> str:
         """The prompt as a text, of a template that nobody has seen end yet.
@@ -83,7 +105,7 @@ class ChatTemplate:
             Excess: it computes too long or too much.
             Exception: as `render`.
         """
-        variables = {"messages": self._shaped(messages), "tools": None, "documents": None, **FOR_AN_ANSWER}
+        variables = {"messages": self._shaped(messages), "tools": None, "documents": None, **self._variables}
         source = self.tokenizer.get_chat_template()
         refuse_endless(source, self._strftime, {**self.tokenizer.special_tokens_map, **variables})
         return self.render(messages)
@@ -99,17 +121,25 @@ class ChatTemplate:
             first, second = (replace(self, day=day).try_on(messages) for day in TWO_DAYS)
         except Excess:
             raise
-        except Exception as error:  # noqa: BLE001 - as in `_takes_parts_only`
+        except Exception as error:  # noqa: BLE001 - as in `_in_form`
             raise ValueError(_refusal(error, "a system prompt")) from None
         if system.strip() not in first or SENTINEL not in first:
             raise ValueError("loses the text of a system prompt, or of the user's message behind it")
-        return replace(self, names_day=first != second)
+        return replace(self, names_day=first != second, tail=_tail(first))
 
     def tokens(self, messages: Messages) -> list[int]:
         """The prompt's tokens. Raises whatever the template does, often jinja2's TemplateError."""
         self._set_day()
-        encoding = self.tokenizer.apply_chat_template(self._shaped(messages), return_dict=True, **FOR_AN_ANSWER)
+        encoding = self.tokenizer.apply_chat_template(self._shaped(messages), return_dict=True, **self._variables)
         return list(encoding["input_ids"])[int(self.doubles_bos) :]
+
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of a prompt that is a text already; those of `tokens` where it is what `render` returns."""
+        return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])[int(self.doubles_bos) :]
+
+    @property
+    def _variables(self) -> dict[str, Any]:
+        return {**self.options, **FOR_AN_ANSWER}
 
     def _shaped(self, messages: Messages) -> list[dict[str, Any]]:
         if not self.by_parts:
@@ -121,14 +151,19 @@ class ChatTemplate:
 
         transformers keeps the environment of a template for later prompts. Other models of this process may share it.
         """
-        from transformers.utils import chat_template_utils
-
-        compiled = chat_template_utils._compile_jinja_template(self.tokenizer.get_chat_template())
+        compiled = chat_template_utils()._compile_jinja_template(self.tokenizer.get_chat_template())
         compiled.environment.globals["strftime_now"] = self._strftime
 
     @property
     def _strftime(self) -> Callable[[str], str]:
         return datetime.combine(self.day, time()).strftime
+
+
+def chat_template_utils() -> Any:
+    """transformers' module that compiles templates, which is slow to import."""
+    from transformers.utils import chat_template_utils as module
+
+    return module
 
 
 def begins_twice(tokenizer: Any, tokens: Sequence[int]) -> bool:
@@ -145,12 +180,13 @@ def _part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def _takes_parts_only(tokenizer: Any, day: date) -> bool:
-    """Whether a message stands in the prompt only if its content is a list of parts. Raises ValueError: in no form."""
+def _in_form(chat: ChatTemplate) -> ChatTemplate:
+    """The template with content in the form that it takes, a text or else a list of parts. Raises ValueError: none."""
     reason = ""
     for by_parts in (False, True):
+        tried = replace(chat, by_parts=by_parts)
         try:
-            rendered = ChatTemplate(tokenizer, by_parts, day).try_on(_user(SENTINEL))
+            rendered = tried.try_on(_user(SENTINEL))
         except Excess:
             raise
         except Exception as error:  # noqa: BLE001 - a template is a program, and raises what its author left in it
@@ -158,11 +194,15 @@ def _takes_parts_only(tokenizer: Any, day: date) -> bool:
             continue
         times = 0 if str(_part(SENTINEL)) in rendered else rendered.count(SENTINEL)  # It may print the list itself.
         if times == 1:
-            return by_parts
+            return tried
         reason = reason or (
             f"writes a user's message {times} times" if times else "loses the text of a user's message"
         )
     raise ValueError(reason)
+
+
+def _tail(rendered: str) -> str:
+    return rendered.rpartition(SENTINEL)[2]
 
 
 def _refusal(error: Exception, what: str = "a user's message") -> str:

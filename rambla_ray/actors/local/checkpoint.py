@@ -15,11 +15,14 @@ from typing import Any, ClassVar, Generic
 
 from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable, way_out
+from rambla_ray.actors.local.askable import check_texts, check_tokens
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.family import Family
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.origins import fetch_adapter, find_origin
+from rambla_ray.actors.local.source import Source
+from rambla_ray.actors.local.special_tokens import known_tokens
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.model import ModelParams
@@ -57,6 +60,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     adapter: Adapter | None
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
+    known_tokens: int | None  # Of how many it has embeddings, as far as that is known once it is loaded.
     # Prefixes of weights that a checkpoint may lack, since nothing reads them.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
@@ -139,6 +143,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def _finish_loading(self, began: float) -> None:
         with self.loading():
             self.load_weights()
+            self.known_tokens = known_tokens(getattr(self, "_model", None), self._config)
             self._engine = self.make_engine()
         self.usage.load_s = time.monotonic() - began
 
@@ -179,14 +184,13 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             "trust_remote_code": params.trust_remote_code,
         }
         loading = dict(params.loading_params)
-        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading(f"its base {self.base}, {way_out(params.model_name)}: " if names_base else ""):
-            self._config: Any = AutoConfig.from_pretrained(self.base, **self._shared, **gguf)
-        with self.loading():
-            is_of_base = self.tokenizer_place == self.base
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                self.tokenizer_place, **self._shared, **(gguf if is_of_base else {})
+            self._source = Source(
+                params, self.base, self.tokenizer_place, self._shared, lambda line: self.context.notify(line)
             )
+            self._config: Any = self._source.config(AutoConfig, AutoTokenizer)
+        with self.loading():
+            self._tokenizer: Any = self._source.tokenizer(AutoTokenizer)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
             if dtype == "auto":
                 own = weights.own_dtype(Path(self.base)) if Path(self.base).is_dir() else None
@@ -223,13 +227,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """The full weights. Raises CallError, and what the libraries raise."""
         params = self.params
         self._check_memory()
-        model, report = kind.from_pretrained(
-            self.base,
-            device_map=self._device_map(),
-            output_loading_info=True,
-            **self._shared,
-            **{**params.loading_params, "dtype": self._dtype},
-        )
+        model, report = self._source.model(kind, self._dtype, self.chip, device_map=self._device_map())
         if params.device:
             model.to(params.device)
         missing = [name for name in report["missing_keys"] if not name.startswith(self.unused_weights)]
@@ -301,7 +299,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """What was loaded: class, weights, tokenizer and how, without a path."""
         if Path(self.base).is_dir():
             loaded = weights.fingerprint(
-                Path(self.base), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
+                Path(self.base),
+                self._loading.get("gguf_file"),
+                self._loading.get("subfolder") or "",
+                self._source.known_digests,
             )
         else:
             loaded = f"{self.base}@{self.commit() or 'main'}"
@@ -341,7 +342,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         self._loaded.result()
         if self._draining:
             raise Draining
+        check_texts(request)
         job = self.prepare(request)
+        if self.known_tokens:
+            check_tokens(job.encodings, self.known_tokens, self._tokenizer)
         job.emit = emit
         job.done = asyncio.get_running_loop().create_future()
         self._engine.submit(job)

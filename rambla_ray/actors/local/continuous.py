@@ -16,7 +16,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rambla_ray.actors.local.batching import ModelContext
-from rambla_ray.actors.local.job import Prompt, end_tokens
+from rambla_ray.actors.local.job import LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.usage import UsageClock
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -59,7 +59,11 @@ class Continuous:
         self._clock = UsageClock(context.usage)
         self._end_tokens = end_tokens(generation.eos_token_id) or [-1]  # -1 is no token.
 
-    def submit(self, job: Prompt) -> None:
+    def submit(self, job: LanguageJob) -> None:
+        if not isinstance(job, Prompt):
+            reason = "backend transformers_continuous gives no likelihoods; backend: transformers does"
+            job.refuse(CallError(ErrorKind.LOAD, reason))
+            return
         if not self._running:
             self._clock.count(busy=False)
         if job.done is not None and job not in self._tries:

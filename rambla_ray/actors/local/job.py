@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
+from rambla_ray.actors.local.reasoning import Answer, Read
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit
-from rambla_ray.schema import Response
+from rambla_ray.errors import CallError, ErrorKind
+from rambla_ray.schema import NO_DETAILS, ReplyDetails, Response
+from rambla_ray.scoring.answers.thoughts import settled
 
 INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # A text ends with it while its last character lacks tokens.
+
+NOT_A_NUMBER = "the model computed NaN or infinity; try a wider dtype"  # Why a job whose result is one fails.
 
 Encoding = dict[str, list[int]]  # What a tokenizer makes of a text or a pair: input_ids, perhaps token_type_ids.
 
@@ -38,6 +43,11 @@ class Job:
     done: asyncio.Future[Response] | None = None
     response: Response = field(init=False)
     error: Exception | None = None
+
+    def refuse(self, error: CallError) -> None:
+        """Give `done` an error, without a call. Nothing happens if nobody waits."""
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(error)
 
     def resolve(self, usage: LocalUsage) -> None:
         """Set the result of `done`, and count the response's tokens. Nothing happens if nobody waits."""
@@ -78,16 +88,19 @@ class Draw:
 class Prompt(Job):
     """A prompt to a language model. Its answer ends at a stop text or when nobody waits for it, and can be streamed.
 
+    What the model thinks before is no part of the answer: it is not streamed, and a stop text in it ends nothing.
+
     Args:
         stop: texts before the first of which the answer ends.
-        decode: tokens to text.
+        read: tokens to the answer in them.
         draw: how tokens are drawn; None for greedy decoding.
     """
 
     stop: tuple[str, ...]
-    decode: Callable[[list[int]], str]
+    read: Read
     draw: Draw | None
-    emitted: int = 0  # The number of characters that were emitted.
+    emitted: str = ""  # What was emitted.
+    kept: str = ""  # What was emitted, and turned out to be a thought when it could not be taken back any more.
 
     def on_token(self, tokens: Callable[[], list[int]]) -> bool:
         """To be called after each token: emit the text that is final by now.
@@ -102,27 +115,39 @@ class Prompt(Job):
             return True
         if self.emit is None and not self.stop:
             return False
-        text = self.decode(tokens())
+        text = self._behind_emitted(self.read(tokens()).text)
         if any(stop in text for stop in self.stop):
             return True
         held_back = next((size for size in range(self._longest_stop, 0, -1) if self._may_stop(text[-size:])), 0)
         if not text.endswith(INCOMPLETE_CHARACTER):
-            self._emit_up_to(text[: len(text) - held_back])
+            self._emit_up_to(text[: min(len(text) - held_back, settled(text))])
         return False
 
     def set_response(self, tokens: list[int], end_tokens: Collection[int]) -> None:
         """Set the response from the tokens that were generated, up to the first end token among them."""
         tokens = tokens[: self.max_new_tokens]
         end = next((place for place, token in enumerate(tokens) if token in end_tokens), None)
-        text = self.decode(tokens[:end])
+        answer = self.read(tokens[:end])
+        text = self._behind_emitted(answer.text)
         cut = min((place for stop in self.stop if (place := text.find(stop)) >= 0), default=None)
         self._emit_up_to(text[:cut])
+        only_thought = bool(answer.reasoning) and not text.strip()  # It is cut off, wherever it ended.
         self.response = Response(
             text=text[:cut],
-            finish_reason="length" if cut is None and end is None else "stop",
+            finish_reason="length" if cut is None and (end is None or only_thought) else "stop",
             prompt_tokens=len(self.tokens),
             completion_tokens=len(tokens) if end is None else end + 1,
+            details=_details(answer),
         )
+
+    def _behind_emitted(self, text: str) -> str:
+        """The answer, which goes on behind what was emitted, also where that is no part of it any more."""
+        if (whole := self.kept + text).startswith(self.emitted):
+            return whole
+        if not text:
+            return self.emitted
+        self.kept = f"{self.emitted}\n"
+        return self.kept + text
 
     @property
     def _longest_stop(self) -> int:
@@ -132,11 +157,51 @@ class Prompt(Job):
         return any(stop.startswith(tail) for stop in self.stop)
 
     def _emit_up_to(self, text: str) -> None:
-        piece = text[self.emitted :]
+        piece = text[len(self.emitted) :]
         if self.emit is not None and self.done is not None and piece:
-            self.emitted = len(text)
+            self.emitted = text
             self.done.get_loop().call_soon_threadsafe(self.emit, piece)
 
+
+def _details(answer: Answer) -> ReplyDetails:
+    if not (answer.reasoning or answer.reasoning_tokens):
+        return NO_DETAILS
+    return ReplyDetails(reasoning=answer.reasoning, reasoning_tokens=answer.reasoning_tokens)
+
+
+@dataclass(eq=False, kw_only=True)
+class Choices(Job):
+    """How likely each of some continuations is behind a prompt. Nothing is generated, and nothing is emitted.
+
+    `encodings` has a row for each continuation, the prompt in front of it.
+
+    Args:
+        continuations: as they were asked for; the likeliest is the response's text, the first of those that are alike.
+        scored: of each row, the number of tokens at its end whose log-probabilities are summed.
+    """
+
+    continuations: tuple[str, ...]
+    scored: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row, at least one before those that are scored."""
+        return [encoding["input_ids"] for encoding in self.encodings]
+
+    def set_logprobs(self, logprobs: Sequence[float]) -> None:
+        """Set the response from the log-probability of each continuation, or an error where one is no number."""
+        if not all(map(math.isfinite, logprobs)):
+            self.error = CallError(ErrorKind.INTERNAL, NOT_A_NUMBER)
+            return
+        prompt = len(self.rows[0]) - self.scored[0]
+        self.response = Response(
+            text=self.continuations[logprobs.index(max(logprobs))],
+            prompt_tokens=prompt + sum(self.scored),
+            details=ReplyDetails(choice_logprobs=tuple(logprobs)),
+        )
+
+
+LanguageJob = Prompt | Choices  # What a language model's engine answers.
 
 J = TypeVar("J", bound=Job)
 J_contra = TypeVar("J_contra", bound=Job, contravariant=True)

@@ -19,6 +19,7 @@ from rambla_ray.actors.local.backends import (
     fault_of_option,
     unsupported_option,
 )
+from rambla_ray.actors.local.chat_params import ChatParams
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams, in_home, is_path
 from rambla_ray.config.sections import NAME
 from rambla_ray.display import one_line
@@ -38,7 +39,7 @@ AdapterName = Annotated[str, Field(pattern=NAME, max_length=60)]  # It is a part
 AdapterPlace = Annotated[str, Field(min_length=1)]
 
 
-class HuggingFaceParams(CheckpointParams):
+class HuggingFaceParams(ChatParams, CheckpointParams):
     """RAmBLA's parameters of a local language model, unchanged, and its adapters."""
 
     takes_adapter = True
@@ -109,9 +110,15 @@ class HuggingFaceParams(CheckpointParams):
             )
         return self
 
+    def for_likelihood(self) -> Self:
+        if self.backend == "transformers_continuous":
+            raise UserError("runs with backend transformers_continuous, which gives none; backend: transformers does")
+        if self.generation_config.get("num_beams", 1) not in (None, 1):
+            raise UserError("searches beams, which nothing is generated for; leave generation_config.num_beams out")
+        return self.model_copy(update={"backend": "transformers"}) if self.backend == "auto" else self
+
     @property
     def needs_chat_template(self) -> bool:
-        """Whether prompts go through the chat template that the tokenizer brings."""
         return self.is_finetuned and not self.message_formatting_template
 
     @property

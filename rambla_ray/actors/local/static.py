@@ -13,9 +13,10 @@ from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
 from rambla_ray.actors.local.cpu_modules import speed_up
-from rambla_ray.actors.local.job import Prompt, end_tokens
+from rambla_ray.actors.local.job import Choices, LanguageJob, Prompt, end_tokens
+from rambla_ray.actors.local.likelihood import Likelihood
 from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
-from rambla_ray.actors.local.sampling import Draws, HistoryProcessors
+from rambla_ray.actors.local.sampling import Draws, HistoryProcessors, ScoreCheck
 
 PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # Prompts run together up to this many tokens: more fill no chip better.
 DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # Rows are decoded together up to this many: more gain nothing.
@@ -23,7 +24,7 @@ CACHE_SHARE = 0.3  # The part of the free memory that their cache may take: prom
 
 
 class RowEnds(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at its own limit, or when its prompt needs no more tokens.
+    """Ends each row at its own limit, or when its prompt needs no more tokens, or has failed.
 
     Args:
         prompts: the rows of the batch.
@@ -37,13 +38,15 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         generated = input_ids.shape[1] - self._width
         ended = [
-            generated >= prompt.max_new_tokens or prompt.on_token(input_ids[number, self._width :].tolist)
+            prompt.error is not None
+            or generated >= prompt.max_new_tokens
+            or prompt.on_token(input_ids[number, self._width :].tolist)
             for number, prompt in enumerate(self._prompts)
         ]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
-class Static(BatchingEngine[Prompt]):
+class Static(BatchingEngine[LanguageJob]):
     """Static batches. Rows share the computation of what they begin with; beams are searched without that.
 
     Args:
@@ -77,15 +80,24 @@ class Static(BatchingEngine[Prompt]):
             self.batch_size = 1
         use_grouped_attention(model)
         self._prefill = Prefill(model, self._pad, PROMPT_TOKENS[context.chip])
+        self._likelihood = Likelihood(model, self._pad, self._usage, self._prefill, PROMPT_TOKENS[context.chip])
 
-    def run(self, jobs: list[Prompt]) -> None:
+    def run(self, jobs: list[LanguageJob]) -> None:
         self._model.generation_config = self._greedy  # Another engine may have used the model meanwhile.
+        prompts = [job for job in jobs if isinstance(job, Prompt)]
+        choices = [job for job in jobs if isinstance(job, Choices)]
         with torch.inference_mode():
-            if not self._searches_beams:
-                self._run_rows(jobs)
-                return
-            for limit in {prompt.max_new_tokens for prompt in jobs}:
-                self._run_beams([prompt for prompt in jobs if prompt.max_new_tokens == limit], limit)
+            if prompts:
+                self._run_prompts(prompts)
+            if choices:
+                self._likelihood(choices)
+
+    def _run_prompts(self, prompts: list[Prompt]) -> None:
+        if not self._searches_beams:
+            self._run_rows(prompts)
+            return
+        for limit in {prompt.max_new_tokens for prompt in prompts}:
+            self._run_beams([prompt for prompt in prompts if prompt.max_new_tokens == limit], limit)
 
     def _run_rows(self, prompts: list[Prompt]) -> None:
         rows = [prompt.tokens for prompt in prompts]
@@ -93,7 +105,8 @@ class Static(BatchingEngine[Prompt]):
         prefilled = self._prefill(rows, longest_answer) if self._shares_prefixes else self._pad_rows(rows)
         width = prefilled.input_ids.shape[1]
         draws = [prompt.draw for prompt in prompts]
-        processors = [*self._history.for_batch(rows, width), *([Draws(draws)] if any(draws) else [])]
+        history = self._history.for_batch(rows, width)
+        processors = [ScoreCheck(prompts), *history, *([Draws(draws)] if any(draws) else [])]
         out = self._model.generate(
             input_ids=prefilled.input_ids,
             attention_mask=prefilled.attention_mask,
@@ -122,7 +135,8 @@ class Static(BatchingEngine[Prompt]):
 
     def _finish(self, prompts: Sequence[Prompt], out: torch.Tensor, batch: Prefilled) -> None:
         for prompt, row in zip(prompts, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            prompt.set_response(row, self._end_tokens)
+            if prompt.error is None:
+                prompt.set_response(row, self._end_tokens)
         self._usage.computed_tokens += batch.computed
         self._usage.padding_tokens += batch.padding
 

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from rambla_ray.actors.local.batching import ModelContext
-from rambla_ray.actors.local.job import Prompt, end_tokens
+from rambla_ray.actors.local.job import LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.actors.local.usage import UsageClock
 from rambla_ray.errors import CallError, ErrorKind
@@ -65,7 +65,10 @@ class VLLM:
         self._clock = UsageClock(context.usage)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, job: Prompt) -> None:
+    def submit(self, job: LanguageJob) -> None:
+        if not isinstance(job, Prompt):
+            job.refuse(CallError(ErrorKind.LOAD, "backend vllm gives no likelihoods; backend: transformers does"))
+            return
         task = self._spawn(self._answer(job))
         if job.done is not None:
             job.done.add_done_callback(lambda done: task.cancel() if done.cancelled() else None)

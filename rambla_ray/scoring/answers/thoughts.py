@@ -12,17 +12,22 @@ _THOUGHT = (
 # <think>, [THINK], ◁think▷, <|START_THINKING|>, <|begin_of_thought|>, and what closes them; then MedGemma's
 CLOSE = (
     rf"[<\[◁]\|?\s?/\s?\|?{_THOUGHT}\s?\|?[>\]▷]|<\|(?:end|stop)_(?:of_)?{_THOUGHT}\|>|<unused95>"
+    r"|<\|inner_suffix\|>|<channel\|>"  # Apertus, Gemma 4
     # Harmony: the channel of the answer, which follows that of the thoughts
     r"|(?:<\|end\|>\s?)?(?:<\|start\|>assistant)?<\|channel\|>final[^\n]{0,60}?<\|message\|>"
 )
 OPEN = (
     rf"[<\[◁]\|?{_THOUGHT}(?:\s[^<>\n]{{0,40}})?\|?[>\]▷]|<\|(?:start|begin)_(?:of_)?{_THOUGHT}\|>"
-    r"|<unused94>(?:thought\n)?"
+    r"|<unused94>(?:thought\n)?|<\|inner_prefix\|>|<\|channel>(?:thought\n)?"
     r"|(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)(?:[^\n]{0,60}?<\|message\|>)?"
 )
+_BARE_BEGINNING = "analysis"
 BARE_OPEN = r"\A\s{0,9}(?-i:analysis)(?=(?-i:[A-Z]))|assistant(?:analysis|commentary)"  # Harmony without its marks
 
 _BARE_CLOSE = "assistantfinal"
+_ONE_OPEN, _ONE_CLOSE = re.compile(OPEN, re.IGNORECASE), re.compile(CLOSE, re.IGNORECASE)
+_ENDS_WITH_OPEN = re.compile(rf"(?:{OPEN})\s{{0,9}}\Z", re.IGNORECASE)
+_MAY_BECOME_MARK = re.compile(r"[<\[◁][^<>\[\]◁▷\n]{0,80}\Z")
 NOT_QUOTED = r"(?<![\s(][\"'`“‘«])"  # A mark in quotes is spoken of.
 _MARK = re.compile(
     rf"{NOT_QUOTED}(?:(?P<close>{CLOSE}|(?-i:{_BARE_CLOSE}))|(?P<open>{OPEN}|{BARE_OPEN}))", re.IGNORECASE
@@ -61,6 +66,39 @@ def split_thoughts(text: str) -> tuple[str, str]:
         since, inside = mark.end(), opens
     (thoughts if inside else said).append(text[since:])
     return _joined(thoughts).strip(), _joined(said).lstrip()
+
+
+def is_open(mark: str) -> bool:
+    """Whether a text is a mark that opens a thought, and nothing else."""
+    return _ONE_OPEN.fullmatch(mark) is not None
+
+
+def is_close(mark: str) -> bool:
+    """Whether a text is a mark that closes a thought, and nothing else."""
+    return _ONE_CLOSE.fullmatch(mark) is not None
+
+
+def ends_with_open(text: str) -> bool:
+    """Whether a text ends with a mark that opens a thought, but for space."""
+    return _ENDS_WITH_OPEN.search(text[-_LONGEST_TAIL:]) is not None
+
+
+def ends_inside(text: str) -> bool:
+    """Whether a text ends inside of a thought that a mark in it has opened."""
+    marks = _outermost(text)
+    return bool(marks) and marks[-1]["open"] is not None
+
+
+def settled(text: str) -> int:
+    """How many characters of a text that is still written are answer for certain, as far as marks in it can tell.
+
+    None are while it may begin with a mark, and what may become one at its end is not.
+    """
+    begun = text.lstrip()
+    if not begun or _BARE_BEGINNING.startswith(begun) or _ONE_OPEN.match(begun):
+        return 0
+    unfinished = _MAY_BECOME_MARK.search(text, max(0, len(text) - _LONGEST_TAIL))
+    return unfinished.start() if unfinished else len(text)
 
 
 def _may_be_marked(text: str) -> bool:
