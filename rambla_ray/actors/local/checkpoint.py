@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Generic
 
 from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable, way_out
+from rambla_ray.actors.local.askable import check_texts, check_tokens
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.family import Family
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.origins import fetch_adapter, find_origin
 from rambla_ray.actors.local.source import Source
+from rambla_ray.actors.local.special_tokens import known_tokens
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
 from rambla_ray.config.model import ModelParams
@@ -58,6 +60,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     adapter: Adapter | None
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
+    known_tokens: int | None  # Of how many it has embeddings, as far as that is known once it is loaded.
     # Prefixes of weights that a checkpoint may lack, since nothing reads them.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
@@ -93,7 +96,9 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         if len(params) == 1:
             return super().several(params, pool, rate)
         family = Family()
-        models = {name: cls(own, pool, rate, family) for name, own in params.items()}
+        models = {
+            name: cls(own, pool, rate, family) for name, own in params.items() if isinstance(own, CheckpointParams)
+        }
         for model in models.values():
             model.start_loading()
         return dict(models)
@@ -138,6 +143,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def _finish_loading(self, began: float) -> None:
         with self.loading():
             self.load_weights()
+            self.known_tokens = known_tokens(getattr(self, "_model", None), self._config)
             self._engine = self.make_engine()
         self.usage.load_s = time.monotonic() - began
 
@@ -171,8 +177,9 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """Read the config and the tokenizer of what was found."""
         params = self.params
         names_base = origin.adapter == params.model_name  # The adapter's own config does.
+        self._revision = origin.base_revision if names_base else params.revision
         self._shared = {
-            "revision": origin.base_revision if names_base else params.revision,
+            "revision": self._revision,
             "local_files_only": params.local_files_only,
             "trust_remote_code": params.trust_remote_code,
         }
@@ -181,7 +188,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
             self._source = Source(
                 params, self.base, self.tokenizer_place, self._shared, lambda line: self.context.notify(line)
             )
-            self._config: Any = self._source.config(AutoConfig)
+            self._config: Any = self._source.config(AutoConfig, AutoTokenizer)
         with self.loading():
             self._tokenizer: Any = self._source.tokenizer(AutoTokenizer)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
@@ -316,7 +323,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def commit(self) -> str | None:
         """The commit that was loaded of a hub id, or else the revision that was asked for."""
         commit: str | None = getattr(self._config, "_commit_hash", None)
-        return commit or self._shared["revision"]
+        return commit or self._revision
 
     def drain(self) -> None:
         self._draining = True
@@ -335,7 +342,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         self._loaded.result()
         if self._draining:
             raise Draining
+        check_texts(request)
         job = self.prepare(request)
+        if self.known_tokens:
+            check_tokens(job.encodings, self.known_tokens, self._tokenizer)
         job.emit = emit
         job.done = asyncio.get_running_loop().create_future()
         self._engine.submit(job)

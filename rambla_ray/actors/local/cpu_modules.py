@@ -66,6 +66,12 @@ def speed_up(model: Any, free_bytes: int) -> int:
     return taken
 
 
+def plain_again(model: Any) -> None:
+    """Undo `speed_up`, whose substitutes hold copies of the weights that the model has had."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+
+
 def _is_plain(module: Any, dtype: torch.dtype) -> bool:
     """Whether a module computes from one tensor what its class says: there are no hooks, and no other tensor types."""
     return (

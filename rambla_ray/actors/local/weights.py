@@ -34,6 +34,7 @@ LARGEST_JSON = 2**30  # Bytes of a file that is read here as JSON.
 # Names of a model's own weights, which those of an adapter and the state of its training are not.
 FULL_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)|.+\.gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -188,7 +189,11 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def config_fault(folder: Path) -> str:
     """What is wrong with a checkpoint's config.json, where it has one that nobody can read; else empty."""
-    path = folder / "config.json"
+    return json_fault(folder / "config.json")
+
+
+def json_fault(path: Path) -> str:
+    """What is wrong with a file that should hold an object in JSON, where it is there and does not; else empty."""
     try:
         value = parse_json(decoded(read_whole(path, LARGEST_JSON))) if path.is_file() else {}
     except (OSError, ValueError) as error:
