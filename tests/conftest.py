@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -28,7 +29,7 @@ KEY = "sk-test"
 
 
 # Each test has one tier: what it needs, from the least to the most. The marker names it where the fixtures do not.
-TIERS = ("unit", "cluster", "processes", "real")
+TIERS = ("unit", "cluster", "processes", "real", "vllm")
 TIER_OF_FIXTURE = {"head": "processes", "ray_cluster": "cluster"}
 STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork"})
 
@@ -45,8 +46,12 @@ ALLOWED_WARNINGS = (
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test its tier, in whose order they run; where they share cores, those that take longest go first."""
+    if importlib.util.find_spec("vllm") is None:  # It has a virtual environment of its own: make test-vllm.
+        left_out = [item for item in items if tier_of(item) == "vllm"]
+        items[:] = [item for item in items if tier_of(item) != "vllm"]
+        config.hook.pytest_deselected(items=left_out)
     warnings = [pytest.mark.filterwarnings(warning) for warning in ("error", *ALLOWED_WARNINGS)]
     places = {}
     for item in items:
