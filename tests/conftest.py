@@ -138,7 +138,7 @@ def head(canary: str, deployment: str) -> Iterator[Head]:
 def checkout(canary: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This checkout as a user has it: with results, a checkpoint and an env file that holds the key."""
     folder = tmp_path_factory.mktemp("user") / "rambla_ray"
-    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", "runs"))
+    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv*", "__pycache__", "runs"))
     for name in (".env", "conf/azure.env", "runs/old/config.yaml", "llama/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"OPENAI_API_KEY={canary}\n")

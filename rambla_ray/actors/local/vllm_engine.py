@@ -26,7 +26,7 @@ from rambla_ray.actors.local.vllm_host import Host
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 
-SHUTDOWN_S = 20.0  # The engine's processes have so long to give back what they hold.
+SHUTDOWN_S = 8.0  # The engine's processes have so long to give back what they hold.
 KILLED_S = 30.0  # The guard has so long, beside that, for those that do not.
 GREEDY: Mapping[str, Any] = {"temperature": 0.0}
 _ENDS_WHOLE = "Engine core initialization failed"  # vLLM's words where a process of its own has failed.
@@ -54,7 +54,7 @@ class RunningEngine:
         self._numbers = itertools.count()
         before = set(multiprocessing.active_children())
         try:
-            with self._host.environment():
+            with self._host.starting():
                 self._engine = AsyncLLM.from_engine_args(
                     AsyncEngineArgs(**arguments), stat_loggers=[lambda *_: _Steps(usage)]
                 )

@@ -45,6 +45,11 @@ def end(folder: str) -> None:
     _send(signal.SIGTERM, [process for process, parent in processes.items() if parent not in processes])
     for _ in remaining(folder, time.monotonic() + LAST_WORDS_S):
         pass
+    kill(folder)
+
+
+def kill(folder: str) -> None:
+    """End all of them at once."""
     _send(signal.SIGKILL, list(marked(folder)))
 
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,9 @@ RECORD = "\x1e"  # Each record of the log begins with it.
 RAISED = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)", re.MULTILINE)
 LOGGING = "VLLM_LOGGING_CONFIG_PATH"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+FAILED = "EngineCore failed to start"  # What vLLM logs of a start that fails.
+LOOK_S = 0.5  # The log is looked at so often while an engine starts.
+LAST_WORDS_S = 5.0  # A process that has failed to start has so long to end.
 
 
 class Host:
@@ -88,11 +92,36 @@ class Host:
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """A start of the engine in this environment, which ends when its processes have failed.
+
+        A process of vLLM 0.29 that has failed can hang at its end (pyzmq's `Context.term`, where Ray is imported), and
+        who started it then waits for ever.
+        """
+        over = threading.Event()
+        watch = threading.Thread(target=self._end_failed, args=(over,), daemon=True)
+        watch.start()
+        try:
+            with self.environment():
+                yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _end_failed(self, over: threading.Event) -> None:
+        while not over.wait(LOOK_S):
+            if FAILED in self._logged() and not over.wait(LAST_WORDS_S):
+                vllm_guard.kill(str(self._folder))
+
+    def _logged(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._log.read_text(encoding="utf-8", errors="replace")
+        return ""
+
     def cause(self) -> str:
         """What vLLM's processes say of why they failed, in one line; empty where they say nothing."""
-        with contextlib.suppress(OSError):
-            return first_cause(self._log.read_text(encoding="utf-8", errors="replace"))
-        return ""
+        return first_cause(self._logged())
 
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""

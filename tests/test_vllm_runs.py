@@ -1,0 +1,101 @@
+"""The commands with backend vllm, on the real engine: a run, a run whose engine dies, serving and a served engine that
+dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow.parquet as pq
+import pytest
+import vllm_models
+from conftest import KEY, REPO
+from vllm_models import engine_processes, shared_memory
+from waiting import wait_until
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+NEW = 4
+ENDED_S = 60.0  # The guard of an engine ends it within this.
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of configs with the model `tiny`, whose context is larger than any prompt of the demo set."""
+    folder = tmp_path_factory.mktemp("conf")
+    checkpoint = vllm_models.build_tiny(folder / "llama", max_position_embeddings=131_072)
+    (folder / "model").mkdir()
+    model = {
+        "name": "huggingface_llm",
+        "params": {
+            "model_name": str(checkpoint),
+            "backend": "vllm",
+            "loading_params": {"torch_dtype": "float32"},
+            "generation_config": {"max_new_tokens": NEW},
+            "is_finetuned": True,
+        },
+    }
+    (folder / "model/tiny.yaml").write_text(json.dumps(model))
+    return folder
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """What a command's engines had is given back by the time it has ended, or soon."""
+    before = engine_processes(), shared_memory()
+    yield
+    wait_until(lambda: (engine_processes(), shared_memory()) == before, "the end of all engines", ENDED_S)
+
+
+def start(program: str, config: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, f"jobs/{program}.py", "address=local", "model=tiny", f"conf_dir={config}", *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=REPO, env={**os.environ, "SERVE_API_KEY": KEY}, **pipes)
+
+
+def test_a_run_says_what_it_took(nothing_left: None, config: Path, tmp_path: Path) -> None:
+    """Two actors on a core each, which answer the demo set."""
+    process = start("bench", config, "limit=12", f"runs_dir={tmp_path}", "pool.min_size=2", "pool.num_cpus=1")
+    out, err = process.communicate(timeout=600)
+    assert process.returncode in (0, 2), err  # A random model need not answer yes or no.
+    assert "Traceback" not in out + err
+    (run,) = (file.parent for file in tmp_path.glob("*/config.yaml"))
+    (cell,) = json.loads((run / "metrics.json").read_text())["cells"]
+    assert cell["n"] == sum(cell["outcomes"].values()) == 12
+    assert cell["outcomes"].get("too_long", 0) == cell["outcomes"].get("failed", 0) == 0
+    (samples,) = (run / "samples").glob("*.parquet")
+    steps = [step for steps in pq.read_table(samples)["steps"].to_pylist() for step in steps]
+    assert {step["completion_tokens"] for step in steps} <= set(range(1, NEW + 1))
+    assert all(step["prompt_tokens"] > 100 for step in steps)
+    environment = json.loads((run / "env.json").read_text())
+    assert environment["packages"]["vllm"].startswith("0.")
+    assert environment["models"]["tiny"]["identity"]["backend"] == "vllm"
+    (invocation,) = json.loads((run / "calls.json").read_text())["invocations"]
+    did = invocation["local"]["tiny"]
+    assert (did["requests"], did["actors"]) == (12, 2)
+    assert did["batches"] >= NEW
+    assert did["peak_gib"] > did["weights_gib"] > 0
+
+
+def test_a_run_whose_engine_dies_ends_in_one_line_and_goes_on_from_there(
+    nothing_left: None, config: Path, tmp_path: Path
+) -> None:
+    before = engine_processes()
+    words = ("limit=12", f"runs_dir={tmp_path}", "model.params.generation_config.max_new_tokens=2000")
+    process = start("bench", config, *words)
+    wait_until(lambda: any("tokens" in line for line in [ledger_text(tmp_path)]) or new(before), "an engine", 300)
+    wait_until(lambda: len(new(before)) == 2, "an engine", 300)
+    wait_until(lambda: cpu_seconds(new(before)[-1]) > started_s(new(before)[-1]), "an engine that answers", 300)
+    os.kill(new(before)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 4, err
+    assert "vllm's engine has died" in err
+    assert "Traceback" not in out + err
