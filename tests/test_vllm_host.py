@@ -92,9 +92,9 @@ def test_a_host_that_is_closed_ends_what_is_left_and_leaves_others_alone(own_loc
         child = subprocess.Popen([sys.executable, "-c", WAITS])
         assert os.environ["MORE"] == "1"
     assert {"MORE", vllm_guard.MARK}.isdisjoint(os.environ)
-    host.close()
+    with host.ending():
+        pass
     assert child.wait(30) == -signal.SIGTERM
-    host.wait(30)
     assert other.poll() is None
     other.kill()
     other.wait()

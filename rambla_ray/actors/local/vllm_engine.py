@@ -27,7 +27,6 @@ from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 
 SHUTDOWN_S = 8.0  # The engine's processes have so long to give back what they hold.
-KILLED_S = 30.0  # The guard has so long, beside that, for those that do not.
 GREEDY: Mapping[str, Any] = {"temperature": 0.0}
 _ENDS_WHOLE = "Engine core initialization failed"  # vLLM's words where a process of its own has failed.
 
@@ -140,12 +139,11 @@ class RunningEngine:
 
     def close(self) -> None:
         """End it, and give back what it holds: memory, shared memory, cores."""
-        self._engine.shutdown(timeout=SHUTDOWN_S)
-        self._host.close()
-        self._host.wait(KILLED_S)
+        with self._host.ending():
+            self._engine.shutdown(timeout=SHUTDOWN_S)
 
 
-class _Steps(StatLoggerBase):
+class _Steps(StatLoggerBase):  # type: ignore[misc] # It is not known to mypy, which is run without vLLM.
     """Counts the engine's steps, each of which is a batch, and the tokens of prompts that it computes."""
 
     def __init__(self, usage: LocalUsage) -> None:

@@ -23,6 +23,7 @@ RAISED = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)", re.MULTIL
 LOGGING = "VLLM_LOGGING_CONFIG_PATH"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 FAILED = "EngineCore failed to start"  # What vLLM logs of a start that fails.
+GUARD_S = 30.0  # The guard has so long for what does not end by itself.
 LOOK_S = 0.5  # The log is looked at so often while an engine starts.
 LAST_WORDS_S = 5.0  # A process that has failed to start has so long to end.
 
@@ -123,17 +124,24 @@ class Host:
         """What vLLM's processes say of why they failed, in one line; empty where they say nothing."""
         return first_cause(self._logged())
 
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """The end of the engine: afterwards nothing of it is left."""
+        left = vllm_guard.shared_memory(str(self._folder))
+        try:
+            yield
+        finally:
+            self.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(GUARD_S)
+            vllm_guard.remove(left)
+
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""
         if self._guard.stdin:
             self._guard.stdin.close()
         if self._cores:
             self._cores.close()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait for the guard to have ended what was left."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(timeout_s)
 
 
 def first_cause(log: str) -> str:
