@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import tiny_llama
 
@@ -92,8 +91,3 @@ def engine_processes() -> list[int]:
 def shared_memory() -> set[str]:
     """What lies in the machine's shared memory, but for what Ray has there."""
     return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "sem.mp-"))}
-
-
-def cpu_share(process: int) -> float:
-    """Which part of a core a process computes on, over a moment."""
-    return psutil.Process(process).cpu_percent(0.5) / 100

@@ -62,6 +62,7 @@ class RunningEngine:
             self._host.close()
             raise CallError(ErrorKind.LOAD, reason) from None
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
+        self._host.note_shared_memory()
         self.longest = int(self._engine.model_config.max_model_len)
         try:
             self._adapters = {adapter: self._request_of(adapter, number) for number, adapter in enumerate(adapters, 1)}

@@ -81,9 +81,15 @@ def _send(signum: int, processes: list[int]) -> None:
 
 
 def main(folder: str) -> None:
-    """Wait for the end of the pipe, and end what is left."""
-    sys.stdin.buffer.read()
+    """Wait for the end of the pipe, from which shared memory is read, and end what is left.
+
+    It does so in a process that is no child of the one that holds the pipe: Ray kills those together.
+    """
+    if os.fork():
+        os._exit(0)
+    words = sys.stdin.read().split()
     end(folder)
+    remove({Path(word) for word in words if word.startswith(SHARED)})
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -55,7 +56,9 @@ class Host:
     def _start_guard(self) -> subprocess.Popen[bytes]:
         """The guard: a process of its own session, which the signals for this one do not reach."""
         command = [sys.executable, "-I", "-S", str(Path(vllm_guard.__file__)), str(self._folder)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)  # noqa: S603
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)  # noqa: S603
+        guard.wait()  # It has gone on in a process of its own.
+        return guard
 
     def _log_to_file(self) -> Path:
         """A logging config by which vLLM writes its errors to a file beside what it writes already."""
@@ -127,14 +130,20 @@ class Host:
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
         """The end of the engine: afterwards nothing of it is left."""
-        left = vllm_guard.shared_memory(str(self._folder))
         try:
             yield
         finally:
             self.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(GUARD_S)
-            vllm_guard.remove(left)
+            until = time.monotonic() + GUARD_S
+            while self._folder.exists() and time.monotonic() < until:  # The guard removes it at its end.
+                time.sleep(0.1)
+
+    def note_shared_memory(self) -> None:
+        """Tell the guard what the engine that has been started shares."""
+        files = vllm_guard.shared_memory(str(self._folder))
+        if self._guard.stdin:
+            self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
+            self._guard.stdin.flush()
 
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""
