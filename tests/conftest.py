@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -28,7 +29,7 @@ KEY = "sk-test"
 
 
 # Each test has one tier: what it needs, from the least to the most. The marker names it where the fixtures do not.
-TIERS = ("unit", "cluster", "processes", "real")
+TIERS = ("unit", "cluster", "processes", "real", "vllm")
 TIER_OF_FIXTURE = {"head": "processes", "ray_cluster": "cluster"}
 STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork"})
 
@@ -45,8 +46,12 @@ ALLOWED_WARNINGS = (
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test its tier, in whose order they run; where they share cores, those that take longest go first."""
+    if importlib.util.find_spec("vllm") is None:  # It has a virtual environment of its own: make test-vllm.
+        left_out = [item for item in items if tier_of(item) == "vllm"]
+        items[:] = [item for item in items if tier_of(item) != "vllm"]
+        config.hook.pytest_deselected(items=left_out)
     warnings = [pytest.mark.filterwarnings(warning) for warning in ("error", *ALLOWED_WARNINGS)]
     places = {}
     for item in items:
@@ -133,7 +138,7 @@ def head(canary: str, deployment: str) -> Iterator[Head]:
 def checkout(canary: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This checkout as a user has it: with results, a checkpoint and an env file that holds the key."""
     folder = tmp_path_factory.mktemp("user") / "rambla_ray"
-    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", "runs"))
+    shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*_cache", ".git", ".venv*", "__pycache__", "runs"))
     for name in (".env", "conf/azure.env", "runs/old/config.yaml", "llama/model.safetensors"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"OPENAI_API_KEY={canary}\n")

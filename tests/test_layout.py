@@ -49,7 +49,7 @@ ROOMS = {
     "torch": LOCAL_MODELS,
     "transformers": LOCAL_MODELS,
     "sentence_transformers": ("rambla_ray.actors.local.sentence_modules",),
-    "vllm": ("rambla_ray.actors.local.vllm",),
+    "vllm": ("rambla_ray.actors.local.vllm_engine",),
     "openai": ("rambla_ray.actors.openai", "rambla_ray.actors.api.openai_package"),
     "httpx2": ("rambla_ray.actors.api.openai_package",),
     "sklearn": ("rambla_ray.scoring.rambla",),

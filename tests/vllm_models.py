@@ -23,9 +23,9 @@ CONTEXT = 256
 ENGINE = ("VLLM::EngineCore", "VLLM::Worker")  # The names of its processes.
 
 
-def build_tiny(folder: Path) -> Path:
+def build_tiny(folder: Path, **config: Any) -> Path:
     """A tiny random Llama whose heads are of a size that vLLM's attention has on CPUs."""
-    return tiny_llama.build(folder, hidden_size=128)
+    return tiny_llama.build(folder, hidden_size=128, **config)
 
 
 def build_smollm2(folder: Path) -> Path:

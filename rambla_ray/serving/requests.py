@@ -67,6 +67,7 @@ _STATUS: Mapping[ErrorKind, tuple[int, str, str | None]] = {  # HTTP status, typ
     ErrorKind.NOT_FOUND: _UPSTREAM,
     ErrorKind.UNAVAILABLE: (503, "server_error", "unavailable"),
     ErrorKind.DIED: (503, "server_error", "unavailable"),
+    ErrorKind.LOAD: (503, "server_error", "unavailable"),  # Its engine has died since it was loaded.
 }
 
 

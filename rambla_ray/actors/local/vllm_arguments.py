@@ -108,12 +108,9 @@ def known_arguments() -> frozenset[str]:
         return frozenset()
     classes = (node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
     fields = (node for kind in classes if kind.name in ("EngineArgs", "AsyncEngineArgs") for node in kind.body)
-    names = (field.target.id for field in fields if isinstance(field, ast.AnnAssign) and _is_name(field.target))
+    targets = (field.target for field in fields if isinstance(field, ast.AnnAssign))
+    names = (target.id for target in targets if isinstance(target, ast.Name))
     return frozenset(name for name in names if not name.startswith("_"))
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 @dataclass(frozen=True)

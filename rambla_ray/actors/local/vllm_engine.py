@@ -26,8 +26,7 @@ from rambla_ray.actors.local.vllm_host import Host
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, ErrorKind
 
-SHUTDOWN_S = 20.0  # The engine's processes have so long to give back what they hold.
-KILLED_S = 30.0  # The guard has so long, beside that, for those that do not.
+SHUTDOWN_S = 8.0  # The engine's processes have so long to give back what they hold.
 GREEDY: Mapping[str, Any] = {"temperature": 0.0}
 _ENDS_WHOLE = "Engine core initialization failed"  # vLLM's words where a process of its own has failed.
 
@@ -54,7 +53,7 @@ class RunningEngine:
         self._numbers = itertools.count()
         before = set(multiprocessing.active_children())
         try:
-            with self._host.environment():
+            with self._host.starting():
                 self._engine = AsyncLLM.from_engine_args(
                     AsyncEngineArgs(**arguments), stat_loggers=[lambda *_: _Steps(usage)]
                 )
@@ -63,6 +62,7 @@ class RunningEngine:
             self._host.close()
             raise CallError(ErrorKind.LOAD, reason) from None
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
+        self._host.note_shared_memory()
         self.longest = int(self._engine.model_config.max_model_len)
         try:
             self._adapters = {adapter: self._request_of(adapter, number) for number, adapter in enumerate(adapters, 1)}
@@ -140,12 +140,11 @@ class RunningEngine:
 
     def close(self) -> None:
         """End it, and give back what it holds: memory, shared memory, cores."""
-        self._engine.shutdown(timeout=SHUTDOWN_S)
-        self._host.close()
-        self._host.wait(KILLED_S)
+        with self._host.ending():
+            self._engine.shutdown(timeout=SHUTDOWN_S)
 
 
-class _Steps(StatLoggerBase):
+class _Steps(StatLoggerBase):  # type: ignore[misc] # It is not known to mypy, which is run without vLLM.
     """Counts the engine's steps, each of which is a batch, and the tokens of prompts that it computes."""
 
     def __init__(self, usage: LocalUsage) -> None:

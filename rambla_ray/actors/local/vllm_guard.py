@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "RAMBLA_RAY_ENGINE"
+SHARED = ("/dev/shm/psm_", "/dev/shm/sem.mp-")  # noqa: S108 - What multiprocessing calls its shared memory.
 LAST_WORDS_S = 15.0  # vLLM's processes have so long to end by themselves.
 
 
@@ -28,7 +29,9 @@ def marked(folder: str) -> dict[int, int]:
         with contextlib.suppress(OSError, ValueError, IndexError):  # It has ended, or is another user's.
             is_ours = f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
             if is_ours and b"resource_tracker" not in (process / "cmdline").read_bytes():
-                found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(process.name)] = int(
+                    (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+                )
     return found
 
 
@@ -45,7 +48,30 @@ def end(folder: str) -> None:
     _send(signal.SIGTERM, [process for process, parent in processes.items() if parent not in processes])
     for _ in remaining(folder, time.monotonic() + LAST_WORDS_S):
         pass
+    kill(folder)
+
+
+def kill(folder: str) -> None:
+    """End all of them at once, and remove their shared memory."""
+    left = shared_memory(folder)
     _send(signal.SIGKILL, list(marked(folder)))
+    remove(left)
+
+
+def shared_memory(folder: str) -> set[Path]:
+    """The shared memory that they have, as files."""
+    found = set()
+    for process in marked(folder):
+        with contextlib.suppress(OSError):  # It has ended.
+            words = Path(f"/proc/{process}/maps").read_text(encoding="utf-8").split()
+            found |= {Path(word) for word in words if word.startswith(SHARED)}
+    return found
+
+
+def remove(files: set[Path]) -> None:
+    """Remove what is still there of some files."""
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _send(signum: int, processes: list[int]) -> None:
@@ -55,9 +81,15 @@ def _send(signum: int, processes: list[int]) -> None:
 
 
 def main(folder: str) -> None:
-    """Wait for the end of the pipe, and end what is left."""
-    sys.stdin.buffer.read()
+    """Wait for the end of the pipe, from which shared memory is read, and end what is left.
+
+    It does so in a process that is no child of the one that holds the pipe: Ray kills those together.
+    """
+    if os.fork():
+        os._exit(0)
+    words = sys.stdin.read().split()
     end(folder)
+    remove({Path(word) for word in words if word.startswith(SHARED)})
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,10 @@ RECORD = "\x1e"  # Each record of the log begins with it.
 RAISED = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)", re.MULTILINE)
 LOGGING = "VLLM_LOGGING_CONFIG_PATH"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+FAILED = "EngineCore failed to start"  # What vLLM logs of a start that fails.
+GUARD_S = 30.0  # The guard has so long for what does not end by itself.
+LOOK_S = 0.5  # The log is looked at so often while an engine starts.
+LAST_WORDS_S = 5.0  # A process that has failed to start has so long to end.
 
 
 class Host:
@@ -50,7 +56,9 @@ class Host:
     def _start_guard(self) -> subprocess.Popen[bytes]:
         """The guard: a process of its own session, which the signals for this one do not reach."""
         command = [sys.executable, "-I", "-S", str(Path(vllm_guard.__file__)), str(self._folder)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)  # noqa: S603
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, env={}, start_new_session=True)  # noqa: S603
+        guard.wait()  # It has gone on in a process of its own.
+        return guard
 
     def _log_to_file(self) -> Path:
         """A logging config by which vLLM writes its errors to a file beside what it writes already."""
@@ -88,11 +96,54 @@ class Host:
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """A start of the engine in this environment, which ends when its processes have failed.
+
+        A process of vLLM 0.29 that has failed can hang at its end (pyzmq's `Context.term`, where Ray is imported), and
+        who started it then waits for ever.
+        """
+        over = threading.Event()
+        watch = threading.Thread(target=self._end_failed, args=(over,), daemon=True)
+        watch.start()
+        try:
+            with self.environment():
+                yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _end_failed(self, over: threading.Event) -> None:
+        while not over.wait(LOOK_S):
+            if FAILED in self._logged() and not over.wait(LAST_WORDS_S):
+                vllm_guard.kill(str(self._folder))
+
+    def _logged(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._log.read_text(encoding="utf-8", errors="replace")
+        return ""
+
     def cause(self) -> str:
         """What vLLM's processes say of why they failed, in one line; empty where they say nothing."""
-        with contextlib.suppress(OSError):
-            return first_cause(self._log.read_text(encoding="utf-8", errors="replace"))
-        return ""
+        return first_cause(self._logged())
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """The end of the engine: afterwards nothing of it is left."""
+        try:
+            yield
+        finally:
+            self.close()
+            until = time.monotonic() + GUARD_S
+            while self._folder.exists() and time.monotonic() < until:  # The guard removes it at its end.
+                time.sleep(0.1)
+
+    def note_shared_memory(self) -> None:
+        """Tell the guard what the engine that has been started shares."""
+        files = vllm_guard.shared_memory(str(self._folder))
+        if self._guard.stdin:
+            self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
+            self._guard.stdin.flush()
 
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""
@@ -100,11 +151,6 @@ class Host:
             self._guard.stdin.close()
         if self._cores:
             self._cores.close()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait for the guard to have ended what was left."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(timeout_s)
 
 
 def first_cause(log: str) -> str:

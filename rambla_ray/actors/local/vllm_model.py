@@ -58,7 +58,7 @@ class VLLMModel(BaseHuggingFaceModel[LanguageJob]):
         checkpoint = Checkpoint(
             base=self.base,
             tokenizer=self.tokenizer_place,
-            revision=self._shared["revision"],
+            revision=str(revision) if (revision := self._shared["revision"]) else None,
             dtype=self._dtype,
             quantization=self.params.loading_params.get("quantization"),
             trusts_code=self.params.trust_remote_code,
