@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from jinja2 import TemplateError
 
-from rambla_ray.actors.local import weights
+from rambla_ray.actors.local import backend_choice, weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.chat import ChatTemplate, begins_twice, today
 from rambla_ray.actors.local.continuations import PLAIN_DELIMITER, Context
@@ -62,7 +62,8 @@ class HuggingFaceLLM(VLLMModel):
             raise self.load_error(
                 "backend transformers_continuous needs attention in every layer; backend: transformers takes it"
             )
-        return self.params.choose_backend(self.chip, pages=pages)
+        otherwise = self.params.choose_backend(self.chip, pages=pages)
+        return backend_choice.choose(self.params, self.chip, self._config, pages=pages, otherwise=otherwise)
 
     def _load_chat_template(self) -> ChatTemplate:
         """The tokenizer's chat template, tried. Raises CallError (`load`)."""

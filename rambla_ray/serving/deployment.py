@@ -21,6 +21,7 @@ from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.config.sections import Pool
+from rambla_ray.config.workload import ENDLESS
 from rambla_ray.display import print_error
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import configure_logging, connected_cluster
@@ -258,7 +259,8 @@ def _application(model: PooledModel) -> Any:
         logging_config={"enable_access_log": False},
         **size,
     )
-    return deployment.bind(model.name, model.config)
+    params = model.config.params.planned(lambda: None, lambda: ENDLESS)
+    return deployment.bind(model.name, model.config.with_params(params))
 
 
 def _placed(pool: Pool) -> dict[str, Any]:
