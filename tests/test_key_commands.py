@@ -23,8 +23,8 @@ from waiting import wait_until
 
 from rambla_ray.actors.openai import OpenAIModel
 from rambla_ray.config.key_command import ALLOWED, read_token
+from rambla_ray.config.keyed_params import KeyedParams
 from rambla_ray.config.load import load
-from rambla_ray.config.model import KeyedParams
 from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.redaction import redacted

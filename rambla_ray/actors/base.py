@@ -3,7 +3,8 @@
 from rambla_ray.actors.api.engine import BaseAPIModel
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.model import Emit, Model, RunContext
-from rambla_ray.config.model import KeyedParams, ModelParams
+from rambla_ray.config.keyed_params import KeyedParams
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 
 __all__ = [

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rambla_ray.actors.local import special_tokens, weights
+from rambla_ray.actors.local import backend_choice, special_tokens, weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.params import HuggingFaceParams
@@ -56,7 +56,8 @@ class HuggingFaceLLM(VLLMModel):
             raise self.load_error(
                 "backend transformers_continuous needs attention in every layer; backend: transformers takes it"
             )
-        return self.params.choose_backend(self.chip, pages=pages)
+        otherwise = self.params.choose_backend(self.chip, pages=pages)
+        return backend_choice.choose(self.params, self.chip, self._config, pages=pages, otherwise=otherwise)
 
     def request_identity(self, request: Request) -> dict[str, object]:
         return {**super().request_identity(request), **self._prompting.request_identity(request)}

@@ -20,8 +20,6 @@ from rambla_ray.errors import UserError, choose_from
 from rambla_ray.redaction import Masks, is_secret
 from rambla_ray.schema import canonical_json
 
-NOT_SENDABLE = "holds line breaks or other characters that no header of a request can"
-
 # Keys, as they stand in the files of conf/ without the numbers of lists. docs/run_directory.md lists them, too.
 BY_VALUE = frozenset(
     {
@@ -202,8 +200,3 @@ def digests(borrowed: Borrowings) -> dict[str, str]:
 def dotted(place: Place) -> str:
     """A place as messages write it."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
-
-
-def is_sendable(key: str) -> bool:
-    """Whether a key, without the white space around it, can stand in the header of a request."""
-    return key.isascii() and key.isprintable()

@@ -38,12 +38,12 @@ class Demand(NamedTuple):
 
     Args:
         part: what one takes: an actor, or what it takes of each of its nodes.
-        count: how many there are.
+        parts: how many there are.
         most_on_a_node: of those parts at most so many may be on the same node.
     """
 
     part: NodeResources
-    count: int
+    parts: int
     most_on_a_node: float = math.inf
 
 

@@ -220,8 +220,8 @@ class Run:
     ) -> ray.data.Dataset:
         """The stream through one pool, whose actors each work on so many blocks at once."""
         pool = level.pool
-        longest = cache(lambda: self.plan.longest_prompt(level))
-        params = level.config.params.planned(longest)
+        work = cache(lambda: self.plan.longest_prompt(level)), lambda: self.plan.asked(level)
+        params = level.config.params.planned(*work)
         return stream.map(
             PoolActor,
             fn_constructor_args=(
@@ -235,7 +235,7 @@ class Run:
                 is_last,
                 self.plan.config.options.chaos,
                 self.plan.config.reader if is_last else None,
-                {other.names: other.config.params.planned(longest) for other in level.kin},
+                {other.names: other.config.params.planned(*work) for other in level.kin},
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,

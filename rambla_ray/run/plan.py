@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from rambla_ray.config.dataset import Selection, normalised
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
+from rambla_ray.config.workload import Asked
 from rambla_ray.data.source import load_dataset
 from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
@@ -115,6 +117,10 @@ class Plan:
         Tokens are estimated at four characters each. What a later stage is sent depends on what earlier ones answer:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
+        return dict(self._described)
+
+    @cached_property
+    def _described(self) -> Mapping[str, Any]:
         loads = {
             name: [StageLoad.of(stage, self._items_of(name)) for stage in self._asking(task)]
             for name, task in self.config.tasks.items()
@@ -130,6 +136,21 @@ class Plan:
                 for target in self.config.targets
             },
         }
+
+    def asked(self, level: Level) -> Asked:
+        """What the model of a level, and those that share its actors, will be asked in the stream where that is most.
+
+        It depends on nothing but the plan: not on what the ledger holds already.
+        """
+        return max(self._asked_in(stream[0], level) for stream in self.config.streams)
+
+    def _asked_in(self, target: str, level: Level) -> Asked:
+        calls = tokens = 0
+        for other, pool in zip(self.levels(target), self._described["streams"][target], strict=True):
+            if (other.name, other.config.params) == (level.name, level.config.params):
+                calls += len(other.family) * (pool["unique_calls"] + pool["later_calls_at_most"])
+                tokens += len(other.family) * pool["prompt_tokens"]
+        return Asked(calls, tokens)
 
     def longest_prompt(self, level: Level) -> int | None:
         """The bytes of the longest prompt that a level will be sent, with system prompt and choice, if any.

@@ -21,6 +21,7 @@ from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.config.run import ServeConfig
 from rambla_ray.config.sections import Pool
+from rambla_ray.config.workload import ENDLESS
 from rambla_ray.display import print_error
 from rambla_ray.errors import CallError, ErrorKind, UserError
 from rambla_ray.run.cluster import configure_logging, connected_cluster
@@ -277,7 +278,10 @@ def _application(model: PooledModel, held: Mapping[str, ModelConfig]) -> Any:
         logging_config={"enable_access_log": False},
         **size,
     )
-    settled = {name: own.model_copy(update={"pool": pool}) for name, own in held.items()}
+    settled = {
+        name: own.with_params(own.params.planned(lambda: None, lambda: ENDLESS)).model_copy(update={"pool": pool})
+        for name, own in held.items()
+    }
     return deployment.bind(model.name, settled)
 
 

@@ -15,7 +15,7 @@ from rambla_ray.actors.api.extras import JsonObject, with_headers
 from rambla_ray.actors.api.openai_package import get_status
 from rambla_ray.actors.api.openai_params import LONGEST_ANSWER, Stop
 from rambla_ray.actors.api.prompted_params import PromptedParams
-from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
+from rambla_ray.config.keyed_params import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
 from rambla_ray.tasks.closed import omitted
 

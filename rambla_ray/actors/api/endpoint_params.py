@@ -11,7 +11,7 @@ from yarl import URL
 from rambla_ray.actors.api.extras import ExtraBody, ExtraHeaders, with_headers
 from rambla_ray.actors.api.openai_package import get_status
 from rambla_ray.actors.api.proxy import proxy_of
-from rambla_ray.config.model import KeyedParams
+from rambla_ray.config.keyed_params import KeyedParams
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, UserError
 from rambla_ray.tasks.closed import omitted

@@ -13,7 +13,7 @@ from rambla_ray.actors.api.endpoint_params import EndpointParams, Printable, wit
 from rambla_ray.actors.api.extras import JsonObject
 from rambla_ray.actors.api.openai_package import list_models
 from rambla_ray.actors.api.prompted_params import LimitedParams, PromptedParams
-from rambla_ray.config.model import KEY_DESCRIPTION, KEY_VARIABLE
+from rambla_ray.config.keyed_params import KEY_DESCRIPTION, KEY_VARIABLE
 from rambla_ray.errors import UserError
 from rambla_ray.tasks.closed import omitted
 

@@ -22,6 +22,7 @@ from rambla_ray.actors.local.backends import (
 from rambla_ray.actors.local.chat_params import ChatParams
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams, in_home, is_path
 from rambla_ray.config.sections import NAME
+from rambla_ray.config.workload import Asked
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.tasks import prompts
@@ -60,24 +61,33 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
     backend: Literal["auto", Backend] = Field(
         "auto",
         description="transformers: static batches; transformers_continuous: continuous batching with paged attention; "
-        "vllm: its engine (pip install vllm); auto: by device and options",
+        "vllm: its engine (pip install vllm); auto: by device and options, and vllm where it pays for its start",
     )
 
     engine_args: dict[str, Any] | None = omitted(
         "vLLM's own engine arguments, such as {max_model_len: 8192, enforce_eager: false}, for backend vllm"
     )
     _longest_prompt: int | None = PrivateAttr(None)
+    _asked: Asked | None = PrivateAttr(None)
 
     @property
     def longest_prompt(self) -> int | None:
         """The bytes of the longest prompt of the run; None where that is not known."""
         return self._longest_prompt
 
-    def planned(self, longest_prompt: Callable[[], int | None]) -> Self:
-        if self.backend != "vllm" or "max_model_len" in (self.engine_args or {}):
+    @property
+    def asked(self) -> Asked | None:
+        """What a run will ask in all; None where that is not known."""
+        return self._asked
+
+    def planned(self, longest_prompt: Callable[[], int | None], asked: Callable[[], Asked]) -> Self:
+        if self.backend not in ("vllm", "auto"):
             return self
         params = self.model_copy()
-        params._longest_prompt = longest_prompt()
+        if self.backend == "auto":
+            params._asked = asked()
+        if "max_model_len" not in (self.engine_args or {}):
+            params._longest_prompt = longest_prompt()
         return params
 
     @field_validator("adapter", "adapters")
