@@ -246,17 +246,17 @@ class PoolActor:
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
-        answer = self._tasks[sample.task].answer
-        hints: dict[str, Any] = {
+        task = self._tasks[sample.task]
+        answer = task.answer
+        own: dict[str, Any] = {
             "sample_id": sample.sample_id,
             "target": answer.choice_for(sample.target),
             "choices": answer.choices if is_last else (),
+            "continuations": task.choices_asked_by(stage),
         }
         if isinstance(stage, Compare) and self._scores:
-            return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
-        if answer.by == "likelihood" and is_last and stage.role == Role.TARGET:
-            hints["continuations"] = answer.choices
-        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)
+            return Request(sample.fields[stage.left], sample.fields[stage.right], **own)
+        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **own)
 
     async def _record(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
         """The record of a request: from the ledger, or asked now and stored before anything else sees it.

@@ -114,7 +114,9 @@ class Plan:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
         loads = {
-            name: [StageLoad.of(stage, self._items_of(name)) for stage in self._asking(task)]
+            name: [
+                StageLoad.of(stage, self._items_of(name), task.choices_asked_by(stage)) for stage in self._asking(task)
+            ]
             for name, task in self.config.tasks.items()
         }
         return {
@@ -150,7 +152,7 @@ class Plan:
         """What asks somebody in a task: its stages, and what asks the reader, unless all answers are scores."""
         reader, last = self.config.reader, task.generates[-1].role
         models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
-        if reader is None or all(model.params.produces == SCORE for model in models):
+        if reader is None or task.answer.by == "likelihood" or all(model.params.produces == SCORE for model in models):
             return task.generates
         return (*task.generates, reader)
 
