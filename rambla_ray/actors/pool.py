@@ -167,14 +167,14 @@ class PoolActor:
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
-        answer = self._tasks[sample.task].answer
-        hints: dict[str, Any] = {
+        task = self._tasks[sample.task]
+        answer = task.answer
+        own: dict[str, Any] = {
             "sample_id": sample.sample_id,
             "target": answer.choice_for(sample.target),
             "choices": answer.choices if is_last else (),
+            "continuations": task.choices_asked_by(stage),
         }
         if isinstance(stage, Compare) and self._first.scores:
-            return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
-        if answer.by == "likelihood" and is_last and stage.role == Role.TARGET:
-            hints["continuations"] = answer.choices
-        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)
+            return Request(sample.fields[stage.left], sample.fields[stage.right], **own)
+        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **own)

@@ -150,6 +150,10 @@ class TaskConfig(Closed):
         """The kind of stage by which a judge answers; empty where none does."""
         return self.generates[-1].kind if self.generates[-1].role == Role.JUDGE else ""
 
+    def choices_asked_by(self, stage: Generate) -> tuple[str, ...]:
+        """The choices of which a stage asks how likely they are; none where it asks for a text."""
+        return self.answer.choices if self.answer.by == "likelihood" and stage is self.generates[-1] else ()
+
     def check(self, dataset_fields: frozenset[str]) -> None:
         """Check that each stage and the answer read a field of the dataset or of a stage. Raises ValueError."""
         fields = check_order(self.stages, dataset_fields)

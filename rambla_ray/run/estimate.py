@@ -27,19 +27,22 @@ class StageLoad:
         stage: the stage, or what asks the reader.
         prompts: for each item that can be asked, the digest of its prompt and about how many tokens that has.
         example: the prompt of the first item.
+        choices: how many choices are asked for by their likelihood; 0 where a text is.
     """
 
     stage: Generate
     prompts: NDArray[np.void]
     example: str
+    choices: int = 0
 
     @classmethod
-    def of(cls, stage: Generate, items: Sequence[Item]) -> StageLoad:
-        """The load of a stage that gets these items, at least one."""
+    def of(cls, stage: Generate, items: Sequence[Item], choices: Sequence[str] = ()) -> StageLoad:
+        """The load of a stage that gets these items, at least one, and asks for a text or how likely choices are."""
         before = f"{stage.system}\n" if stage.system else ""
         texts = (before + _prompt(stage, item) for item in items if not item.fault)
-        sizes = ((_digest(text), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
-        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), example=_prompt(stage, items[0]))
+        asked = f"\n{list(choices)}" if choices else ""  # The same prompt is another call where a text is asked for.
+        sizes = ((_digest(text + asked), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
+        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), _prompt(stage, items[0]), len(choices))
 
     @property
     def calls(self) -> int:
@@ -101,6 +104,8 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
     known = distinct(first)
     later_calls = sum(load.calls for load in later)
     tokens = int(known["tokens"].sum()) + sum(load.tokens for load in later)
+    if level.config.params.is_charged:  # An endpoint reads the prompt once for each of its choices.
+        tokens += sum(load.tokens * (load.choices - 1) for load in (*first, *later) if load.choices)
     if system := level.config.params.system_prompt:
         tokens += len(system) // CHARS_PER_TOKEN * _calls_without_own_system(first, later)
     estimate: dict[str, Any] = {

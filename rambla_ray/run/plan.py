@@ -122,7 +122,9 @@ class Plan:
     @cached_property
     def _described(self) -> Mapping[str, Any]:
         loads = {
-            name: [StageLoad.of(stage, self._items_of(name)) for stage in self._asking(task)]
+            name: [
+                StageLoad.of(stage, self._items_of(name), task.choices_asked_by(stage)) for stage in self._asking(task)
+            ]
             for name, task in self.config.tasks.items()
         }
         return {
@@ -189,7 +191,7 @@ class Plan:
         """What asks somebody in a task: its stages, and what asks the reader, unless all answers are scores."""
         reader, last = self.config.reader, task.generates[-1].role
         models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
-        if reader is None or all(model.params.produces == SCORE for model in models):
+        if reader is None or task.answer.by == "likelihood" or all(model.params.produces == SCORE for model in models):
             return task.generates
         return (*task.generates, reader)
 

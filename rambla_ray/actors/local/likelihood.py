@@ -99,7 +99,8 @@ class Likelihood:
 
     def _score(self, stems: Sequence[Stem]) -> list[list[float]]:
         """The log-probabilities of each stem's rows."""
-        shared, layers = [], []
+        shared: list[int] = []
+        layers: Layers = []
         if self._keeps_positions:
             shared, layers = self._shared.of([stem.tokens[: stem.prompt] for stem in stems])
         order = sorted(range(len(stems)), key=lambda number: len(stems[number].tokens), reverse=True)
@@ -185,4 +186,4 @@ def _of_next_tokens(stem: Stem, table: torch.Tensor) -> list[float]:
 
 def _sum_at(table: torch.Tensor, tokens: Sequence[int]) -> float:
     """The sum of the log-probabilities (positions, vocabulary) of these tokens, one for each position."""
-    return sum(table[range(len(tokens)), tokens].tolist())
+    return float(table[range(len(tokens)), tokens].sum())
