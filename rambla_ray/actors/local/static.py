@@ -12,6 +12,7 @@ from rambla_ray.actors.local import cache
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
+from rambla_ray.actors.local.cpu_modules import speed_up
 from rambla_ray.actors.local.job import Choices, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.likelihood import Likelihood
 from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
@@ -68,6 +69,7 @@ class Static(BatchingEngine[LanguageJob]):
         self._greedy = GenerationConfig(**options, do_sample=False)
         model.generation_config = self._greedy
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
+        free_bytes -= speed_up(model, free_bytes)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
             taken, room = cache.CacheBytes.of(model), CACHE_SHARE * free_bytes
