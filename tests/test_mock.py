@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -244,3 +245,18 @@ def test_when_the_run_is_stopped_nothing_waits_to_be_asked_again() -> None:
 
     (drained,) = ask(Limited(MockParams(), Pool(), None), [A])
     assert isinstance(drained, Draining)
+
+
+@pytest.mark.parametrize("behaviour", ["oracle", "flip", "format"])
+def test_its_answer_is_the_likeliest_choice(behaviour: str) -> None:
+    requests = [replace(request, continuations=CHOICES) for request in MANY[:200]]
+    for request, response in zip(requests, ask(mock(behaviour=behaviour), requests), strict=True):
+        logprobs = response.details.choice_logprobs
+        assert response.text == CHOICES[logprobs.index(max(logprobs))]
+        assert math.fsum(map(math.exp, logprobs)) == pytest.approx(1)
+        assert behaviour == "flip" or response.text == request.target
+
+
+def test_an_answer_that_is_no_choice_has_no_likelihood() -> None:
+    (error,) = ask(mock(behaviour="constant", answer="never"), [replace(A, continuations=CHOICES)])
+    assert error.kind is ErrorKind.BAD_REQUEST
