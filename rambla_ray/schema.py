@@ -77,15 +77,13 @@ class Request:
     `system` is the system prompt that the task's stage asks for, in place of the model config's own.
     The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
     prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
-    `continuations` ask for no text, but for how likely each of them is behind the prompt. `adapter` names the one of
-    the model's adapters that answers.
+    `continuations` ask for no text, but for how likely each of them is behind the prompt.
     `sample_id`, `target` and `choices` are for the mock alone; no real model reads them.
     """
 
     prompt: str
     pair: str | None = None
     system: str = ""
-    adapter: str = ""
     continuations: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     verbatim: bool = False

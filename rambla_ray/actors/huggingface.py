@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rambla_ray.actors.local import special_tokens, weights
 from rambla_ray.actors.local.backends import DRAW_OPTIONS, Backend
 from rambla_ray.actors.local.checkpoint import BaseHuggingFaceModel
 from rambla_ray.actors.local.job import Draw, Engine, LanguageJob, Prompt, end_tokens
@@ -67,18 +68,28 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
         self.load_checkpoint(AutoModelForCausalLM)
 
     def make_engine(self) -> Engine[LanguageJob]:
-        context = self.engine_context()
+        context, generation = self.engine_context(), self._usable_generation()
         if self._backend == "vllm":
             from rambla_ray.actors.local.vllm import VLLM
 
-            return VLLM(self.params, self._generation, self._dtype, context)
+            return VLLM(self.params, generation, self._dtype, context)
         if self._backend == "transformers_continuous":
             from rambla_ray.actors.local.continuous import Continuous
 
-            return Continuous(self._model, self._generation, context, self.memory_share)
+            return Continuous(self._model, generation, context, self.memory_share)
         from rambla_ray.actors.local.static import Static
 
-        return Static(self._model, self._generation, context, self.free_bytes())
+        return Static(self._model, generation, context, self.free_bytes())
+
+    def _usable_generation(self) -> Any:
+        """`_generation`, with tokens that the model knows. Raises CallError (`load`)."""
+        if not self.known_tokens:
+            return self._generation
+        try:
+            special_tokens.check_known(self._generation, self.known_tokens)
+        except ValueError as error:
+            raise self.load_error(str(error)) from None
+        return special_tokens.usable(self._generation, self.known_tokens)
 
     def attach(self, context: RunContext) -> None:
         super().attach(context)
@@ -94,12 +105,14 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
         """What the model will really do. Nothing is left unset that generate() would fill in from elsewhere."""
         from transformers import GenerationConfig
 
-        options = {"do_sample": False, **self.params.generation_config}
+        options = {"do_sample": False, **self._given_options()}
+        if options.get("temperature") == 0:
+            options["do_sample"] = False  # So it is with APIs, and in a request's own options.
         if not options["do_sample"]:
             for key in DRAW_OPTIONS:
                 options.pop(key, None)  # Greedy decoding ignores them.
         options.pop("max_length", None)  # It is part of each job's own limit.
-        eos = options.get("eos_token_id", self._own_generation().eos_token_id)
+        eos = options.get("eos_token_id", self._own_end_tokens())
         options["eos_token_id"] = self._tokenizer.eos_token_id if eos is None else eos
         pad = options.get("pad_token_id", self._tokenizer.pad_token_id)
         options["pad_token_id"] = next(iter(end_tokens(options["eos_token_id"])), 0) if pad is None else pad
@@ -108,10 +121,27 @@ class HuggingFaceLLM(BaseHuggingFaceModel[LanguageJob]):
             raise self.load_error(f"generation_config.max_new_tokens={new} leaves no room in its context of {longest}")
         return GenerationConfig(**options)
 
+    def _given_options(self) -> dict[str, Any]:
+        """The params' options of generation, with the numbers of all tokens. Raises CallError (`load`)."""
+        try:
+            return special_tokens.numbered_options(self.params.generation_config, self._tokenizer)
+        except ValueError as error:
+            raise self.load_error(str(error)) from None
+
+    def _own_end_tokens(self) -> Any:
+        """What the checkpoint says that ends an answer; None if it says nothing. Raises CallError (`load`)."""
+        own = self._own_generation()
+        places = ((own, "eos_token_id"), (own, "eos_token"), (self._config, "eos_token"))
+        with self.loading("its end token: "):
+            given = (getattr(place, name, None) for place, name in places)
+            return special_tokens.numbered(next((ends for ends in given if ends is not None), None), self._tokenizer)
+
     def _own_generation(self) -> Any:
         """The checkpoint's generation config: a file of its own, or what stands in its config."""
         from transformers import GenerationConfig
 
+        if fault := weights.json_fault(Path(self.base) / weights.GENERATION_CONFIG):
+            raise self.load_error(f"its {weights.GENERATION_CONFIG} is damaged: {fault}")
         with self.loading():
             try:
                 return GenerationConfig.from_pretrained(self.base, **self._shared)

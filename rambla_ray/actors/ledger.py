@@ -90,7 +90,7 @@ class LedgerService:
 
         Args:
             owner: its name, which no other life of an actor has.
-            actor_id: Ray's id of the actor, which all its lives share.
+            actor_id: of the actor and the model in it, which all its lives share.
             model: the name of its model config.
             asking: what it asks, as it was granted by an earlier life of this service.
         """

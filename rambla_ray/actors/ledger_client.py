@@ -67,8 +67,9 @@ class LedgerClient:
         self._unstored: dict[asyncio.Future[None], float] = {}  # answers that are not durable → since when
         self._terms = Terms(late_s=math.inf, has_budget=False)  # until the service has sent its own
         self.draining = False  # the run is being stopped
-        self._actor_id = ray.get_runtime_context().get_actor_id()
-        self._registered = service.register.remote(self._owner, self._actor_id)
+        # What all lives of it share, which is not the actor alone: that may hold models with a client each.
+        self._lives = f"{ray.get_runtime_context().get_actor_id()}/{names.key}"
+        self._registered = service.register.remote(self._owner, self._lives)
 
     def run_context(self, chaos: Chaos) -> RunContext:
         """What a model takes from the run by way of this client, and the faults to inject."""
@@ -282,7 +283,7 @@ class LedgerClient:
         is_stopped = await self._service.heartbeat.remote(self._owner)
         if is_stopped is None:  # The service has started again, and does not know what this asks.
             asking = list(self._asking.values())
-            self._registered = self._service.register.remote(self._owner, self._actor_id, self._model, asking)
+            self._registered = self._service.register.remote(self._owner, self._lives, self._model, asking)
         elif is_stopped:
             self._drain()
 

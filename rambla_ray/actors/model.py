@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol
@@ -124,6 +124,17 @@ class Model(ABC):
         self.pool = pool
         self.rate = rate
         self.context = RunContext()
+
+    @classmethod
+    def several(cls, params: Mapping[str, ModelParams], pool: Pool, rate: Rate | None) -> dict[str, Model]:
+        """Models of this class for one actor, by name. Those that have weights in common load them once.
+
+        Args:
+            params: by name, those of each model.
+            pool: of the actor, for all of them together.
+            rate: as for one model.
+        """
+        return {name: cls(own, pool, rate) for name, own in params.items()}
 
     def attach(self, context: RunContext) -> None:
         """Answer for a run from now on."""

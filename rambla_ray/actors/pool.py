@@ -1,4 +1,4 @@
-"""The one stage shape: an actor that holds one model and answers, for its roles, the samples that stream past.
+"""The one stage shape: an actor that holds a model and answers, for its roles, the samples that stream past.
 
 What streams between pools is one row per block of samples, their table packed in Arrow's own format, so that Ray Data
 neither infers types nor cuts blocks anew. The first pool of a stream receives no samples but the places of items, and
@@ -8,28 +8,22 @@ makes the samples where they are asked.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import os
-import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
-from rambla_ray.actors.ledger_client import LedgerClient
-from rambla_ray.actors.model import Model, hide_gpus, without_lone_surrogates
+from rambla_ray.actors.asked import AskedModel, load
+from rambla_ray.actors.model import hide_gpus
 from rambla_ray.config.labels import ModelNames
-from rambla_ray.config.model import ModelConfig
-from rambla_ray.config.sections import Batch, Chaos
+from rambla_ray.config.model import ModelConfig, ModelParams
+from rambla_ray.config.sections import Chaos
 from rambla_ray.config.task import TaskConfig, sample_of
-from rambla_ray.errors import FATAL, CallError, Draining, ErrorKind
-from rambla_ray.ledger.record import Record
+from rambla_ray.errors import Draining
 from rambla_ray.schema import (
-    SCORE,
-    Identity,
     Item,
     Request,
     Role,
@@ -39,7 +33,6 @@ from rambla_ray.schema import (
     overwrite,
     to_table,
 )
-from rambla_ray.scoring.likelihoods import probabilities
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.reader import ReaderStage, shown_fields
@@ -61,19 +54,6 @@ def unpack(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the first pool of a stream finds the items to make samples of.
-
-    Args:
-        target: the model under test.
-        items: per (task, variant), a Ray object reference of its items' table; see `Plan.tables`.
-    """
-
-    target: str
-    items: Mapping[tuple[str, str], Any]
-
-
 class PoolActor:
     """A Ray Data callable class. It never raises for a sample: a failure is a step with an error.
 
@@ -84,11 +64,13 @@ class PoolActor:
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
         ledger: handle of the run's `LedgerService`.
         run_id: the run.
-        source: in the first pool of a stream, where its samples come from.
+        items: in the first pool of a stream, where its samples come from: per (task, variant), a Ray object reference
+            of its items' table; see `Plan.tables`.
         is_last: whether samples end here, and are read and given their outcome.
         chaos: faults to inject.
         reader: in a run with a reader, what asks it; the last pool plays its role. A pool that plays no other loads
             its model when there is something to read.
+        kin: the other targets that this actor answers for, by their names, and their params.
     """
 
     def __init__(
@@ -99,79 +81,44 @@ class PoolActor:
         roles: frozenset[Role],
         ledger: Any,
         run_id: str,
-        source: Source | None,
+        items: Mapping[tuple[str, str], Any] | None,
         is_last: bool,
         chaos: Chaos,
         reader: ReaderStage | None = None,
+        kin: Mapping[ModelNames, ModelParams] = MappingProxyType({}),
     ) -> None:
-        self._name = names.name
         self._tasks = tasks
         self._roles = roles
-        self._ledger = LedgerClient(ledger, run_id, names, self._drain, self._resume)
-        self._source = source
+        self._items = items
         self._is_last = is_last
-        self._config, self._chaos, self._reader = config, chaos, reader
-        self._granted = 0  # requests that this actor was the one to ask
-        self._model: Model | None = None
-        self._load_error: CallError | None = None  # why the model cannot be asked
+        self._reader = reader
         hide_gpus(config.pool)
-        self._scores = config.params.produces == SCORE
+        self._models = {
+            member.name: AskedModel(member, config.with_params(params), ledger, run_id, chaos)
+            for member, params in [(names, config.params), *kin.items()]
+        }
+        self._first = self._models[names.name]
         if roles != {Role.READER}:
-            self._load()
-
-    def _load(self) -> None:
-        """Make the model; what goes wrong is why it cannot be asked."""
-        config = self._config
-        config.hide()
-        try:
-            model = config.kind(config.params, config.pool, config.rate)
-            self._model = _batched(model, config.batch) if config.batch else model
-            self._model.attach(self._ledger.run_context(self._chaos))
-            identity = self._model.identity()
-            self._identity = Identity(identity)
-            self._ledger.describe(config.stored_identity(identity))
-            self._report_usage()
-        except CallError as error:
-            self._load_error = error
-        except Exception as error:  # noqa: BLE001 - a library's own: it ends the run in one line, not in a traceback
-            self._load_error = CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}")
-        gc.freeze()  # else the collector spends a quarter of the time on the objects of imported modules
-        gc.set_threshold(10_000, 20, 20)
+            load(self._models)
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         """One block of samples through all stages that are their next and this pool's."""
         samples = await self._samples(row)
         await asyncio.gather(*map(self._answer, samples))
-        if self._model is not None:
-            await self._model.settle()
-        self._report_usage()
+        for model in self._models.values():
+            await model.settle()
         return pack(to_table(samples))
-
-    def _report_usage(self) -> None:
-        """Report to the run what a local model has done so far."""
-        if self._model is not None and (usage := self._model.measure()) is not None:
-            self._ledger.report_usage(asdict(usage))
-
-    def _drain(self) -> None:
-        """The run is being stopped: what waits in the model for its turn is not asked any more."""
-        if self._model is not None:
-            self._model.drain()
-
-    def _resume(self) -> None:
-        """Answers have become durable: what was held back until then may be asked."""
-        if self._model is not None:
-            self._model.resume()
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
         """The samples of a row: those it holds, or those to be made of the items it names."""
-        if self._source is None:
+        if self._items is None:
             return list(from_table(unpack(row[PACKED])))
-        if self._ledger.draining:
+        if self._first.ledger.draining:
             return []
-        name, variant = row["task"], row["variant"]
-        items: pa.Table = await self._source.items[name, variant]
+        target, name, variant = row["target"], row["task"], row["variant"]
+        items: pa.Table = await self._items[name, variant]
         return [
-            sample_of(self._source.target, name, self._tasks[name], variant, Item(root_id, json.loads(fields), fault))
+            sample_of(target, name, self._tasks[name], variant, Item(root_id, json.loads(fields), fault))
             for root_id, fields, fault in zip(
                 *(column.to_pylist() for column in items.slice(row["first"], row["count"]).columns), strict=True
             )
@@ -207,42 +154,11 @@ class PoolActor:
             finish(sample, task)
 
     async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
-        """One stage of one sample, as a step: with an answer, or with the reason why there is none."""
-        request = self._request(sample, stage, is_last=is_last)
-        prompt = request.prompt if request.pair is None else f"{request.prompt}\n\n{request.pair}"
-        step = partial(Step, f"{stage.kind}:{stage.output}", str(stage.role), self._name, prompt=prompt)
-        request_id = ""
-        try:
-            model = self._loaded_model()
-            prompts.check_askable(stage.reads(), sample.fields, prompt)
-            request_id = self._identity.request_id(model.request_identity(request))
-            record = await self._record(model, request_id, stage.role, request)
-        except CallError as error:  # nothing was asked
-            if error.kind in FATAL:
-                self._ledger.stop(error, stage.role)
-            return step(request_id, error_kind=error.kind, error=error.message)
-        response = record.response
-        if response is None:
-            return step(request_id, trace=record.trace, error_kind=record.error_kind, error=record.error)
-        return step(
-            request_id,
-            text=response.text,
-            finish_reason=SCORE if self._scores else response.finish_reason,
-            prompt_tokens=response.prompt_tokens,
-            completion_tokens=response.completion_tokens,
-            latency_s=response.latency_s,
-            trace=response.trace,
-            details=response.details,
-            choice_probabilities=probabilities(response.details.choice_logprobs),
-        )
-
-    def _loaded_model(self) -> Model:
-        """The model. Raises CallError when it could not be loaded, or failed to load when it was first asked."""
-        if self._model is None and self._load_error is None:
-            self._load()
-        if self._load_error is not None or self._model is None:
-            raise self._load_error or CallError(ErrorKind.LOAD, "no model")
-        return self._model
+        """One stage of one sample, as a step. Raises Draining."""
+        if self._first.is_untried:  # A pool that plays the reader alone has waited for something to read.
+            load(self._models)
+        model = self._models.get(sample.model, self._first)
+        return await model.ask(stage, sample.fields, self._request(sample, stage, is_last=is_last))
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
@@ -252,45 +168,8 @@ class PoolActor:
             "target": answer.choice_for(sample.target),
             "choices": answer.choices if is_last else (),
         }
-        if isinstance(stage, Compare) and self._scores:
+        if isinstance(stage, Compare) and self._first.scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **hints)
         if answer.by == "likelihood" and is_last and stage.role == Role.TARGET:
             hints["continuations"] = answer.choices
         return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **hints)
-
-    async def _record(self, model: Model, request_id: str, role: Role, request: Request) -> Record:
-        """The record of a request: from the ledger, or asked now and stored before anything else sees it.
-
-        Raises:
-            CallError: `load`, which is no end of a request: it is asked again when the model can be loaded.
-            Draining: the run is being stopped.
-        """
-        claim = await self._ledger.claim(request_id, role, model.size(request))
-        if isinstance(claim, Record):
-            return claim
-        self._granted += 1
-        kill_every = 0 if self._config.batch else self._chaos.kill_actor_every  # A batch holds all that is asked.
-        if kill_every and self._granted >= kill_every and not claim:
-            os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
-        try:
-            response = without_lone_surrogates(await model.generate(request))
-            return await self._ledger.store_answer(request_id, role, response)
-        except CallError as error:
-            if error.kind == ErrorKind.LOAD:
-                self._load_error = error
-                await self._ledger.release(request_id)
-                raise
-            return await self._ledger.store_failure(request_id, role, error)
-        except Draining:
-            await self._ledger.release(request_id)
-            raise
-        except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not take the block with it
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            return await self._ledger.store_failure(request_id, role, CallError(ErrorKind.INTERNAL, reason))
-
-
-def _batched(model: Any, terms: Batch) -> Model:
-    """A model that is asked in batches; local models do not import what that takes."""
-    from rambla_ray.actors.api.batched import BatchedModel
-
-    return BatchedModel(model, terms)

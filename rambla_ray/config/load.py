@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from rambla_ray.config import labels, secrets
+from rambla_ray.config import families, labels, secrets
 from rambla_ray.config.dataset import DatasetConfig, fields_of
 from rambla_ray.config.environment import Borrowed, Place, by_name, inside, quoting_names, under, without_config_names
+from rambla_ray.config.families import Families
 from rambla_ray.config.folder import ConfigFolder
 from rambla_ray.config.layout import choose_paths
 from rambla_ray.config.likelihood import for_likelihood
@@ -60,6 +61,7 @@ def _load(words: Sequence[str]) -> RunConfig:
         datasets=datasets,
         own_data=any(key == "path" for key, _ in line.overrides["dataset"]),
         changes=line.changes(),
+        families=line.families,
     )
     for role, played in roles.items():
         line.borrowed.update(under(played.config.borrowed, "roles", str(role), "config"))
@@ -86,7 +88,7 @@ def load_served(words: Sequence[str]) -> ServeConfig:
     """The configuration of what is served, from the words of `jobs/serve.py`. Raises UserError."""
     with quoting_names():
         line = _read_words(words, ServeOptions)
-        config = ServeConfig(options=line.options, models=line.targets)
+        config = ServeConfig(options=line.options, models=line.targets, families=line.families)
         _refuse_secrets(words, config, line.targets.values())
         return config
 
@@ -97,7 +99,9 @@ class _CommandLine(Generic[Options]):
 
     folder: ConfigFolder
     options: Options
-    targets: dict[str, ModelConfig]
+    models: dict[str, ModelConfig]  # by the names of their configs
+    targets: dict[str, ModelConfig]  # the same, each with adapters as several
+    families: Families
     overrides: Mapping[str, Overrides]  # by the kind of config: root, model, task, dataset
     borrowed: dict[Place, Borrowed]  # what comes from the environment, by its place in the whole config
 
@@ -106,9 +110,15 @@ class _CommandLine(Generic[Options]):
         keys = [key for key, _ in self.overrides["model"] if key == "name" or key.split(".")[0] == "params"]
         if not keys:
             return {}
-        return {
+        changed = {
             name: labels.changes(keys, _as_in_its_file(self.folder, name), _stored(model))
-            for name, model in self.targets.items()
+            for name, model in self.models.items()
+        }
+        return {
+            target: families.changes_of_one(changed[kin.config_name], kin.adapter)
+            if (kin := self.families.get(target))
+            else changed[target]
+            for target in self.targets
         }
 
 
@@ -127,11 +137,12 @@ def _read_words(words: Sequence[str], kind: type[Options]) -> _CommandLine[Optio
     values, borrowed = override(defaults, overrides["root"], COMMAND_LINE, kind)
     root = Resolved(values, without_config_names(borrowed, folder.names))
     options = checked(kind, root, COMMAND_LINE)
-    targets = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
+    models = {name: _load_model(folder, name, overrides["model"]) for name in options.model}
+    targets, kin = families.split(models, folder.names("model"))
     whole = under(root.borrowed, "options")
     for name, target in targets.items():
         whole |= under(target.borrowed, "targets", name)
-    return _CommandLine(folder, options, targets, overrides, whole)
+    return _CommandLine(folder, options, models, targets, kin, overrides, whole)
 
 
 def _split(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -192,7 +203,9 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
         if role not in line.options.roles:
             raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
         config_name = line.options.roles[role]
-        roles[role] = RoleModel(config_name=config_name, config=_load_model(line.folder, config_name, []))
+        config = _load_model(line.folder, config_name, [])
+        families.refuse(config, config_name, role)
+        roles[role] = RoleModel(config_name=config_name, config=config)
     return roles
 
 

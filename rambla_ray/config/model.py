@@ -120,6 +120,11 @@ class ModelParams(Closed):
         """What a user should know of these params though nothing is wrong with them, in lines."""
         return ()
 
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        """By the end of its name, the params of each of the targets that a config is; empty where it is one itself."""
+        return {}
+
     def ping(self) -> str:
         """Check that the endpoint answers, without a call that costs anything; returns its answer in a few words.
 
@@ -241,6 +246,10 @@ class ModelConfig(Closed):
         config = self.model_copy()
         config._borrowed = dict(borrowed)
         return config
+
+    def with_params(self, params: ModelParams) -> Self:
+        """The same config with other params of the same class."""
+        return self.model_copy(update={"params": params})
 
     def stored_identity(self, identity: Mapping[str, object]) -> dict[str, object]:
         """What a model says that it is, with the names of variables in the place of what comes from them."""

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_
 from rambla_ray.config import labels
 from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
+from rambla_ray.config.families import Families, by_config
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
@@ -145,6 +146,11 @@ class RunConfig(Closed):
         exclude=True,  # What the targets are is in `targets`; this is how they came to be so, and is not asked.
         description="by target, what the command line changed of it",
     )
+    families: Families = Field(
+        default_factory=dict,
+        exclude=True,  # As for `changes`.
+        description="by target that is one adapter of several, where it comes from",
+    )
     _borrowed: Borrowings = PrivateAttr(default_factory=dict)
 
     def borrowing(self, borrowed: Borrowings) -> RunConfig:
@@ -188,6 +194,11 @@ class RunConfig(Closed):
         digest = hashlib.sha256(canonical_json(self.question()).encode()).hexdigest()[:8]
         tasks = next(iter(self.tasks)) if len(self.tasks) == 1 else f"{len(self.tasks)}tasks"
         return "-".join([*targets, tasks, digest])[-120:].lstrip("-._")
+
+    @property
+    def streams(self) -> list[tuple[str, ...]]:
+        """The targets by the pool that answers for them."""
+        return list(by_config(self.targets, self.families).values())
 
     def label(self, target: str) -> str:
         """What people call a target: its name, and what the command line changed of it."""
@@ -259,6 +270,17 @@ class ServeConfig(Closed):
 
     options: ServeOptions
     models: dict[str, ModelConfig]
+    families: Families = Field(
+        default_factory=dict,
+        exclude=True,
+        description="by model that is one adapter of several, where it comes from",
+    )
+
+    @property
+    def deployments(self) -> dict[str, dict[str, ModelConfig]]:
+        """By the name of a config, the models that its actors hold."""
+        groups = by_config(self.models, self.families)
+        return {name: {model: self.models[model] for model in group} for name, group in groups.items()}
 
     @property
     def key_variables(self) -> frozenset[str]:

@@ -140,4 +140,5 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
             )
             tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            yield f"  {pool['label']} as {', '.join(pool['roles'])}: {calls}, {tokens}{cost}"
+            shared = f", in the actors of {', '.join(pool['shared_with'])}" if "shared_with" in pool else ""
+            yield f"  {pool['label']} as {', '.join(pool['roles'])}{shared}: {calls}, {tokens}{cost}"

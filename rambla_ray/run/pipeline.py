@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.actors.ledger import LedgerService
-from rambla_ray.actors.pool import PACKED, PoolActor, Source, unpack
+from rambla_ray.actors.pool import PACKED, PoolActor, unpack
 from rambla_ray.config.run import RunConfig
 from rambla_ray.display import print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
@@ -27,6 +27,7 @@ from rambla_ray.results.calls import invocation
 from rambla_ray.results.directory import RunDirectory, scoring_spec
 from rambla_ray.results.progress import Progress
 from rambla_ray.results.served import Served
+from rambla_ray.results.stream_writer import StreamWriter
 from rambla_ray.run.cluster import connected_cluster
 from rambla_ray.run.placement import Cluster, Level, Placement, blocks_at_once, waiting_reason
 from rambla_ray.run.plan import Plan
@@ -34,6 +35,7 @@ from rambla_ray.run.stopping import OrderlyStop
 from rambla_ray.storage import Folder
 
 DRAIN_S = 30.0  # A run that is being stopped waits so long for what is in flight.
+Stream = tuple[str, ...]  # The targets that one dataset's samples are for.
 NEVER = -1  # Ray Data's word for no timeout.
 STALL_MARGIN_S = 900.0  # Loading and large batches may take so long beyond the slowest request without any progress.
 
@@ -46,7 +48,7 @@ class Run:
         plan: what to ask.
         directory: where the results go.
         cluster: what the cluster had when the run started.
-        placements: by target, the pools of its stream.
+        placements: by stream, which is of one target or of several that share their actors, its pools.
         presence: tells other runs on the same ledger that this one goes on.
         ledger: handle of the run's `LedgerService`.
         before: object reference of the service's counts at the start of this invocation.
@@ -62,7 +64,7 @@ class Run:
     plan: Plan
     directory: RunDirectory
     cluster: Cluster
-    placements: Mapping[str, Placement]
+    placements: Mapping[Stream, Placement]
     presence: Presence
     ledger: Any
     before: Any
@@ -88,17 +90,18 @@ class Run:
             UserError: the cluster cannot hold a pool.
         """
         started, cluster = time.time(), connected_cluster()
-        placements = {target: Placement.of(plan.levels(target), cluster) for target in plan.config.targets}
+        placements = {stream: Placement.of(plan.levels(stream[0]), cluster) for stream in plan.config.streams}
         presence = Presence(Folder(plan.config.ledger, plan.config.options.modes))
         ledger = _start_ledger(plan.config, placements, presence.segment)
         before = ledger.progress.remote()
-        for target, placement in placements.items():
-            for note in _notes(plan.config.label(target), placement, cluster):
+        for stream, placement in placements.items():
+            for note in _notes(", ".join(map(plan.config.label, stream)), placement, cluster):
                 print_error(note, "note")
         described = plan.describe()
         described["placement"] = {
             target: {"together": placement.together, "pools": [level.pool.model_dump() for level in placement.levels]}
-            for target, placement in placements.items()
+            for stream, placement in placements.items()
+            for target in stream
         }
         items = {key: table_ref for keys, table in plan.tables() for table_ref in [ray.put(table)] for key in keys}
         directory.begin(plan.config, described, words)
@@ -116,19 +119,18 @@ class Run:
             NotWritten: the run directory cannot be written. What was answered is kept.
             KeyboardInterrupt: the same, for a run that was interrupted.
         """
-        total = self.plan.samples_per_target * len(self.placements)
         levels = [level for placement in self.placements.values() for level in placement.levels]
-        models = sorted({level.names.key for level in levels})
-        labels = {target: self.plan.config.label(target) for target in self.placements}
+        models = sorted({member.names.key for level in levels for member in level.family})
+        labels = {target: self.plan.config.label(target) for target in self.plan.config.targets}
         growing = levels if self.cluster.grows else []
         gave_up = unwritten = ""
         with (
             OrderlyStop(self.ledger, self.progress, lambda: self.directory.taken_over, growing, self.drain_s) as stop,
-            Progress(total, models, self.progress, labels) as shown,
+            Progress(self._expected, models, self.progress, labels) as shown,
         ):
             try:
-                for target in self.placements:
-                    self._collect(target, shown)
+                for stream in self.placements:
+                    self._collect(stream, shown)
                     if self.progress()["stopped"]:
                         break
             except KeyboardInterrupt:
@@ -152,12 +154,17 @@ class Run:
             raise RunStopped(why)
         return scores
 
-    def _collect(self, target: str, shown: Progress) -> None:
-        """Stream a target's samples into their files."""
-        writer = self.directory.sample_writer(target, scoring_spec(self.plan.config, self.plan.expected))
+    @property
+    def _expected(self) -> int:
+        return self.plan.samples_per_target * len(self.plan.config.targets)
+
+    def _collect(self, stream: Stream, shown: Progress) -> None:
+        """Stream the samples of some targets into their files."""
+        spec = scoring_spec(self.plan.config, self.plan.expected)
+        writer = StreamWriter({target: self.directory.sample_writer(target, spec) for target in stream})
         is_full = False
         try:
-            for table in self._stream(target):
+            for table in self._stream(stream):
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # Others are not asked: the run is stopping.
                 try:
                     if not is_full:
@@ -173,18 +180,17 @@ class Run:
             self.served += writer.served
             writer.close()
 
-    def _stream(self, target: str) -> Iterator[pa.Table]:
-        """All samples of a target, as they come out of the last pool, block by block."""
-        placement = self.placements[target]
+    def _stream(self, targets: Stream) -> Iterator[pa.Table]:
+        """All samples of some targets, as they come out of the last pool, block by block."""
+        placement = self.placements[targets]
         first, last = placement.levels[0], placement.levels[-1]
         blocks = self.plan.blocks(placement.levels)
         rows = max(block["count"] for block in blocks)
         self._configure_ray_data(placement)
         stream: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])
         for level in placement.levels:
-            source = Source(target, self.items) if level is first else None
             at_once = blocks_at_once(level, rows, len(blocks))
-            stream = self._through(stream, level, at_once, source, is_last=level is last)
+            stream = self._through(stream, level, at_once, is_first=level is first, is_last=level is last)
             if not placement.together:
                 stream = stream.materialize()  # This pool ends before the next begins.
         for batch in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -203,7 +209,7 @@ class Run:
         context.execution_no_progress_timeout_s = NEVER if in_batches else STALL_MARGIN_S + slowest_s
 
     def _through(
-        self, stream: ray.data.Dataset, level: Level, at_once: int, source: Source | None, *, is_last: bool
+        self, stream: ray.data.Dataset, level: Level, at_once: int, *, is_first: bool, is_last: bool
     ) -> ray.data.Dataset:
         """The stream through one pool, whose actors each work on so many blocks at once."""
         pool = level.pool
@@ -216,10 +222,11 @@ class Run:
                 frozenset(level.roles),
                 self.ledger,
                 self.plan.config.run_id,
-                source,
+                self.items if is_first else None,
                 is_last,
                 self.plan.config.options.chaos,
                 self.plan.config.reader if is_last else None,
+                {other.names: other.config.params for other in level.kin},
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,
@@ -246,7 +253,7 @@ class Run:
             return None, gave_up
         self.calls = counts["calls"]
         kind, why = counts["stopped"] or ("", gave_up)
-        is_complete = self.ended == self.plan.samples_per_target * len(self.placements)
+        is_complete = self.ended == self._expected
         return counts, "" if kind == "budget" and is_complete else why  # The last call may have been what was left.
 
     def _write_calls(self, counts: Mapping[str, Any] | None, *, finished: bool) -> None:
@@ -264,13 +271,14 @@ def _reason(error: BaseException) -> str:
     return str(causes[-1] if causes else error)[:200]
 
 
-def _start_ledger(config: RunConfig, placements: Mapping[str, Placement], segment: str) -> Any:
+def _start_ledger(config: RunConfig, placements: Mapping[Stream, Placement], segment: str) -> Any:
     """The run's ledger service, on this node, where it outlives its own death."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     configs = {
-        (level.name, str(role)): level.config
+        (member.name, str(role)): member.config
         for placement in placements.values()
         for level in placement.levels
+        for member in level.family
         for role in level.roles
     }
     prices = {key: model.price for key, model in configs.items()}

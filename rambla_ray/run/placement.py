@@ -54,16 +54,23 @@ class Level(PooledModel):
     Args:
         label: what people call the model, where that is not its name alone.
         key: what the run directory has it under, where its name stands for another model of the run, too.
+        kin: the other targets that its actors answer for.
     """
 
     roles: tuple[Role, ...]
     label: str = ""
     key: str = ""
+    kin: tuple[Level, ...] = ()
 
     @property
     def names(self) -> ModelNames:
         """The names of the model."""
         return ModelNames(self.name, self.label or self.name, self.key or self.name)
+
+    @property
+    def family(self) -> tuple[Level, ...]:
+        """Itself, and those that share its actors."""
+        return (self, *self.kin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,13 @@ def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
 
 
 def _target_level(config: RunConfig, target: str) -> Level:
+    stream = next(stream for stream in config.streams if target in stream)
+    levels = {name: _alone(config, name) for name in stream}
+    own = levels.pop(target)
+    return replace(own, kin=tuple(levels.values()))
+
+
+def _alone(config: RunConfig, target: str) -> Level:
     label = config.label(target)
     key = label if config.is_ambiguous(target) else target
     return Level(target, config.targets[target], (Role.TARGET,), label, key)

@@ -103,9 +103,11 @@ class Plan:
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
     def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
-        """The samples of one target's stream, whose pools are settled, as blocks; see `blocks_of`."""
+        """The samples of all targets of a stream, whose pools are settled, as blocks; see `blocks_of`."""
+        targets = [member.name for level in levels if Role.TARGET in level.roles for member in level.family]
         in_batches = any(level.config.batch for level in levels)
-        return blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        blocks = blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        return [{"target": target, **block} for target in targets for block in blocks]
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
@@ -206,6 +208,7 @@ def _describe_pool(level: Level, loads: Mapping[str, Sequence[StageLoad]]) -> di
         "label": level.names.label,
         "kind": level.config.name,
         "roles": list(level.roles),
+        **({"shared_with": [other.names.label for other in level.kin]} if level.kin else {}),
         **pool_load(level, loads),
     }
 

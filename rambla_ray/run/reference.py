@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rambla_ray.actors.local.backends import BOUNDS, HONOURED_OPTIONS, REFUSED_OPTIONS, TRUTHS
-from rambla_ray.actors.local.params import CODE_RUNNING_PARAMS, DTYPES, VLLM_LOADING_PARAMS
+from rambla_ray.actors.local.checkpoint_params import CODE_RUNNING_PARAMS, DTYPES
+from rambla_ray.actors.local.params import VLLM_LOADING_PARAMS
 from rambla_ray.config.model import ModelConfig
 from rambla_ray.registry import MODEL_MAP, model_class
 from rambla_ray.tasks.closed import options_of

@@ -114,7 +114,7 @@ def _run(config: ServeConfig, bound: socket, key: str | None, interruption: Inte
     host, port = bound.getsockname()[:2]
     deployment.preflight(config, same_machine=own_cluster)
     if own_cluster:
-        deployment.settle_together(config.models, cluster.own_cluster())
+        deployment.settle_together(deployment.pools_of(config), cluster.own_cluster())
     warnings = cluster.connect(config.options.address, verbose=config.options.verbose)
     interruption.hand_over()  # What is deployed on a cluster of others is to be withdrawn.
     with deployment.deployed(config, port, lambda line: print(line, file=sys.stderr, flush=True)) as served:

@@ -33,25 +33,28 @@ LAST_WORDS_S = 5.0  # A replica that is being stopped has so long for what it is
 
 
 class Replica:
-    """One model, in an actor of Ray Serve. A call that has no answer returns its error: one that is raised would be
-    logged by Ray at length.
+    """A model, or several on one base, in an actor of Ray Serve. A call that has no answer returns its error: one that
+    is raised would be logged by Ray at length.
 
     Args:
-        name: of the model config.
-        config: with its pool settled.
+        name: of the deployment.
+        configs: by model, with their pool settled; they differ in their params alone.
     """
 
-    def __init__(self, name: str, config: ModelConfig) -> None:
-        hide_gpus(config.pool)
-        config.hide()
-        self._model: Model = config.kind(config.params, config.pool, config.rate)
-        if not config.params.is_local:  # Credit is topped up, and rights are given, while it is served.
-            self._model.attach(RunContext(stops=False))
-        self._model.open()
+    def __init__(self, name: str, configs: Mapping[str, ModelConfig]) -> None:
+        first = next(iter(configs.values()))
+        hide_gpus(first.pool)
+        first.hide()
+        params = {model: config.params for model, config in configs.items()}
+        self._models: Mapping[str, Model] = first.kind.several(params, first.pool, first.rate)
+        for model in self._models.values():
+            if not first.params.is_local:  # Credit is topped up, and rights are given, while it is served.
+                model.attach(RunContext(stops=False))
+            model.open()
 
-    async def answer(self, requests: Sequence[Request]) -> list[Response] | CallError:
-        """Answer some requests together; the first error is the answer to all of them."""
-        calls = [asyncio.ensure_future(self._model.generate(request)) for request in requests]
+    async def answer(self, model: str, requests: Sequence[Request]) -> list[Response] | CallError:
+        """Answer some requests together, by the model of a name; the first error is the answer to all of them."""
+        calls = [asyncio.ensure_future(self._models[model].generate(request)) for request in requests]
         try:
             return await asyncio.gather(*calls)
         except Exception as error:  # noqa: BLE001 - the boundary: a library's fault must not look like Serve's
@@ -60,10 +63,10 @@ class Replica:
             for call in calls:
                 call.cancel()
 
-    async def stream(self, request: Request) -> AsyncGenerator[str | Response | CallError, None]:
+    async def stream(self, model: str, request: Request) -> AsyncGenerator[str | Response | CallError, None]:
         """The answer's text as it is made, then the response, or the error."""
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        call = asyncio.ensure_future(self._model.generate(request, pieces.put_nowait))
+        call = asyncio.ensure_future(self._models[model].generate(request, pieces.put_nowait))
         call.add_done_callback(lambda _: pieces.put_nowait(None))
         sent = False
         try:
@@ -88,11 +91,13 @@ class ServedModel:
     """A deployed model, as `gateway.Served`.
 
     Args:
+        name: of the model.
         config: the model's.
-        handle: of its deployment.
+        handle: of its deployment, which may hold others, too.
     """
 
-    def __init__(self, config: ModelConfig, handle: Any) -> None:
+    def __init__(self, name: str, config: ModelConfig, handle: Any) -> None:
+        self._name = name
         self.generates = config.params.produces == "text"
         self.embeds = config.params.embeds
         self.created = int(time.time())
@@ -101,7 +106,7 @@ class ServedModel:
 
     async def answer(self, requests: Sequence[Request]) -> list[Response]:
         """Answer some requests together, in one replica. Raises CallError."""
-        with _calling(self._answer, requests) as call:
+        with _calling(self._answer, self._name, requests) as call:
             answer = await call
             if isinstance(answer, CallError):
                 raise answer
@@ -110,7 +115,7 @@ class ServedModel:
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Response, None]:
         """The answer's text piece by piece, then the response. Raises CallError."""
-        with _calling(self._stream, request) as call:
+        with _calling(self._stream, self._name, request) as call:
             async for item in call:
                 if isinstance(item, CallError):
                     raise item
@@ -118,9 +123,9 @@ class ServedModel:
 
 
 @contextlib.contextmanager
-def _calling(method: Any, argument: object) -> Iterator[Any]:
+def _calling(method: Any, *arguments: object) -> Iterator[Any]:
     """A call of a replica, which is cancelled when nobody waits for its end."""
-    call = method.remote(argument)
+    call = method.remote(*arguments)
     try:
         yield call
     except BackPressureError:
@@ -159,7 +164,7 @@ def deployed(config: ServeConfig, port: int, notify: Callable[[str], None]) -> I
         UserError: a model has no place, or cannot be loaded.
     """
     cluster = connected_cluster()
-    models = settle_together(config.models, cluster)
+    models = settle_together(pools_of(config), cluster)
     for model in models:
         if waiting := waiting_reason(model, cluster):
             notify(waiting)
@@ -168,10 +173,18 @@ def deployed(config: ServeConfig, port: int, notify: Callable[[str], None]) -> I
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
     configure_logging(verbose=config.options.verbose)
     try:
+        held = config.deployments
         handles = _run(
-            [serve.RunTarget(_application(model), names[model.name], route_prefix=None) for model in models]
+            [
+                serve.RunTarget(_application(model, held[model.name]), names[model.name], route_prefix=None)
+                for model in models
+            ]
         )
-        yield {model.name: ServedModel(model.config, handle) for model, handle in zip(models, handles, strict=True)}
+        yield {
+            name: ServedModel(name, own, handle)
+            for model, handle in zip(models, handles, strict=True)
+            for name, own in held[model.name].items()
+        }
     finally:
         if has_others:
             for name in names.values():
@@ -197,6 +210,11 @@ def _run(targets: Sequence[serve.RunTarget]) -> list[Any]:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith(RAISED)), lines[-1])
         raise UserError(f"model {name} cannot be loaded: {reason.removeprefix(RAISED)}") from None
+
+
+def pools_of(config: ServeConfig) -> dict[str, ModelConfig]:
+    """By deployment, a config with its pool: that of any of the models that it holds."""
+    return {name: next(iter(held.values())) for name, held in config.deployments.items()}
 
 
 def settle_together(configs: Mapping[str, ModelConfig], cluster: Cluster) -> list[PooledModel]:
@@ -226,8 +244,8 @@ def settle_together(configs: Mapping[str, ModelConfig], cluster: Cluster) -> lis
     return fair
 
 
-def _application(model: PooledModel) -> Any:
-    """The deployment of a settled model, for Ray Serve to run."""
+def _application(model: PooledModel, held: Mapping[str, ModelConfig]) -> Any:
+    """A deployment, whose pool is settled, for Ray Serve to run: of some models."""
     pool = model.pool
     size: dict[str, Any] = {"num_replicas": pool.min_size}
     if pool.largest > pool.min_size:
@@ -244,4 +262,5 @@ def _application(model: PooledModel) -> Any:
         logging_config={"enable_access_log": False},
         **size,
     )
-    return deployment.bind(model.name, model.config)
+    settled = {name: own.model_copy(update={"pool": pool}) for name, own in held.items()}
+    return deployment.bind(model.name, settled)

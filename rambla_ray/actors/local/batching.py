@@ -18,6 +18,9 @@ from rambla_ray.errors import CallError, Draining, ErrorKind
 GATHER_S = 0.02  # The first job of a batch waits this long for others to join it.
 BATCH_SIZE = {"cpu": 64, "cuda": 256}  # The most jobs in a batch that fits itself.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 131072}  # The most tokens in such a batch, padding and answers included.
+# An actor's first batch on a CPU has so few tokens, where many more wait: a full one takes half a minute, and what is
+# wrong with all answers shows in the first.
+FIRST_TOKENS, OF_MANY_TOKENS = 2048, 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class BatchingEngine(ABC, Generic[J]):
         self._waiting = [job for job in self._waiting if job.done is None or not job.done.done()]
         candidates = sorted(self._waiting, key=lambda job: len(job.tokens), reverse=True)
         batch: list[J] = []
+        most = self._most_tokens()
         width = new = 0
         while candidates:
             beginning = candidates[0].tokens[: max(1, len(candidates[0].tokens) // 2)]
@@ -108,7 +112,7 @@ class BatchingEngine(ABC, Generic[J]):
             for job in similar:
                 wider, newer = max(width, len(job.tokens)), max(new, job.max_new_tokens)
                 too_many = len(batch) >= self.batch_size or (
-                    self.batch_tokens is not None and (len(batch) + 1) * (wider + newer) > self.batch_tokens
+                    most is not None and (len(batch) + 1) * (wider + newer) > most
                 )
                 if batch and (too_many or any(member.headroom < newer for member in (*batch, job))):
                     break
@@ -122,6 +126,13 @@ class BatchingEngine(ABC, Generic[J]):
         taken = set(batch)
         self._waiting = [job for job in self._waiting if job not in taken]
         return batch
+
+    def _most_tokens(self) -> int | None:
+        """The most tokens in the next batch; None for no limit."""
+        is_first = self.batch_tokens is not None and self._context.chip == "cpu" and self._usage.batches == 0
+        if is_first and sum(len(job.tokens) + job.max_new_tokens for job in self._waiting) > OF_MANY_TOKENS:
+            return min(FIRST_TOKENS, self.batch_tokens or FIRST_TOKENS)
+        return self.batch_tokens
 
     def _run_halving(self, jobs: list[J]) -> None:
         """Run a batch; when memory does not suffice, run its halves, down to one job."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +15,17 @@ from typing import Any, ClassVar, Generic
 
 from rambla_ray.actors.local import memory, weights
 from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable, way_out
+from rambla_ray.actors.local.askable import check_texts, check_tokens
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams
 from rambla_ray.actors.local.family import Family
 from rambla_ray.actors.local.job import Engine, J
 from rambla_ray.actors.local.origins import fetch_adapter, find_origin
+from rambla_ray.actors.local.source import Source
+from rambla_ray.actors.local.special_tokens import known_tokens
 from rambla_ray.actors.local.usage import LocalUsage
 from rambla_ray.actors.model import Emit, Model
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.display import folded
 from rambla_ray.errors import CallError, Draining, ErrorKind
@@ -56,6 +60,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     adapter: Adapter | None
     _identity: dict[str, object]  # Set by load().
     _engine: Engine[J]  # Set once the weights are loaded.
+    known_tokens: int | None  # Of how many it has embeddings, as far as that is known once it is loaded.
     # Prefixes of weights that a checkpoint may lack, since nothing reads them.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
@@ -85,6 +90,18 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def start_loading(self) -> None:
         """Begin to load the weights, in the model's thread. Those of a family begin once all of it are made."""
         self._loaded = self._thread.submit(self._finish_loading, self._began)
+
+    @classmethod
+    def several(cls, params: Mapping[str, ModelParams], pool: Pool, rate: Rate | None) -> dict[str, Model]:
+        if len(params) == 1:
+            return super().several(params, pool, rate)
+        family = Family()
+        models = {
+            name: cls(own, pool, rate, family) for name, own in params.items() if isinstance(own, CheckpointParams)
+        }
+        for model in models.values():
+            model.start_loading()
+        return dict(models)
 
     @abstractmethod
     def load(self) -> None:
@@ -126,6 +143,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def _finish_loading(self, began: float) -> None:
         with self.loading():
             self.load_weights()
+            self.known_tokens = known_tokens(getattr(self, "_model", None), self._config)
             self._engine = self.make_engine()
         self.usage.load_s = time.monotonic() - began
 
@@ -159,20 +177,20 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """Read the config and the tokenizer of what was found."""
         params = self.params
         names_base = origin.adapter == params.model_name  # The adapter's own config does.
+        self._revision = origin.base_revision if names_base else params.revision
         self._shared = {
-            "revision": origin.base_revision if names_base else params.revision,
+            "revision": self._revision,
             "local_files_only": params.local_files_only,
             "trust_remote_code": params.trust_remote_code,
         }
         loading = dict(params.loading_params)
-        gguf = {"gguf_file": loading["gguf_file"]} if "gguf_file" in loading else {}
         with self.loading(f"its base {self.base}, {way_out(params.model_name)}: " if names_base else ""):
-            self._config: Any = AutoConfig.from_pretrained(self.base, **self._shared, **gguf)
-        with self.loading():
-            is_of_base = self.tokenizer_place == self.base
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                self.tokenizer_place, **self._shared, **(gguf if is_of_base else {})
+            self._source = Source(
+                params, self.base, self.tokenizer_place, self._shared, lambda line: self.context.notify(line)
             )
+            self._config: Any = self._source.config(AutoConfig, AutoTokenizer)
+        with self.loading():
+            self._tokenizer: Any = self._source.tokenizer(AutoTokenizer)
             dtype = loading.get("dtype") or ("auto" if self.chip == "cuda" else self.cpu_dtype())
             if dtype == "auto":
                 own = weights.own_dtype(Path(self.base)) if Path(self.base).is_dir() else None
@@ -209,13 +227,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """The full weights. Raises CallError, and what the libraries raise."""
         params = self.params
         self._check_memory()
-        model, report = kind.from_pretrained(
-            self.base,
-            device_map=self._device_map(),
-            output_loading_info=True,
-            **self._shared,
-            **{**params.loading_params, "dtype": self._dtype},
-        )
+        model, report = self._source.model(kind, self._dtype, self.chip, device_map=self._device_map())
         if params.device:
             model.to(params.device)
         missing = [name for name in report["missing_keys"] if not name.startswith(self.unused_weights)]
@@ -287,7 +299,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         """What was loaded: class, weights, tokenizer and how, without a path."""
         if Path(self.base).is_dir():
             loaded = weights.fingerprint(
-                Path(self.base), self._loading.get("gguf_file"), self._loading.get("subfolder") or ""
+                Path(self.base),
+                self._loading.get("gguf_file"),
+                self._loading.get("subfolder") or "",
+                self._source.known_digests,
             )
         else:
             loaded = f"{self.base}@{self.commit() or 'main'}"
@@ -308,7 +323,7 @@ class BaseHuggingFaceModel(Model, Generic[J]):
     def commit(self) -> str | None:
         """The commit that was loaded of a hub id, or else the revision that was asked for."""
         commit: str | None = getattr(self._config, "_commit_hash", None)
-        return commit or self._shared["revision"]
+        return commit or self._revision
 
     def drain(self) -> None:
         self._draining = True
@@ -327,7 +342,10 @@ class BaseHuggingFaceModel(Model, Generic[J]):
         self._loaded.result()
         if self._draining:
             raise Draining
+        check_texts(request)
         job = self.prepare(request)
+        if self.known_tokens:
+            check_tokens(job.encodings, self.known_tokens, self._tokenizer)
         job.emit = emit
         job.done = asyncio.get_running_loop().create_future()
         self._engine.submit(job)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from rambla_ray.actors.local.adapters import Adapter
+from rambla_ray.actors.local.memory import free_bytes
 from rambla_ray.actors.local.merging import merge
 
 CHANGED_BY_MERGING = ("vocab_size", "tie_word_embeddings")  # What it may set in the config of a model.
@@ -22,7 +23,7 @@ class Family:
     """What the models of one actor share. All computing is done in one thread, so that one adapter is on at a time.
 
     Attributes:
-        thread: the models' thread.
+        thread: the models' thread, in which `put_on` is called.
         adapters: those of all members, in their order.
         model: the base, loaded by the first member; None until then.
     """
@@ -52,16 +53,20 @@ class Family:
         return self._engine
 
     def put_on(self, adapter: Adapter, tokens: int | None = None) -> None:
-        """Have the model compute with an adapter from now on. Raises ValueError as `merge`."""
+        """Have the model compute with an adapter from now on. Raises Misfit."""
         if self._merged is adapter:
             return
+        from rambla_ray.actors.local.cpu_modules import plain_again, speed_up
+
+        plain_again(self.model)
         self._take_off()
         merge(self.model, adapter.folder, tokens, self._keep)
+        speed_up(self.model, free_bytes("cpu", 1.0))  # It leaves a model on a GPU as it is.
         self._merged = adapter
 
-    def terms(self, adapter: Adapter) -> dict[str, Any]:
+    def terms(self, adapter: Adapter | None) -> dict[str, Any]:
         """What the engine of a member takes from the family; see `ModelContext`."""
-        return {"begin": partial(self.put_on, adapter), "turn": self.turn}
+        return {"turn": self.turn, **({"begin": partial(self.put_on, adapter)} if adapter else {})}
 
     def turn(self) -> asyncio.Lock:
         """The right to answer in batches, which the members have in the order in which they ask for it."""

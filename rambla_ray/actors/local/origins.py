@@ -10,7 +10,7 @@ from rambla_ray.actors.local.adapters import Adapter, Origin, Unusable
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams, is_path
 
 # The files of a repository that are an adapter's, or a tokenizer's beside it.
-ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+ADAPTER_FILES = ["adapter_*", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 # Names of the full weights that a repository on the hub may have beside an adapter.
 HUB_WEIGHTS = (
     "model.safetensors",

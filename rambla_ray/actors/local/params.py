@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -76,6 +77,11 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         if self.adapters is not None and self.backend == "transformers_continuous":
             raise ValueError("backend transformers_continuous cannot answer for several adapters; transformers can")
         return self
+
+    @property
+    def variants(self) -> Mapping[str, Self]:
+        adapters = self.adapters or {}
+        return {name: self.model_copy(update={"adapter": it, "adapters": None}) for name, it in adapters.items()}
 
     @property
     def origin(self) -> Origin:

@@ -20,7 +20,8 @@ from transformers.generation.logits_process import (
 )
 
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
-from rambla_ray.actors.local.job import Draw
+from rambla_ray.actors.local.job import NOT_A_NUMBER, Draw, Prompt
+from rambla_ray.errors import CallError, ErrorKind
 
 # The warper of each of DRAW_OPTIONS.
 WARPERS: dict[str, Callable[[Any], LogitsProcessor]] = dict(
@@ -70,6 +71,28 @@ class Draws(LogitsProcessor):  # type: ignore[misc]
             at = torch.tensor(points, device=cumulative.device).unsqueeze(1) * cumulative[:, -1:]
             chosen = torch.searchsorted(cumulative, at, right=True).clamp(max=cumulative.shape[1] - 1)
             scores[rows] = warped.scatter(1, chosen, float("inf"))
+        return scores
+
+
+class ScoreCheck(LogitsProcessor):  # type: ignore[misc]
+    """Gives up the rows whose first scores are no numbers: what was computed of their prompts is none.
+
+    It looks at the first token of each batch alone, so that it costs nothing. Too narrow a dtype shows in the prompt,
+    which is longer than the answer, and whatever is no number there makes all that comes behind it none.
+
+    Args:
+        prompts: the rows of the batch.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._unchecked = list(prompts)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._unchecked:
+            for prompt, is_fault in zip(self._unchecked, scores.isnan().any(-1).tolist(), strict=True):
+                if is_fault:
+                    prompt.error = CallError(ErrorKind.INTERNAL, NOT_A_NUMBER)
+            self._unchecked = []
         return scores
 
 

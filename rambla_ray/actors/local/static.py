@@ -12,10 +12,11 @@ from rambla_ray.actors.local import cache
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
+from rambla_ray.actors.local.cpu_modules import speed_up
 from rambla_ray.actors.local.job import Choices, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.likelihood import Likelihood
 from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
-from rambla_ray.actors.local.sampling import Draws, HistoryProcessors
+from rambla_ray.actors.local.sampling import Draws, HistoryProcessors, ScoreCheck
 
 PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # Prompts run together up to this many tokens: more fill no chip better.
 DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # Rows are decoded together up to this many: more gain nothing.
@@ -23,7 +24,7 @@ CACHE_SHARE = 0.3  # The part of the free memory that their cache may take: prom
 
 
 class RowEnds(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at its own limit, or when its prompt needs no more tokens.
+    """Ends each row at its own limit, or when its prompt needs no more tokens, or has failed.
 
     Args:
         prompts: the rows of the batch.
@@ -37,7 +38,9 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         generated = input_ids.shape[1] - self._width
         ended = [
-            generated >= prompt.max_new_tokens or prompt.on_token(input_ids[number, self._width :].tolist)
+            prompt.error is not None
+            or generated >= prompt.max_new_tokens
+            or prompt.on_token(input_ids[number, self._width :].tolist)
             for number, prompt in enumerate(self._prompts)
         ]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
@@ -67,6 +70,7 @@ class Static(BatchingEngine[LanguageJob]):
         # Draws are made by a processor, so `generate` itself is greedy.
         self._greedy = GenerationConfig(**options, do_sample=False)
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
+        free_bytes -= speed_up(model, free_bytes)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
             taken, room = cache.CacheBytes.of(model), CACHE_SHARE * free_bytes
@@ -101,7 +105,8 @@ class Static(BatchingEngine[LanguageJob]):
         prefilled = self._prefill(rows, longest_answer) if self._shares_prefixes else self._pad_rows(rows)
         width = prefilled.input_ids.shape[1]
         draws = [prompt.draw for prompt in prompts]
-        processors = [*self._history.for_batch(rows, width), *([Draws(draws)] if any(draws) else [])]
+        history = self._history.for_batch(rows, width)
+        processors = [ScoreCheck(prompts), *history, *([Draws(draws)] if any(draws) else [])]
         out = self._model.generate(
             input_ids=prefilled.input_ids,
             attention_mask=prefilled.attention_mask,
@@ -130,7 +135,8 @@ class Static(BatchingEngine[LanguageJob]):
 
     def _finish(self, prompts: Sequence[Prompt], out: torch.Tensor, batch: Prefilled) -> None:
         for prompt, row in zip(prompts, out[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            prompt.set_response(row, self._end_tokens)
+            if prompt.error is None:
+                prompt.set_response(row, self._end_tokens)
         self._usage.computed_tokens += batch.computed
         self._usage.padding_tokens += batch.padding
 

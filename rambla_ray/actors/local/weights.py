@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rambla_ray.inputs import decoded, first_special, parse_json, read_whole
@@ -33,6 +34,7 @@ LARGEST_JSON = 2**30  # Bytes of a file that is read here as JSON.
 # Names of a model's own weights, which those of an adapter and the state of its training are not.
 FULL_WEIGHTS = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)|.+\.gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}(/[A-Za-z0-9_.-]{1,96})?")
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -50,18 +52,24 @@ QUANTISERS = {
 }
 
 
-def fingerprint(folder: Path, gguf_file: str | None = None, subfolder: str = "") -> str:
+def fingerprint(
+    folder: Path,
+    gguf_file: str | None = None,
+    subfolder: str = "",
+    known_digests: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """sha256 over the names and contents of a checkpoint's files, whatever folder it lies in, as 64 hex digits.
 
     Args:
         folder: the checkpoint.
         gguf_file: the only weights that are loaded, if they are in GGUF.
         subfolder: of the weights, when they do not lie in the folder itself.
+        known_digests: sha256 of files, by name, that have been read as a whole already.
     """
     files = list(_files(folder, kept=Path(subfolder).parts[:1]))
     weights = [folder / gguf_file] if gguf_file else [path for path in files if path.suffix in WEIGHTS]
     texts = [path for path in files if path.suffix in TEXTS]
-    return _checksum(folder, {*weights, *texts})
+    return _checksum(folder, {*weights, *texts}, known_digests)
 
 
 def fingerprint_of_texts(folder: Path, left_out: Collection[str] = ()) -> str:
@@ -69,13 +77,18 @@ def fingerprint_of_texts(folder: Path, left_out: Collection[str] = ()) -> str:
     return _checksum(folder, {path for path in _files(folder) if path.suffix in TEXTS and path.name not in left_out})
 
 
-def _checksum(folder: Path, files: Collection[Path]) -> str:
+def _checksum(folder: Path, files: Collection[Path], known: Mapping[str, str] = MappingProxyType({})) -> str:
     whole = hashlib.sha256()
     for path in sorted(files):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder)} {digest}\n".encode())
+        name = str(path.relative_to(folder))
+        whole.update(f"{name} {known.get(name) or file_digest(path)}\n".encode())
     return whole.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tokenizer_identity(name: str | None) -> str:
@@ -176,7 +189,11 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def config_fault(folder: Path) -> str:
     """What is wrong with a checkpoint's config.json, where it has one that nobody can read; else empty."""
-    path = folder / "config.json"
+    return json_fault(folder / "config.json")
+
+
+def json_fault(path: Path) -> str:
+    """What is wrong with a file that should hold an object in JSON, where it is there and does not; else empty."""
     try:
         value = parse_json(decoded(read_whole(path, LARGEST_JSON))) if path.is_file() else {}
     except (OSError, ValueError) as error:
