@@ -183,8 +183,11 @@ def test_the_mode_is_no_part_of_the_question() -> None:
 
 
 CREATING = {"open_output_stream", "create_dir", "mkdir", "makedirs", "write_text", "write_bytes", "touch", "O_CREAT"}
-# Two of them open /dev/null, and the token is made for its owner alone.
-CREATE_FILES = {"storage.py", "file_modes.py", "display.py", "run/cluster.py", "run/token.py"}
+# Two of them open /dev/null, and the others create what is their owner's alone: a token, a cache, an engine's files.
+CREATE_FILES = {
+    *("storage.py", "file_modes.py", "display.py", "run/cluster.py", "run/token.py"),
+    *("actors/local/disk_cache.py", "actors/local/vllm_host.py"),
+}
 
 
 def creates_files(node: ast.AST) -> bool:

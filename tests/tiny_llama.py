@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,42 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def build_one_text(folder: Path, words: Sequence[str], template: str, plain: Sequence[str] = ()) -> Path:
+    """Write a checkpoint that generates these words, each once, behind a prompt that ends with `[assistant]`.
+
+    Its layers add nothing, so that the next token depends on the last one alone. Tokens are words; those in `plain`
+    are added to the vocabulary, and decoding keeps them.
+    """
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys([BOS, EOS, "[assistant]", "?", *words]))}
+    raw = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=BOS, eos_token=EOS, unk_token="?")
+    tokenizer.add_tokens(list(plain))
+    tokenizer.chat_template = template
+    size = 8 * -(-len(vocabulary) // 8)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        eos_token_id=vocabulary[EOS],
+        bos_token_id=vocabulary[BOS],
+    )
+    model = LlamaForCausalLM(config)
+    chain = [vocabulary[word] for word in ("[assistant]", *words, EOS)]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(size))
+        model.lm_head.weight.zero_()
+        for last, following in itertools.pairwise(chain):
+            model.lm_head.weight[following, last] = 1
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

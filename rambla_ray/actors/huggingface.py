@@ -100,7 +100,7 @@ class HuggingFaceLLM(VLLMModel):
         longest, new = self.params.longest_prompt, self._generation.max_new_tokens
         if longest is None or not new:
             return None
-        template = len(self._tokens_of(Request("x"))) + TEMPLATE_HEADROOM
+        template = len(self._prompting.tokens(Request("x"))) + TEMPLATE_HEADROOM
         whole = longest + template + new
         return min(whole, self._context_length() or whole)
 

@@ -56,7 +56,7 @@ class ChatTemplate:
     tail: str = ""
 
     @classmethod
-    def of(cls, tokenizer: Any, day: date, options: Mapping[str, Any] | None = None) -> Self:
+    def of(cls, tokenizer: Any, day: date, options: Mapping[str, Any] | None = None) -> ChatTemplate:
         """The template of a tokenizer that has one.
 
         Raises:

@@ -52,7 +52,7 @@ def speed_up(model: Any, free_bytes: int) -> int:
         return 0
     plain = [module for module in model.modules() if _is_plain(module, model.dtype)]
     linear = [module for module in plain if type(module) is Linear]
-    taken = sum(module.weight.nbytes for module in linear)
+    taken = int(sum(module.weight.nbytes for module in linear))
     if taken > PACKED_SHARE * free_bytes:
         linear, taken = [], 0
     with torch.inference_mode():

@@ -17,6 +17,11 @@ from rambla_ray.errors import CallError, ErrorKind, choose_from
 from rambla_ray.schema import Request
 from rambla_ray.scoring.answers.thoughts import ends_with_open
 
+_BEHIND_THOUGHT = (
+    "behind which no choice is an answer; close it (params.chat_template_kwargs: {enable_thinking: false}, where the "
+    "chat template reads that), or leave out answer.by"
+)
+
 
 class Prompting:
     """The prompts of one model, and what tells its thoughts from its answers behind each of them.
@@ -134,16 +139,15 @@ class Prompting:
         """The prompt of a request for continuations.
 
         Raises:
-            CallError: `load`: its chat template opens a thought, behind which no continuation is an answer.
+            CallError: `load`: it ends inside of a thought, behind which no continuation is an answer.
         """
         if chat := self._chat_of(request):
             if chat.opens_thought:
-                raise self._load_error(
-                    "its chat template opens a thought, so that no choice is likely behind it as an answer; give "
-                    "chat_template_kwargs: {enable_thinking: false}, or what else the template reads"
-                )
+                raise self._load_error(f"its chat template opens a thought, {_BEHIND_THOUGHT}")
             return Context(chat.render(self._turns(request)), chat.encode)
         text, is_formatted = self._text(request), self._params.is_finetuned
+        if ends_with_open(text):
+            raise self._load_error(f"the prompt opens a thought, {_BEHIND_THOUGHT}")
         skipped = int(is_formatted and self._format_doubles_bos)
         begins_word = is_formatted and text[-1:].isspace()  # The template has said what stands before an answer.
         delimiter = "" if begins_word else PLAIN_DELIMITER

@@ -124,7 +124,7 @@ class Reasoning:
         if not isinstance(content, str):
             return otherwise(tokens)
         more, text = split_thoughts(content)
-        return self._counted(tokens, text, _joined([thoughts, more]))
+        return self._counted(tokens, text, _joined([thoughts, more]).strip())
 
     def _by_marks(self, tokens: list[int], *, opened: bool) -> Answer:
         pieces = self._pieces(tokens, opened=opened)
@@ -138,7 +138,8 @@ class Reasoning:
             said.append(rest)
             count -= self._count(rest)
         more, text = split_thoughts(f"{CLOSED}{_joined(said)}")
-        return Answer(text, _joined([*thoughts, more]).strip(), max(0, count) + self._count(more))
+        reasoning = _joined([*thoughts, more]).strip()
+        return Answer(text, reasoning, max(0, count) + self._count(more) if reasoning else 0)
 
     def _by_text(self, tokens: list[int]) -> Answer:
         """As the text shows it, with special tokens or without; where it shows no thought, the text as it is."""
