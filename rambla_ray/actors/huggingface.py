@@ -101,7 +101,7 @@ class HuggingFaceLLM(VLLMModel):
         if longest is None or not new:
             return None
         template = len(self._prompting.tokens(Request("x"))) + TEMPLATE_HEADROOM
-        whole = longest + template + new
+        whole: int = longest + template + new
         return min(whole, self._context_length() or whole)
 
     def attach(self, context: RunContext) -> None:

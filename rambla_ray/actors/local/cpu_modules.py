@@ -104,7 +104,7 @@ def _rms_norm(weight: torch.Tensor, epsilon: float, states: torch.Tensor) -> tor
 
 def _gated(module: Any, packed: Mapping[Module, torch.Tensor]) -> Forward | None:
     """The gated layer that a module may be, by the names that transformers gives to the parts of one."""
-    products = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    products: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     activation = _activation(getattr(module, "act_fn", None))
     if activation is None or any(product not in packed for product in products):
         return None

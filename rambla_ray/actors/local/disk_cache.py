@@ -7,7 +7,6 @@ one that does not match them is thrown away, and made anew. Who reads an entry m
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rambla_ray.actors.local.weights import file_digest
 from rambla_ray.file_modes import Modes
 from rambla_ray.inputs import open_regular, parse_json, reason_of
 
@@ -200,8 +200,8 @@ def _files(folder: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     if path.is_symlink():
         raise OSError("it is a link")
-    with open_regular(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    open_regular(path).close()  # It refuses what is no file.
+    return file_digest(path)
 
 
 def _bytes_of(entry: Path) -> int:
