@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rambla_ray.file_modes import Modes
 from rambla_ray.inputs import open_regular, parse_json, reason_of
@@ -200,6 +201,7 @@ def _files(folder: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     if path.is_symlink():
         raise OSError("it is a link")
+    stream: Any
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
