@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if IN_PARALLEL:
     os.environ["OMP_NUM_THREADS"] = "1"  # The workers share the cores; torch reads it when it is imported.
 os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever token this machine has: before Ray is imported, which looks once
 os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own 15 leaves its workers nothing where other tests use the cores.
+# Not the user's own; it stays from one run of the tests to the next.
+os.environ.setdefault("RAMBLA_CACHE", f"{tempfile.gettempdir()}/rambla_ray-tests-{os.getuid()}")
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "jobs"), str(REPO / "tests")]
 

@@ -144,10 +144,9 @@ class HuggingFaceLLM(VLLMModel):
     def _own_end_tokens(self) -> Any:
         """What the checkpoint says that ends an answer; None if it says nothing. Raises CallError (`load`)."""
         own = self._own_generation()
-        places = ((own, "eos_token_id"), (own, "eos_token"), (self._config, "eos_token"))
+        ends = getattr(own, "eos_token", None) if own.eos_token_id is None else own.eos_token_id
         with self.loading("its end token: "):
-            given = (getattr(place, name, None) for place, name in places)
-            return special_tokens.numbered(next((ends for ends in given if ends is not None), None), self._tokenizer)
+            return special_tokens.numbered(ends, self._tokenizer)
 
     def _own_generation(self) -> Any:
         """The checkpoint's generation config: a file of its own, or what stands in its config."""

@@ -105,10 +105,10 @@ class Source:
             options["config"] = self._config_of_weights
         load = self._loader(kind, output_loading_info=True, **options, **{**own, "dtype": dtype})
         if self._unpacked is not None and not keeps_weights(self._params.loading_params):
-            model, report = load(self._packed)
+            loaded: tuple[Any, Mapping[str, Any]] = load(self._packed)
         else:
-            model, report = self._obtain(weights_part(kind, dtype, chip, load))
-        return model, report
+            loaded = self._obtain(weights_part(kind, dtype, chip, load))
+        return loaded
 
     def _loader(self, kind: Any, **options: Any) -> Callable[[Mapping[str, Any]], Any]:
         return lambda place: kind.from_pretrained(**place, **self._shared, **options)

@@ -86,9 +86,10 @@ def without_unknown_pad(config: Any) -> Any:
 
 
 def words_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens that a checkpoint's config.json names by words, which transformers' configs refuse."""
+    """The special tokens that a checkpoint's config.json names by words, which transformers' configs do not take."""
+    named = {END: config.get("eos_token"), **config}
     return {
-        name: config[name] for name in OF_CONFIG if any(isinstance(token, str) for token in _leaves(config.get(name)))
+        name: named[name] for name in OF_CONFIG if any(isinstance(token, str) for token in _leaves(named.get(name)))
     }
 
 
