@@ -12,7 +12,7 @@ from rambla_ray.actors.local import cache
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
-from rambla_ray.actors.local.cpu_modules import speed_up
+from rambla_ray.actors.local.cpu_products import pack_weights
 from rambla_ray.actors.local.job import Prompt, end_tokens
 from rambla_ray.actors.local.prefill import Prefill, Prefilled, even_shares, padded, run_side_by_side
 from rambla_ray.actors.local.sampling import Draws, HistoryProcessors
@@ -69,7 +69,7 @@ class Static(BatchingEngine[Prompt]):
         self._greedy = GenerationConfig(**options, do_sample=False)
         model.generation_config = self._greedy
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
-        free_bytes -= speed_up(model, free_bytes)
+        free_bytes -= pack_weights(model, free_bytes)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
             taken, room = cache.CacheBytes.of(model), CACHE_SHARE * free_bytes
