@@ -56,12 +56,12 @@ class Family:
         """Have the model compute with an adapter from now on. Raises Misfit."""
         if self._merged is adapter:
             return
-        from rambla_ray.actors.local.cpu_modules import plain_again, speed_up
+        from rambla_ray.actors.local.cpu_products import pack_weights, unpack_weights
 
-        plain_again(self.model)
+        unpack_weights(self.model)
         self._take_off()
         merge(self.model, adapter.folder, tokens, self._keep)
-        speed_up(self.model, free_bytes("cpu", 1.0))  # It leaves a model on a GPU as it is.
+        pack_weights(self.model, free_bytes("cpu", 1.0))  # It leaves a model on a GPU as it is.
         self._merged = adapter
 
     def terms(self, adapter: Adapter | None) -> dict[str, Any]:

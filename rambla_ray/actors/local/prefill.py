@@ -21,6 +21,9 @@ from rambla_ray.actors.local.cache import Layers
 
 P = TypeVar("P")
 R = TypeVar("R")
+Beginning = tuple[
+    Sequence[int], Sequence[tuple[torch.Tensor, torch.Tensor]]
+]  # Tokens, and their keys and values in one row.
 WORTH_SHARING = 16  # Fewer tokens than this are computed again.
 
 
@@ -35,6 +38,20 @@ class PrefixGroups:
 
     prefixes: list[list[int]]
     prefix_of: list[int]
+
+
+def even_shares(rows: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The numbers of rows in at most so many shares of about as many tokens; rows with one prefix stay together."""
+    groups: dict[int, list[int]] = {}
+    for number, prefix in enumerate(group_by_prefix(rows).prefix_of):
+        groups.setdefault(prefix, []).append(number)
+    shares: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for group in sorted(groups.values(), key=lambda group: sum(len(rows[number]) for number in group), reverse=True):
+        lightest = tokens.index(min(tokens))
+        shares[lightest] += group
+        tokens[lightest] += sum(len(rows[number]) for number in group)
+    return [share for share in shares if share]
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -97,7 +114,7 @@ class SharedPrefix:
         self._tokens: list[int] = []
         self._layers: Layers = []
 
-    def of(self, rows: Sequence[list[int]]) -> tuple[list[int], Layers]:
+    def of(self, rows: Sequence[list[int]]) -> Beginning:
         """What all the rows begin with, at least one token short of each, and its keys and values in one row."""
         first, last = min(rows), max(rows)
         shared = min(common_length(first, last), min(map(len, rows)) - 1)
@@ -153,10 +170,20 @@ class Prefill:
             and not _rope_depends_on_length(model)
         )
 
-    def __call__(self, rows: Sequence[list[int]], headroom: int) -> Prefilled:
-        """Run what comes before the rests of these rows, behind which some `headroom` more tokens are expected."""
+    def begin(self, rows: Sequence[list[int]]) -> Beginning:
+        """Run what all these rows begin with, where that is worth it. To be called in one thread."""
+        return self._shared.of(rows)
+
+    def __call__(self, rows: Sequence[list[int]], headroom: int, beginning: Beginning = ((), ())) -> Prefilled:
+        """Run what comes before the rests of these rows.
+
+        Args:
+            rows: the tokens of the prompts.
+            headroom: about how many tokens are expected behind them.
+            beginning: what they, and perhaps others, begin with.
+        """
         groups = group_by_prefix(rows)
-        shared, layers = self._shared.of(rows)
+        shared, layers = beginning
         order = sorted(range(len(groups.prefixes)), key=lambda number: len(groups.prefixes[number]), reverse=True)
         workers = self.parallel_parts(len(order))
         parts = []
@@ -174,20 +201,20 @@ class Prefill:
         chosen = torch.tensor([place[number] for number in groups.prefix_of])
         return self._join(rows, groups, len(shared), outputs, chosen, headroom)
 
-    def parallel_parts(self, prompts: int) -> int:
-        """How many parts of a batch run side by side: on a CPU one per thread, with at least two prompts each."""
+    def parallel_parts(self, prompts: int, least: int = 2) -> int:
+        """How many parts of a batch run side by side: on a CPU one per thread, with so many prompts each at least."""
         if not self._runs_side_by_side:
             return 1
         threads = torch.get_num_threads()
         even_divisors = (count for count in range(1, threads + 1) if threads % count == 0)
-        return max(count for count in even_divisors if count == 1 or 2 * count <= prompts)
+        return max(count for count in even_divisors if count == 1 or least * count <= prompts)
 
     def _run_part(
-        self, prefixes: Sequence[list[int]], shared: list[int], layers: Layers
+        self, prefixes: Sequence[list[int]], shared: Sequence[int], layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """The padded tokens, the mask and the cache of some prefixes, which begin with `shared`."""
         ids, mask = padded([prefix[len(shared) :] for prefix in prefixes], self._pad)
-        before = torch.tensor([shared] * len(prefixes), dtype=torch.long)
+        before = torch.tensor([list(shared)] * len(prefixes), dtype=torch.long)
         mask = torch.cat([torch.ones_like(before), mask], dim=1)
         size = (len(prefixes), -1, -1, -1)
         past = cache.cache_of(self._model, [(keys.expand(size), values.expand(size)) for keys, values in layers])

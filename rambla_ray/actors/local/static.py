@@ -12,14 +12,15 @@ from rambla_ray.actors.local import cache
 from rambla_ray.actors.local.backends import DRAW_OPTIONS
 from rambla_ray.actors.local.batching import BatchingEngine, ModelContext
 from rambla_ray.actors.local.cpu_attention import use_grouped_attention
-from rambla_ray.actors.local.cpu_modules import speed_up
+from rambla_ray.actors.local.cpu_products import pack_weights
 from rambla_ray.actors.local.job import Choices, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.likelihood import Likelihood
-from rambla_ray.actors.local.prefill import Prefill, Prefilled, padded
+from rambla_ray.actors.local.prefill import Prefill, Prefilled, even_shares, padded, run_side_by_side
 from rambla_ray.actors.local.sampling import Draws, HistoryProcessors, ScoreCheck
 
 PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}  # Prompts run together up to this many tokens: more fill no chip better.
 DECODED_TOKENS = {"cpu": 24576, "cuda": 1_000_000}  # Rows are decoded together up to this many: more gain nothing.
+ROWS_ALONE = 16  # So many rows a thread are computed apart: fewer read the weights too often.
 CACHE_SHARE = 0.3  # The part of the free memory that their cache may take: prompts need memory, too.
 
 
@@ -70,7 +71,7 @@ class Static(BatchingEngine[LanguageJob]):
         # Draws are made by a processor, so `generate` itself is greedy.
         self._greedy = GenerationConfig(**options, do_sample=False)
         self._shares_prefixes = not self._searches_beams and cache.keeps_all_positions(model)
-        free_bytes -= speed_up(model, free_bytes)
+        free_bytes -= pack_weights(model, free_bytes)
         if context.pool.batch_size == "auto":
             decoded = (DECODED_TOKENS if self._shares_prefixes else PROMPT_TOKENS)[context.chip]
             taken, room = cache.CacheBytes.of(model), CACHE_SHARE * free_bytes
@@ -101,22 +102,36 @@ class Static(BatchingEngine[LanguageJob]):
 
     def _run_rows(self, prompts: list[Prompt]) -> None:
         rows = [prompt.tokens for prompt in prompts]
-        longest_answer = max(prompt.max_new_tokens for prompt in prompts)
-        prefilled = self._prefill(rows, longest_answer) if self._shares_prefixes else self._pad_rows(rows)
-        width = prefilled.input_ids.shape[1]
+        if not self._shares_prefixes:
+            self._finish(prompts, *self._generate(prompts, self._pad_rows(rows)))
+            return
+        beginning = self._prefill.begin(rows)
+
+        def run(share: list[Prompt]) -> tuple[torch.Tensor, Prefilled]:
+            longest_answer = max(prompt.max_new_tokens for prompt in share)
+            return self._generate(share, self._prefill([prompt.tokens for prompt in share], longest_answer, beginning))
+
+        workers = self._prefill.parallel_parts(len(rows), least=ROWS_ALONE)
+        shares = [[prompts[number] for number in share] for share in even_shares(rows, workers)]
+        for share, (out, batch) in zip(shares, run_side_by_side(run, shares, len(shares)), strict=True):
+            self._finish(share, out, batch)
+
+    def _generate(self, prompts: Sequence[Prompt], batch: Prefilled) -> tuple[torch.Tensor, Prefilled]:
+        """The rows of a batch and their answers, and the batch."""
+        width = batch.input_ids.shape[1]
         draws = [prompt.draw for prompt in prompts]
-        history = self._history.for_batch(rows, width)
+        history = self._history.for_batch([prompt.tokens for prompt in prompts], width)
         processors = [ScoreCheck(prompts), *history, *([Draws(draws)] if any(draws) else [])]
         out = self._model.generate(
-            input_ids=prefilled.input_ids,
-            attention_mask=prefilled.attention_mask,
-            past_key_values=prefilled.past,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            past_key_values=batch.past,
             generation_config=self._greedy,
-            max_new_tokens=longest_answer,
+            max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
             stopping_criteria=StoppingCriteriaList([RowEnds(prompts, width)]),
             logits_processor=LogitsProcessorList(processors),
         )
-        self._finish(prompts, out, prefilled)
+        return out, batch
 
     def _run_beams(self, prompts: list[Prompt], limit: int) -> None:
         batch = self._pad_rows([prompt.tokens for prompt in prompts])
