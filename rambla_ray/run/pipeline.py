@@ -189,7 +189,8 @@ class Run:
         """All samples of some targets, as they come out of the last pool, block by block."""
         placement = self.placements[targets]
         first, last = placement.levels[0], placement.levels[-1]
-        blocks = self.plan.blocks(placement.levels)
+        of_each = self.plan.blocks(placement.levels)
+        blocks = [{"target": target, **block} for target in targets for block in of_each]
         rows = max(block["count"] for block in blocks)
         self._configure_ray_data(placement)
         stream: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])

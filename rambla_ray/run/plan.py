@@ -105,11 +105,9 @@ class Plan:
             yield keys, pa.table([*columns, [item.fault for item in items]], schema=ITEM_SCHEMA)
 
     def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
-        """The samples of all targets of a stream, whose pools are settled, as blocks; see `blocks_of`."""
-        targets = [member.name for level in levels if Role.TARGET in level.roles for member in level.family]
+        """The samples of one target of a stream, whose pools are settled, as blocks; see `blocks_of`."""
         in_batches = any(level.config.batch for level in levels)
-        blocks = blocks_of(self.expected, levels[0].config, in_batches=in_batches)
-        return [{"target": target, **block} for target in targets for block in blocks]
+        return blocks_of(self.expected, levels[0].config, in_batches=in_batches)
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.

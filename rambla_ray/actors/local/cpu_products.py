@@ -48,8 +48,8 @@ def pack_weights(model: Any, free_bytes: int) -> int:
 def unpack_weights(model: Any) -> None:
     """Undo `pack_weights`, whose products hold copies of the weights that the model has had."""
     for module in model.modules():
-        if type(module) is Linear:
-            vars(module).pop("forward", None)
+        if getattr(vars(module).get("forward"), "func", None) is _product:  # Others are somebody else's.
+            del module.forward
 
 
 def _is_plain(product: Linear) -> bool:

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from rambla_ray.actors.local import cache
-from rambla_ray.actors.local.cache import Layers
 from rambla_ray.actors.local.job import Choices
-from rambla_ray.actors.local.prefill import Prefill, SharedPrefix, common_length, padded, run_side_by_side
+from rambla_ray.actors.local.prefill import Beginning, Prefill, SharedPrefix, common_length, padded, run_side_by_side
 from rambla_ray.actors.local.usage import LocalUsage
 
 
@@ -99,14 +98,13 @@ class Likelihood:
 
     def _score(self, stems: Sequence[Stem]) -> list[list[float]]:
         """The log-probabilities of each stem's rows."""
-        shared: list[int] = []
-        layers: Layers = []
+        beginning: Beginning = ((), ())
         if self._keeps_positions:
-            shared, layers = self._shared.of([stem.tokens[: stem.prompt] for stem in stems])
+            beginning = self._shared.of([stem.tokens[: stem.prompt] for stem in stems])
         order = sorted(range(len(stems)), key=lambda number: len(stems[number].tokens), reverse=True)
         workers = self._prefill.parallel_parts(len(order))
-        parts = list(self._parts(order, stems, len(shared), workers))
-        run = partial(self._run_part, shared=shared, layers=layers)
+        parts = list(self._parts(order, stems, len(beginning[0]), workers))
+        run = partial(self._run_part, beginning=beginning)
         outputs = run_side_by_side(run, [[stems[number] for number in part] for part in parts], workers)
         self._usage.computed_tokens += sum(output.computed for output in outputs)
         self._usage.padding_tokens += sum(output.padding for output in outputs)
@@ -123,8 +121,9 @@ class Likelihood:
             yield order[:count]
             order = order[count:]
 
-    def _run_part(self, stems: Sequence[Stem], shared: list[int], layers: Layers) -> Scored:
-        """Some stems together, which begin with the `shared` tokens of these keys and values."""
+    def _run_part(self, stems: Sequence[Stem], beginning: Beginning) -> Scored:
+        """Some stems together, which begin alike."""
+        shared, layers = beginning
         ids, mask = padded([stem.tokens[len(shared) :] for stem in stems], self._pad)
         mask = torch.cat([torch.ones(len(stems), len(shared), dtype=torch.long), mask], dim=1)
         goes_on = any(len(end) > 1 for stem in stems for end in stem.ends)
