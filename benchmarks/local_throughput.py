@@ -186,7 +186,9 @@ def lm_eval(work: Work) -> Measured:
     home = {"HF_HOME": str(work.folder / "hf")}
     done = run([python, "-m", "lm_eval", "run", "--apply_chat_template", *words], log, TIMEOUT_S, OFFLINE | home)
     _check("lm_eval", done)
-    bars = re.findall(r"(?:generate_until|loglikelihood) requests: 100%[^\[]*\[([\d:]+)<", log.read_text("utf-8"))
+    bars = re.findall(
+        r"(?:generate_until|loglikelihood) requests: 100%[^\[]*\[([\d:]+)<", log.read_text(encoding="utf-8")
+    )
     if not bars:
         raise Failed(f"lm_eval: its log {log} says nothing of the time it took")
     return Measured(float(_seconds(bars[-1])), done.seconds)
