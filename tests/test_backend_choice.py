@@ -16,14 +16,14 @@ from rambla_ray.actors.base import RunContext
 from rambla_ray.actors.local.backend_choice import PACES, choose, installed_for, parameter_count
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.load import load
-from rambla_ray.config.workload import ENDLESS, Asked
+from rambla_ray.config.workload import ENDLESS, Workload
 from rambla_ray.run.placement import Cluster, NodeResources
 from rambla_ray.run.plan import Plan
 from rambla_ray.schema import Role
 
 tiny = huggingface_models.tiny
 SMOLLM2 = {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152, "num_attention_heads": 9}
-LONG, SHORT = Asked(12_000, 12_000 * 375), Asked(57, 57 * 375)
+LONG, SHORT = Workload(12_000, 12_000 * 375), Workload(57, 57 * 375)
 OTHERWISE = ("transformers", "static batches")
 Install = Callable[..., None]
 
@@ -46,10 +46,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
-def chosen(asked: Asked | None, chip: str = "cpu", *, pages: bool = True, config: Any = None, **params: Any) -> Any:
+def chosen(
+    workload: Workload | None, chip: str = "cpu", *, pages: bool = True, config: Any = None, **params: Any
+) -> Any:
     given = HuggingFaceParams(model_name="m", **params)
-    if asked is not None:
-        given = given.planned(lambda: None, lambda: asked)
+    if workload is not None:
+        given = given.planned(lambda: None, lambda: workload)
     config = config or LlamaConfig(**SMOLLM2, architectures=["LlamaForCausalLM"])
     return choose(given, chip, config, pages=pages, otherwise=OTHERWISE)
 
@@ -96,7 +98,7 @@ def test_on_a_gpu_vllm_for_gpus_is_taken(install: Install) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param({"asked": None}, id="a model without a plan"),
+        pytest.param({"workload": None}, id="a model without a plan"),
         pytest.param({"chip": "cuda"}, id="a vLLM for CPUs where there is a GPU"),
         pytest.param({"pages": False}, id="layers without attention"),
         pytest.param({"backend": "transformers"}, id="another backend that was asked for"),
@@ -110,7 +112,7 @@ def test_on_a_gpu_vllm_for_gpus_is_taken(install: Install) -> None:
 )
 def test_where_vllm_cannot_do_what_is_asked_nothing_changes(install: Install, case: dict[str, Any]) -> None:
     install()
-    assert chosen(**{"asked": LONG, **case}) == OTHERWISE
+    assert chosen(**{"workload": LONG, **case}) == OTHERWISE
 
 
 def test_where_vllm_is_not_installed_nothing_changes() -> None:
@@ -121,7 +123,7 @@ def test_where_vllm_is_not_installed_nothing_changes() -> None:
 @pytest.mark.parametrize(("new", "static", "vllm"), [(8, 5.39, 7.62), (64, 2.6, 4.82)])
 def test_the_pace_is_that_of_the_measurement(new: int, static: float, vllm: float) -> None:
     rows = 1000
-    saved = PACES["cpu"].saved_s(Asked(rows, 375 * rows), 134_515_008, new)
+    saved = PACES["cpu"].saved_s(Workload(rows, 375 * rows), 134_515_008, new)
     assert saved == pytest.approx(rows / static - rows / vllm, rel=0.05)
 
 
@@ -135,8 +137,8 @@ def test_what_is_planned_changes_nothing_that_is_stored(tiny: Path) -> None:
     params = HuggingFaceParams(model_name=str(tiny))
     planned = params.planned(lambda: 100, lambda: LONG)
     assert planned.model_dump() == params.model_dump()
-    assert pickle.loads(pickle.dumps(planned)).asked == LONG
-    assert params.asked is None
+    assert pickle.loads(pickle.dumps(planned)).workload == LONG
+    assert params.workload is None
 
 
 def test_a_run_that_is_too_short_asks_as_it_did_without_vllm(tiny: Path, install: Install) -> None:
@@ -158,17 +160,17 @@ def plan(*words: str) -> Plan:
     return Plan(load(["model=llama_ft", "model.params.model_name=m", *words]))
 
 
-def asked(planned: Plan, role: Role = Role.TARGET) -> Asked:
+def workload_of(planned: Plan, role: Role = Role.TARGET) -> Workload:
     cluster = Cluster((NodeResources(8, 0),))
     levels = [level.settled(cluster) for level in planned.levels(next(iter(planned.config.targets)))]
-    return planned.asked(next(level for level in levels if role in level.roles))
+    return planned.workload(next(level for level in levels if role in level.roles))
 
 
 def test_a_plan_counts_what_each_of_its_models_is_asked() -> None:
     short, both = plan("task=mcqabaseline"), plan("task=mcqabaseline,paraphrase", "roles.rephraser=mock")
-    assert asked(short).calls == 57
-    assert asked(short).prompt_tokens == pytest.approx(57 * 300, rel=0.3)
-    assert (asked(both).calls, asked(both, Role.REPHRASER).calls) == (114, 57)
+    assert workload_of(short).calls == 57
+    assert workload_of(short).prompt_tokens == pytest.approx(57 * 300, rel=0.3)
+    assert (workload_of(both).calls, workload_of(both, Role.REPHRASER).calls) == (114, 57)
 
 
 def test_a_model_that_plays_two_roles_is_asked_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +179,10 @@ def test_a_model_that_plays_two_roles_is_asked_for_both(monkeypatch: pytest.Monk
         Plan(load(["model=llama_ft", "task=paraphrase", f"roles.rephraser={rephraser}"]))
         for rephraser in ("mock", "llama_ft")
     )
-    assert (asked(one).calls, asked(two).calls) == (57, 114)
+    assert (workload_of(one).calls, workload_of(two).calls) == (57, 114)
 
 
 def test_more_actors_are_asked_no_other_backend() -> None:
-    assert asked(plan("task=mcqabaseline")) == asked(plan("task=mcqabaseline", "pool.min_size=2", "pool.max_size=8"))
+    assert workload_of(plan("task=mcqabaseline")) == workload_of(
+        plan("task=mcqabaseline", "pool.min_size=2", "pool.max_size=8")
+    )

@@ -39,9 +39,9 @@ class AskedModel:
         self.ledger = LedgerClient(ledger, run_id, names, self._drain, self._resume)
         self._name = names.name
         self._chaos = chaos
-        self._granted = 0  # requests that this actor was the one to ask
+        self._granted = 0  # As many requests this actor was the one to ask.
         self._model: Model | None = None
-        self._load_error: CallError | None = None  # why the model cannot be asked
+        self._load_error: CallError | None = None  # It says why the model cannot be asked.
 
     @property
     def scores(self) -> bool:
@@ -111,7 +111,7 @@ class AskedModel:
             prompts.check_askable(stage.reads(), fields, prompt)
             request_id = self._identity.request_id(model.request_identity(request))
             record = await self._record(model, request_id, stage.role, request)
-        except CallError as error:  # nothing was asked
+        except CallError as error:  # Nothing was asked.
             if error.kind in FATAL:
                 self.ledger.stop(error, stage.role)
             return step(request_id, error_kind=error.kind, error=error.message)
@@ -149,7 +149,7 @@ class AskedModel:
         self._granted += 1
         kill_every = 0 if self.config.batch else self._chaos.kill_actor_every  # A batch holds all that is asked.
         if kill_every and self._granted >= kill_every and not claim:
-            os.kill(os.getpid(), signal.SIGKILL)  # chaos, which spares a request that is asked alone
+            os.kill(os.getpid(), signal.SIGKILL)  # A request that is asked alone is spared.
         try:
             response = without_lone_surrogates(await model.generate(request))
             return await self.ledger.store_answer(request_id, role, response)
@@ -182,7 +182,7 @@ def load(models: Mapping[str, AskedModel]) -> None:
         _fail(models, error)
     except Exception as error:  # noqa: BLE001 - a library's own: it ends the run in one line, not in a traceback
         _fail(models, CallError(ErrorKind.LOAD, f"{type(error).__name__}: {error}"))
-    gc.freeze()  # else the collector spends a quarter of the time on the objects of imported modules
+    gc.freeze()  # Otherwise the collector spends a quarter of the time on the objects of imported modules.
     gc.set_threshold(10_000, 20, 20)
 
 

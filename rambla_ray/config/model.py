@@ -19,7 +19,7 @@ from rambla_ray import redaction
 from rambla_ray.config.environment import Borrowings, by_name, inside, texts_by_name
 from rambla_ray.config.explain import explain
 from rambla_ray.config.sections import Batch, Name, Pool, Price, Rate
-from rambla_ray.config.workload import Asked
+from rambla_ray.config.workload import Workload
 from rambla_ray.errors import UserError
 from rambla_ray.registry import model_class
 from rambla_ray.tasks.closed import Closed, omitted
@@ -100,13 +100,13 @@ class ModelParams(Closed):
         """
         return self
 
-    def planned(self, longest_prompt: Callable[[], int | None], asked: Callable[[], Asked]) -> Self:
+    def planned(self, longest_prompt: Callable[[], int | None], workload: Callable[[], Workload]) -> Self:
         """These params for the actors of a run, or of what is served.
 
         Args:
             longest_prompt: returns how many bytes the longest prompt has that they will be sent; None where one
                 depends on answers.
-            asked: returns what they will be asked in all.
+            workload: returns what they will be asked in all.
         """
         return self
 

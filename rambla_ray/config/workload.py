@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
+class Workload(NamedTuple):
     """What a model will be asked at most in a run, what a ledger may hold of it included.
 
     Args:
@@ -18,4 +18,4 @@ class Asked(NamedTuple):
     prompt_tokens: float
 
 
-ENDLESS = Asked(math.inf, math.inf)  # Of a model that is served.
+ENDLESS = Workload(math.inf, math.inf)  # Of a model that is served.

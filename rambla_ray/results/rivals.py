@@ -20,11 +20,11 @@ import pyarrow as pa
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.samples import StoredTask, read_spec
-from rambla_ray.results.score import ScoredTask, explained
+from rambla_ray.results.score import ScoredTask
 from rambla_ray.scoring import comparison
 from rambla_ray.scoring.comparison import Marks, Pair
 from rambla_ray.scoring.stats import mean
-from rambla_ray.scoring.undefined import Undefined
+from rambla_ray.scoring.undefined import Undefined, explained
 
 SHOWN_IDS = 3  # So many samples are named that one side alone has, and whose items differ.
 _COLUMNS = ["root_id", "variant", "label", "fields", "steps.list.element.stage"]

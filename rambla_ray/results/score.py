@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rambla_ray.results.effects import effects_of
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
 from rambla_ray.schema import STEP_TYPE, Outcome, Role
-from rambla_ray.scoring import comparison, metrics, original
+from rambla_ray.scoring import comparison, metrics
 from rambla_ray.scoring.calibration import cell_calibration
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.comparison import Marks
 from rambla_ray.scoring.significance import holm
-from rambla_ray.scoring.undefined import Undefined, without_nan
+from rambla_ray.scoring.undefined import Undefined, explained
 from rambla_ray.storage import Folder
 
 # The number of the way in which samples are scored, which stands in metrics.json; where none does, it is 1. A change
@@ -170,7 +171,7 @@ def score(folder: Folder) -> dict[str, Any]:
                     own["calibration"] = cell_calibration(cell, chosen, choice_labels, task_spec["labels"])
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
-            effects += _effects(model, task, variants, task_spec["variants"], cells[-len(variants) :])
+            effects += effects_of(model, task, variants, task_spec["variants"], cells[-len(variants) :])
     _adjust(cells)
     return {
         **explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
@@ -199,12 +200,6 @@ def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTas
     numbers = [pair.numbers() for pair in pairs]
     comparison.adjust(numbers)
     return [explained(each) for each in numbers]
-
-
-def explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers with null for what is undefined, and `null_reasons`, which says why by the dotted place of each."""
-    reasons: dict[str, str] = {}
-    return {**without_nan(numbers, "", reasons), "null_reasons": reasons}
 
 
 def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:
@@ -248,50 +243,6 @@ def _adjust(cells: Sequence[Mapping[str, Any]]) -> None:
     }
     for number, adjusted in holm({number: pair["mcnemar_p"] for number, pair in pairs.items()}).items():
         pairs[number]["mcnemar_p_holm"] = adjusted
-
-
-def _effects(
-    model: str,
-    task: str,
-    cells: Mapping[str, Cell],
-    variants: Sequence[str],
-    numbers_of_cells: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """What changes from variant to variant of a task, in a list of one.
-
-    The list is empty with fewer than two variants, or without a sample of the first, which others are compared with.
-
-    Args:
-        model: the model under test.
-        task: its name.
-        cells: those of the variants that have samples, in the plan's order.
-        variants: all of the plan.
-        numbers_of_cells: what metrics.json holds of each of `cells`.
-    """
-    if len(cells) < 2 or variants[0] not in cells:
-        return []
-    reasons: dict[str, str] = {}
-    effects = metrics.variant_effects(cells)
-    if effects["by"] == "n":
-        rambla = {numbers["variant"]: numbers["rambla"] for numbers in numbers_of_cells}
-        effects["rambla"] = _relative_changes(rambla, variants, reasons)
-    numbers = without_nan(effects, "", reasons)
-    return [{"model": model, "task": task, **numbers, "null_reasons": reasons}]
-
-
-def _relative_changes(
-    rambla: Mapping[str, Mapping[str, Any]], variants: Sequence[str], reasons: dict[str, str]
-) -> dict[str, list[float]]:
-    """RAmBLA's relative changes, from its own numbers of each variant; empty, with a reason, where one has none.
-
-    The original has no clean variant: its series begins with the least mutated one.
-    """
-    mutated = [variant for variant in variants if variant != "n=0"]
-    missing = [variant for variant in mutated if not rambla.get(variant)]
-    if missing:
-        reasons["rambla"] = f"variant {missing[0]} has no sample that RAmBLA's numbers hold"
-        return {}
-    return original.changes([rambla[variant] for variant in mutated])
 
 
 def _partial(samples: int, spec: Mapping[str, Any]) -> dict[str, int] | Undefined:

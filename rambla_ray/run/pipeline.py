@@ -16,11 +16,8 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.actors.pool import PACKED, PoolActor, unpack
-from rambla_ray.config.run import RunConfig
 from rambla_ray.display import print_error
 from rambla_ray.errors import NotWritten, RunStopped, UserError
 from rambla_ray.ledger.presence import Presence
@@ -30,6 +27,7 @@ from rambla_ray.results.progress import Progress
 from rambla_ray.results.served import Served
 from rambla_ray.results.stream_writer import StreamWriter
 from rambla_ray.run.cluster import connected_cluster
+from rambla_ray.run.ledger_service import start_ledger
 from rambla_ray.run.node_groups import NodeGroups
 from rambla_ray.run.placement import Cluster, Level, Placement, blocks_at_once, waiting_reason
 from rambla_ray.run.plan import Plan
@@ -96,7 +94,7 @@ class Run:
         started, cluster = time.time(), connected_cluster()
         placements = {stream: Placement.of(plan.levels(stream[0]), cluster) for stream in plan.config.streams}
         presence = Presence(Folder(plan.config.ledger, plan.config.options.modes))
-        ledger = _start_ledger(plan.config, placements, presence.segment)
+        ledger = start_ledger(plan.config, placements, presence.segment)
         before = ledger.progress.remote()
         for stream, placement in placements.items():
             for note in _notes(", ".join(map(plan.config.label, stream)), placement, cluster):
@@ -221,7 +219,7 @@ class Run:
     ) -> ray.data.Dataset:
         """The stream through one pool, whose actors each work on so many blocks at once."""
         pool = level.pool
-        work = cache(lambda: self.plan.longest_prompt(level)), lambda: self.plan.asked(level)
+        work = cache(lambda: self.plan.longest_prompt(level)), lambda: self.plan.workload(level)
         params = level.config.params.planned(*work)
         return stream.map(
             PoolActor,
@@ -278,28 +276,6 @@ def _reason(error: BaseException) -> str:
     named = re.findall(r"^\s*(?:[\w.]+\.)?(\w+(?:Error|Exception): .+)$", str(error), flags=re.MULTILINE)
     causes = [line for line in named if not line.startswith(("UserCodeException", "RayTaskError"))]
     return str(causes[-1] if causes else error)[:200]
-
-
-def _start_ledger(config: RunConfig, placements: Mapping[Stream, Placement], segment: str) -> Any:
-    """The run's ledger service, on this node, where it outlives its own death."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    configs = {
-        (member.name, str(role)): member.config
-        for placement in placements.values()
-        for level in placement.levels
-        for member in level.family
-        for role in level.roles
-    }
-    prices = {key: model.price for key, model in configs.items()}
-    batched = frozenset(key for key, model in configs.items() if model.batch is not None)
-    return (
-        ray.remote(LedgerService)
-        .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1, max_concurrency=4096)
-        .remote(
-            *(config.ledger, config.run_id, config.options.budget, prices, config.options.modes, segment),
-            batched=batched,
-        )
-    )
 
 
 def _notes(label: str, placement: Placement, cluster: Cluster) -> Iterator[str]:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from rambla_ray.config.dataset import Selection, normalised
+from rambla_ray.config.dataset import Selection
 from rambla_ray.config.run import RunConfig
 from rambla_ray.config.task import TaskConfig, sample_of
-from rambla_ray.config.workload import Asked
-from rambla_ray.data.source import load_dataset
+from rambla_ray.config.workload import Workload
 from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of
 from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
+from rambla_ray.run.items import labelled, selections_of, transformed
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
-from rambla_ray.tasks.transforms import Transform
 
 # The column `fields` holds each item's fields as a JSON string.
 ITEM_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("root_id", "fields", "fault")])
@@ -42,12 +40,12 @@ class Plan:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._selections = _selections(config)
+        self._selections = selections_of(config)
         loaded = {
-            name: _labelled(name, task, self._selections[task.dataset].items) for name, task in config.tasks.items()
+            name: labelled(name, task, self._selections[task.dataset].items) for name, task in config.tasks.items()
         }
         self._items = {
-            (name, variant): _transformed(name, task, loaded[name], config.options.seed, variant)
+            (name, variant): transformed(name, task, loaded[name], config.options.seed, variant)
             for name, task in config.tasks.items()
             for variant in task.variants
         }
@@ -137,20 +135,20 @@ class Plan:
             },
         }
 
-    def asked(self, level: Level) -> Asked:
+    def workload(self, level: Level) -> Workload:
         """What the model of a level, and those that share its actors, will be asked in the stream where that is most.
 
         It depends on nothing but the plan: not on what the ledger holds already.
         """
-        return max(self._asked_in(stream[0], level) for stream in self.config.streams)
+        return max(self._workload_in(stream[0], level) for stream in self.config.streams)
 
-    def _asked_in(self, target: str, level: Level) -> Asked:
+    def _workload_in(self, target: str, level: Level) -> Workload:
         calls = tokens = 0
         for other, pool in zip(self.levels(target), self._described["streams"][target], strict=True):
             if (other.name, other.config.params) == (level.name, level.config.params):
                 calls += len(other.family) * (pool["unique_calls"] + pool["later_calls_at_most"])
                 tokens += len(other.family) * pool["prompt_tokens"]
-        return Asked(calls, tokens)
+        return Workload(calls, tokens)
 
     def longest_prompt(self, level: Level) -> int | None:
         """The bytes of the longest prompt that a level will be sent, with system prompt and choice, if any.
@@ -253,46 +251,3 @@ def _describe_pool(level: Level, loads: Mapping[str, Sequence[StageLoad]]) -> di
         **({"shared_with": [other.names.label for other in level.kin]} if level.kin else {}),
         **pool_load(level, loads),
     }
-
-
-def _selections(config: RunConfig) -> dict[str, Selection]:
-    """The items of each dataset. Raises UserError, which names the tasks whose data could be read, if any."""
-    loaded: dict[str, Selection] = {}
-    failed: list[UserError] = []
-    for name, dataset in config.datasets.items():
-        try:
-            loaded[name] = load_dataset(dataset, name, demo=config.synthetic)
-        except UserError as error:
-            failed.append(error)
-    if failed:
-        others = ",".join(name for name, task in config.tasks.items() if task.dataset in loaded)
-        raise UserError(f"{failed[0]}{f'; the data of these can be read: task={others}' if others else ''}")
-    return loaded
-
-
-def _transformed(name: str, task: TaskConfig, items: list[Item], seed: int, variant: str) -> list[Item]:
-    try:
-        for stage in task.stages:
-            if isinstance(stage, Transform):
-                items = stage.apply(items, seed, variant)
-    except UserError as error:
-        raise UserError(f"task {name}: {error}") from None
-    return items
-
-
-def _labelled(name: str, task: TaskConfig, items: list[Item]) -> list[Item]:
-    """The items, each with its right answer as the task's labels write it. Raises UserError where one is no label."""
-    field, names = task.answer.target, task.answer.label_names
-    written = {normalised(label): label for label in reversed(names)}
-    labels = Counter(item.fields[field] for item in items)
-    unknown = [label for label in labels if normalised(label) not in written]
-    if unknown:
-        raise UserError(
-            f"task {name}: {sum(labels[label] for label in unknown)} of {len(items)} items have "
-            f"a {field} that is not among the labels {', '.join(names)}: "
-            f"'{unknown[0][:40]}'; add it to answer.choices, or drop them with keep in dataset {task.dataset}"
-        )
-    label_of = {label: label if label in names else written[normalised(label)] for label in labels}
-    if all(label == known for label, known in label_of.items()):
-        return items  # Tasks that change nothing share their items.
-    return [replace(item, fields={**item.fields, field: label_of[item.fields[field]]}) for item in items]

@@ -31,3 +31,9 @@ def without_nan(value: Any, where: str, reasons: dict[str, str]) -> Any:
     if isinstance(value, list):
         return [without_nan(inner, f"{where}[{number}]", reasons) for number, inner in enumerate(value)]
     return value
+
+
+def explained(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers with None for what is undefined, and `null_reasons`, which says why by the dotted place of each."""
+    reasons: dict[str, str] = {}
+    return {**without_nan(numbers, "", reasons), "null_reasons": reasons}

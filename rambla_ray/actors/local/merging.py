@@ -12,9 +12,11 @@ from rambla_ray.display import folded
 
 PREFIX = "base_model.model."  # What peft puts before the names of the base's modules.
 LONGEST_REASON = 300  # What peft says is cut to so many characters.
+Keep = Callable[[Any, Any], None]  # Gets a parameter of the base, and the tensor that it had.
 
 
-Keep = Callable[[Any, Any], None]
+class Misfit(ValueError):
+    """An adapter and a base do not belong together; a predicate in one line."""
 
 
 def merge(model: Any, folder: Path, tokens: int | None, keep: Keep | None = None) -> None:
@@ -27,7 +29,7 @@ def merge(model: Any, folder: Path, tokens: int | None, keep: Keep | None = None
         keep: called with each parameter of the base that gets another tensor, and its own; None to forget those.
 
     Raises:
-        ValueError: the adapter does not fit the base, is broken, or cannot be merged; a predicate in one line.
+        Misfit: the adapter does not fit the base, is broken, or cannot be merged; a predicate in one line.
     """
     try:
         with warnings.catch_warnings():
@@ -39,10 +41,6 @@ def merge(model: Any, folder: Path, tokens: int | None, keep: Keep | None = None
         shapes = re.search(r"size mismatch for (\S+): copying a param with shape (.+?) from checkpoint", str(error))
         reason = f"{shapes[1].removeprefix(PREFIX)} has shape {shapes[2]} in it" if shapes else folded(str(error))
         raise Misfit(f"cannot be merged into its base: {reason[:LONGEST_REASON]}") from None
-
-
-class Misfit(ValueError):
-    """An adapter and a base do not belong together; a predicate in one line."""
 
 
 def _merge(model: Any, folder: Path, tokens: int | None, keep: Keep | None) -> None:

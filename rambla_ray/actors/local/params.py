@@ -22,7 +22,7 @@ from rambla_ray.actors.local.backends import (
 from rambla_ray.actors.local.chat_params import ChatParams
 from rambla_ray.actors.local.checkpoint_params import CheckpointParams, in_home, is_path
 from rambla_ray.config.sections import NAME
-from rambla_ray.config.workload import Asked
+from rambla_ray.config.workload import Workload
 from rambla_ray.display import one_line
 from rambla_ray.errors import UserError, choose_from
 from rambla_ray.tasks import prompts
@@ -34,8 +34,6 @@ NOT_CAUSAL = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$"
     r"|(?<!LMHead)(?<!DoubleHeads)Model$"
 )
-
-
 AdapterName = Annotated[str, Field(pattern=NAME, max_length=60)]  # It is a part of its target's name.
 AdapterPlace = Annotated[str, Field(min_length=1)]
 
@@ -63,12 +61,11 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         description="transformers: static batches; transformers_continuous: continuous batching with paged attention; "
         "vllm: its engine (pip install vllm); auto: by device and options, and vllm where it pays for its start",
     )
-
     engine_args: dict[str, Any] | None = omitted(
         "vLLM's own engine arguments, such as {max_model_len: 8192, enforce_eager: false}, for backend vllm"
     )
     _longest_prompt: int | None = PrivateAttr(None)
-    _asked: Asked | None = PrivateAttr(None)
+    _workload: Workload | None = PrivateAttr(None)
 
     @property
     def longest_prompt(self) -> int | None:
@@ -76,16 +73,16 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         return self._longest_prompt
 
     @property
-    def asked(self) -> Asked | None:
+    def workload(self) -> Workload | None:
         """What a run will ask in all; None where that is not known."""
-        return self._asked
+        return self._workload
 
-    def planned(self, longest_prompt: Callable[[], int | None], asked: Callable[[], Asked]) -> Self:
+    def planned(self, longest_prompt: Callable[[], int | None], workload: Callable[[], Workload]) -> Self:
         if self.backend not in ("vllm", "auto"):
             return self
         params = self.model_copy()
         if self.backend == "auto":
-            params._asked = asked()
+            params._workload = workload()
         if "max_model_len" not in (self.engine_args or {}):
             params._longest_prompt = longest_prompt()
         return params
