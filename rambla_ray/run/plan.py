@@ -20,6 +20,7 @@ from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of
 from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
 from rambla_ray.run.placement import Level, levels_of
+from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
 from rambla_ray.tasks.transforms import Transform
@@ -49,6 +50,8 @@ class Plan:
             for name, task in config.tasks.items()
             for variant in task.variants
         }
+        for (name, _), items in self._items.items():
+            check_draw_names(name, config.tasks[name].draws, items)
         for target in config.targets:
             for level in self.levels(target):
                 check_askable(level, config.tasks)
@@ -58,7 +61,7 @@ class Plan:
         """What a user should know: each name that stands twice, dataset that `keep` took from, and pair of nothing."""
         lines = {name: selection.describe() for name, selection in self._selections.items()}
         of_datasets = [f"dataset {name}: {line}" for name, line in lines.items() if line]
-        return [*self.config.options.repeated, *of_datasets, *self._unpaired()]
+        return [*self.config.options.repeated, *of_datasets, *self._unpaired(), *repeat_notes(self.config)]
 
     def _unpaired(self) -> Iterator[str]:
         """A line for each task that shares no item with the one that it is compared with, such as by a low limit."""
@@ -72,7 +75,7 @@ class Plan:
     @property
     def samples_per_target(self) -> int:
         """How many samples one target's stream holds."""
-        return sum(len(items) for items in self._items.values())
+        return sum(self.expected.values())
 
     def levels(self, target: str) -> tuple[Level, ...]:
         """The pools of a target's stream, in the order in which samples pass them."""
@@ -81,13 +84,15 @@ class Plan:
     @property
     def expected(self) -> dict[tuple[str, str], int]:
         """How many samples each (task, variant) has, for one target."""
-        return {key: len(items) for key, items in self._items.items()}
+        return {key: len(items) * self.config.tasks[key[0]].draws for key, items in self._items.items()}
 
     def samples(self, target: str) -> Iterator[Sample]:
-        """A target's samples, by task and item."""
+        """A target's samples, by task, epoch and item."""
         for (name, variant), items in self._items.items():
-            for item in items:
-                yield sample_of(target, name, self.config.tasks[name], variant, item)
+            task = self.config.tasks[name]
+            for epoch in range(task.draws):
+                for item in items:
+                    yield sample_of(target, name, task, variant, item, epoch)
 
     def tables(self) -> Iterator[tuple[list[tuple[str, str]], pa.Table]]:
         """The items as tables of `ITEM_SCHEMA`, each with the (task, variant) pairs that it is for.
@@ -106,7 +111,8 @@ class Plan:
         """The samples of all targets of a stream, whose pools are settled, as blocks; see `blocks_of`."""
         targets = [member.name for level in levels if Role.TARGET in level.roles for member in level.family]
         in_batches = any(level.config.batch for level in levels)
-        blocks = blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        items = {key: len(own) for key, own in self._items.items()}
+        blocks = blocks_of(self.expected, levels[0].config, items=items, in_batches=in_batches)
         return [{"target": target, **block} for target in targets for block in blocks]
 
     def describe(self) -> dict[str, Any]:
@@ -116,7 +122,10 @@ class Plan:
         its calls are an upper bound, its tokens an estimate from the item's own texts.
         """
         loads = {
-            name: [StageLoad.of(stage, self._items_of(name)) for stage in self._asking(task)]
+            name: [
+                StageLoad.of(stage, self._items_of(name), 1 if stage.role == Role.REPHRASER else task.draws)
+                for stage in self._asking(task)
+            ]
             for name, task in self.config.tasks.items()
         }
         return {
@@ -154,7 +163,8 @@ class Plan:
     def _describe_task(self, name: str, loads: Sequence[StageLoad]) -> dict[str, Any]:
         task, items = self.config.tasks[name], self._items_of(name)
         return {
-            "samples": len(items),
+            "samples": len(items) * task.draws,
+            **({"epochs": task.draws} if task.draws > 1 else {}),
             "variants": [variant for variant in task.variants if variant],
             "dataset": task.dataset,
             "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
