@@ -79,8 +79,9 @@ class Cell:
         return Draws(self["root_id"], self["epoch"])
 
     def first_draws(self) -> Cell:
-        """The samples of epoch 0, which is all of them where no item is asked again."""
-        is_first = pc.equal(self["epoch"].fill_null(0), 0)
+        """The samples of the first epoch, which is all of them where no item is asked again."""
+        epochs = self["epoch"].fill_null(0)
+        is_first = pc.equal(epochs, pc.min(epochs))
         return self if pc.all(is_first).as_py() else Cell(self._columns.filter(is_first))
 
 

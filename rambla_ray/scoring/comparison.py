@@ -145,7 +145,9 @@ class _Common:
         each_once = len(items.unique()) == len(items)
         test = no_difference(change, groups) if len(change) else NoDifference(1.0, 0.0)
         discordant = int((lost | won).sum())
-        design_effect = 1.0 if each_once or not discordant else test.variance * len(change) ** 2 / discordant
+        # Where each item's gains and losses cancel out, there is no variance to compare with.
+        is_known = not each_once and test.variance > 0 and discordant > 0
+        design_effect = test.variance * len(change) ** 2 / discordant if is_known else 1.0
         p = mcnemar_exact(int(lost.sum()), int(won.sum())) if each_once else test.p
         return {
             "n": int(both.sum()),
