@@ -118,7 +118,12 @@ def test_an_item_that_is_called_as_a_draw_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "dataset").mkdir()
-    table = {"path": str(path), "demo": "pubmedqa.json", "format": "table", "fields": ["question", "context", "final_decision"]}
+    table = {
+        "path": str(path),
+        "demo": "pubmedqa.json",
+        "format": "table",
+        "fields": ["question", "context", "final_decision"],
+    }
     (tmp_path / "dataset" / "mine.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
     words = ["model=mock", "task=t", "data=full", *own_task(tmp_path, "t", dataset="mine")[:1]]
     assert Plan(load(words)).samples_per_target == 2

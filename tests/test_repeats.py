@@ -16,16 +16,16 @@ from made_samples import sample, spec, store, task_spec
 from scipy import stats
 
 from rambla_ray.results.samples import StoredTask
-from rambla_ray.scoring.repeats import Draws, consistency, majority, pass_at, pass_hat, repeats, variance
+from rambla_ray.scoring.repeats import AnswerCounts, consistency, majority, pass_at, pass_hat, repeats, variance
 from rambla_ray.scoring.stats import mean, no_difference
 from rambla_ray.scoring.undefined import Undefined
 
 # Answers "yes", "no", "maybe" to each item; "yes" is right.
-BY_HAND = Draws(np.array([[3, 1, 0], [2, 2, 0], [0, 4, 0], [4, 0, 0]]), np.zeros(4, int))
+BY_HAND = AnswerCounts(np.array([[3, 1, 0], [2, 2, 0], [0, 4, 0], [4, 0, 0]]), np.zeros(4, int))
 
 
-def made(rows: list[list[int]]) -> Draws:
-    return Draws(np.array(rows, np.int64).reshape(-1, 3), np.zeros(len(rows), np.int64))
+def made(rows: list[list[int]]) -> AnswerCounts:
+    return AnswerCounts(np.array(rows, np.int64).reshape(-1, 3), np.zeros(len(rows), np.int64))
 
 
 def test_the_numbers_are_those_of_a_computation_by_hand() -> None:

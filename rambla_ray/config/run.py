@@ -62,9 +62,7 @@ class RunOptions(Closed):
     data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
     limit: int | None = Field(None, gt=0, le=MOST_ITEMS, description="the first N items of each dataset")
     seed: int = Field(1234, ge=0, lt=SEEDS, description="for stages that set none of their own")
-    epochs: int | None = draws_per_item(
-        "how many independent answers to each item are drawn, where its task does not say"
-    )
+    epochs: int | None = draws_per_item("how many answers to each item are drawn, where its task does not say")
     roles: dict[Role, Name] = Field(
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )

@@ -23,7 +23,7 @@ from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.score import ScoredTask, explained
 from rambla_ray.schema import draw_name
 from rambla_ray.scoring import comparison
-from rambla_ray.scoring.cells import Draws
+from rambla_ray.scoring.cells import DrawIds
 from rambla_ray.scoring.comparison import Marks, Pair
 from rambla_ray.scoring.stats import mean
 from rambla_ray.scoring.undefined import Undefined
@@ -42,7 +42,7 @@ class CellName(NamedTuple):
         """What a sample of it is called, whatever its model."""
         return f"{self.task}/{self.variant or '-'}/{draw_name(root_id, epoch)}"
 
-    def samples(self, draws: Draws) -> list[str]:
+    def samples(self, draws: DrawIds) -> list[str]:
         """What some of its samples are called."""
         return list(map(self.sample, draws.items.to_pylist(), draws.epochs.to_pylist()))
 

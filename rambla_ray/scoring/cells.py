@@ -30,19 +30,19 @@ Rows = NDArray[np.int64]  # The numbers of some rows.
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class DrawIds:
     """Which draw of which item each of n samples is: root_ids and epochs."""
 
     items: pa.Array
     epochs: pa.Array
 
-    def places_in(self, others: Draws) -> pa.Array:
+    def places_in(self, others: DrawIds) -> pa.Array:
         """Where each of these samples stands among others; null where it does not."""
         return pc.index_in(self._names(), value_set=others._names())
 
-    def take(self, rows: Rows) -> Draws:
+    def take(self, rows: Rows) -> DrawIds:
         """Some of them."""
-        return Draws(self.items.take(pa.array(rows)), self.epochs.take(pa.array(rows)))
+        return DrawIds(self.items.take(pa.array(rows)), self.epochs.take(pa.array(rows)))
 
     def _names(self) -> pa.Array:
         """A name for each, which no other draw has: what follows the last # is the epoch."""
@@ -74,9 +74,9 @@ class Cell:
         return self._columns[column].combine_chunks()
 
     @property
-    def draws(self) -> Draws:
+    def draws(self) -> DrawIds:
         """Which draw of which item each sample is."""
-        return Draws(self["root_id"], self["epoch"])
+        return DrawIds(self["root_id"], self["epoch"])
 
     def first_draws(self) -> Cell:
         """The samples of the first epoch, which is all of them where no item is asked again."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rambla_ray.scoring.cells import Cell, Draws, Mask, as_mask
+from rambla_ray.scoring.cells import Cell, DrawIds, Mask, as_mask
 from rambla_ray.scoring.significance import detectable, holm, mcnemar_exact
 from rambla_ray.scoring.stats import NoDifference, mean, no_difference
 from rambla_ray.scoring.undefined import Undefined
@@ -32,7 +32,7 @@ class Marks:
         gives_scores: the model gave scores instead of answers, which are neither right nor wrong.
     """
 
-    draws: Draws
+    draws: DrawIds
     scored: Mask
     right: Mask
     gives_scores: bool

@@ -31,7 +31,7 @@ ALL_ALIKE = Undefined("all draws are right, or all wrong")
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class AnswerCounts:
     """The scored draws of m items.
 
     Args:
@@ -70,19 +70,19 @@ def cell_repeats(cell: Cell, labels: Sequence[str], epochs: int) -> dict[str, An
         names = ("consistency", "majority", "pass@k", "pass^k", "variance")
         return {"epochs": epochs, **dict.fromkeys(names, GIVES_SCORES)}
     items = cell["root_id"].filter(scored).dictionary_encode().indices.to_numpy()
-    draws = draws_of(items, answered.to_numpy(), target.to_numpy(), len(labels))
+    draws = counts_of(items, answered.to_numpy(), target.to_numpy(), len(labels))
     return {"epochs": epochs, **repeats(draws, epochs)}
 
 
-def draws_of(items: Counts, answered: Counts, target: Counts, labels: int) -> Draws:
+def counts_of(items: Counts, answered: Counts, target: Counts, labels: int) -> AnswerCounts:
     """From the number of the item, of the answer and of the right answer of each scored sample."""
     _, first, row = np.unique(items, return_index=True, return_inverse=True)
     counts = np.zeros((len(first), labels), np.int64)
     np.add.at(counts, (row, answered), 1)
-    return Draws(counts, target[first])
+    return AnswerCounts(counts, target[first])
 
 
-def repeats(draws: Draws, epochs: int) -> dict[str, Any]:
+def repeats(draws: AnswerCounts, epochs: int) -> dict[str, Any]:
     """The numbers of some draws, each with a score interval over items."""
     ks = [k for k in range(1, epochs + 1) if epochs <= EVERY_K or k & (k - 1) == 0 or k == epochs]
     return {
@@ -94,12 +94,12 @@ def repeats(draws: Draws, epochs: int) -> dict[str, Any]:
     }
 
 
-def consistency(draws: Draws) -> Floats:
+def consistency(draws: AnswerCounts) -> Floats:
     """Of each item, the share of pairs of draws with the same answer; NaN with fewer than two draws."""
     return _share(comb(draws.answers, 2).sum(axis=1), comb(draws.n, 2))
 
 
-def majority(draws: Draws) -> Floats:
+def majority(draws: AnswerCounts) -> Floats:
     """Of each item, whether most draws give the right answer; NaN without a draw.
 
     Where t answers are given most often, and the right one is among them, that counts 1/t: so often it would be right
@@ -110,25 +110,25 @@ def majority(draws: Draws) -> Floats:
     return np.where(draws.n > 0, (draws.right == most) / leaders, np.nan)
 
 
-def _is_tied(draws: Draws) -> NDArray[np.bool_]:
+def _is_tied(draws: AnswerCounts) -> NDArray[np.bool_]:
     most = draws.answers.max(axis=1, initial=0)
     tied: NDArray[np.bool_] = (draws.n > 0) & ((draws.answers == most[:, None]).sum(axis=1) > 1)
     return tied
 
 
-def pass_at(draws: Draws, k: int) -> Floats:
+def pass_at(draws: AnswerCounts, k: int) -> Floats:
     """Of each item, the chance that one of k draws is right: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021,
     arXiv 2107.03374); NaN with fewer than k draws."""
     return 1 - _share(comb(draws.n - draws.right, k), comb(draws.n, k))
 
 
-def pass_hat(draws: Draws, k: int) -> Floats:
+def pass_hat(draws: AnswerCounts, k: int) -> Floats:
     """Of each item, the chance that k draws are all right: C(c, k) / C(n, k), unbiased (Yao et al. 2024, arXiv
     2406.12045); NaN with fewer than k draws."""
     return _share(comb(draws.right, k), comb(draws.n, k))
 
 
-def variance(draws: Draws) -> dict[str, Any] | Undefined:
+def variance(draws: AnswerCounts) -> dict[str, Any] | Undefined:
     """The variance of right (1 or 0) within and between items: one-way random effects, by analysis of variance.
 
     `within` is MSW; `between` (MSB - MSW) / n0, n0 being the draws of an item, or where items differ in them
