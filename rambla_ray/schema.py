@@ -78,7 +78,8 @@ class Request:
     The pipeline sends prompts; whoever serves a model sends `messages`, the whole conversation, beside an empty
     prompt, or a prompt that is `verbatim`: to be continued as it stands, without a chat template.
     `continuations` ask for no text, but for how likely each of them is behind the prompt.
-    `sample_id`, `target` and `choices` are for the mock alone; no real model reads them.
+    Each `epoch` of a request is another draw of its answer; the first is 0.
+    `sample_id`, that of epoch 0, `target` and `choices` are for the mock alone; no real model reads them.
     """
 
     prompt: str
@@ -88,6 +89,7 @@ class Request:
     messages: tuple[Message, ...] = ()
     verbatim: bool = False
     options: GenerationOptions = NO_OPTIONS
+    epoch: int = 0
     sample_id: str = ""
     target: str = ""
     choices: tuple[str, ...] = ()
@@ -227,7 +229,7 @@ class Sample:
 
     `target` is the right answer in this task, `label` the dataset's own; `fields` are the item's columns and what the
     stages wrote; `answer` is what was read from the last text (empty when nothing could be), `rambla_answer` what
-    RAmBLA would have read; `outcome` is empty until the sample has ended.
+    RAmBLA would have read; `outcome` is empty until the sample has ended; `epoch` counts the draws of an item from 0.
     """
 
     sample_id: str
@@ -242,6 +244,7 @@ class Sample:
     answer: str = ""
     rambla_answer: str = ""
     outcome: str = ""
+    epoch: int = 0
 
     @property
     def stage_steps(self) -> list[Step]:
@@ -286,6 +289,8 @@ def to_table(samples: Sequence[Sample]) -> pa.Table:
             columns.append(_steps_array([sample.steps for sample in samples]))
         elif column.name == "fields":
             columns.append(pa.array([json.dumps(sample.fields) for sample in samples], column.type))
+        elif column.name == "epoch":
+            columns.append(pa.array([sample.epoch for sample in samples], column.type))
         else:
             columns.append(_text_array([getattr(sample, column.name) for sample in samples]))
     return pa.Table.from_arrays(columns, schema=SAMPLE_SCHEMA)
@@ -382,6 +387,11 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def draw_name(root_id: str, epoch: int) -> str:
+    """What a draw of an item is called: the first as the item, the second `ITEM#2`."""
+    return f"{root_id}#{epoch + 1}" if epoch else root_id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

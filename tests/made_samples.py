@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rambla_ray.results.directory import RunDirectory
-from rambla_ray.schema import NO_DETAILS, Outcome, ReplyDetails, Sample, Step, to_table
+from rambla_ray.schema import NO_DETAILS, Outcome, ReplyDetails, Sample, Step, draw_name, to_table
 from rambla_ray.storage import Folder
 
 YES_NO = ("yes", "no")
@@ -31,6 +31,7 @@ def sample(
     tokens: tuple[int, int] = (7, 2),
     finish_reason: str = "stop",
     details: ReplyDetails = NO_DETAILS,
+    epoch: int = 0,
 ) -> Sample:
     """A sample with one step of the target's; without an answer unless it was scored."""
     read = answer if outcome == "scored" else ""
@@ -50,7 +51,7 @@ def sample(
         details=NO_DETAILS if failed else details,
     )
     return Sample(
-        sample_id=f"{model}/{task}/{variant or '-'}/{root_id}",
+        sample_id=f"{model}/{task}/{variant or '-'}/{draw_name(root_id, epoch)}",
         root_id=root_id,
         model=model,
         task=task,
@@ -62,6 +63,7 @@ def sample(
         answer=read,
         rambla_answer=read if rambla_answer is None else rambla_answer,
         outcome=outcome,
+        epoch=epoch,
     )
 
 

@@ -241,6 +241,16 @@ def test_each_request_has_options_of_its_own(tiny: Path, alone: list[str]):
     assert one.text == same.text != other.text
 
 
+def test_a_model_that_samples_draws_anew_in_each_epoch_and_a_greedy_one_does_not(tiny: Path):
+    requests = [Request(PROMPTS[0], epoch=epoch) for epoch in (0, 1, 2, 1)]
+    drawn = load(tiny, generation_config={"max_new_tokens": NEW, "do_sample": True, "temperature": 3.0})
+    first, second, third, again = (response.text for response in answer(drawn, *requests))
+    assert len({first, second, third}) == 3
+    assert again == second
+    assert len({drawn.request_identity(request)["epoch"] for request in requests[1:]}) == 2
+    assert len({response.text for response in answer(load(tiny), *requests)}) == 1
+
+
 def test_an_answer_ends_before_a_stop_text(tiny: Path, alone: list[str]):
     stop = alone[0][4:6]
     (response,) = answer(load(tiny), Request(PROMPTS[0], options=GenerationOptions(stop=("never there", stop))))

@@ -95,7 +95,7 @@ def with_unknown_columns(table: pa.Table) -> pa.Table:
     lists = pa.ListArray.from_arrays(steps.offsets, struct)
     metadata = table.schema.metadata
     table = table.set_column(table.schema.get_field_index("steps"), "steps", lists)
-    return table.append_column("epoch", pa.array([1] * len(table))).replace_schema_metadata(metadata)
+    return table.append_column("weight", pa.array([1] * len(table))).replace_schema_metadata(metadata)
 
 
 def with_unknown_spec(table: pa.Table) -> pa.Table:

@@ -53,7 +53,12 @@ ROOMS = {
     "openai": ("rambla_ray.actors.openai", "rambla_ray.actors.api.openai_package"),
     "httpx2": ("rambla_ray.actors.api.openai_package",),
     "sklearn": ("rambla_ray.scoring.rambla",),
-    "scipy": ("rambla_ray.scoring.stats", "rambla_ray.scoring.significance", "rambla_ray.scoring.rambla"),
+    "scipy": (
+        "rambla_ray.scoring.stats",
+        "rambla_ray.scoring.significance",
+        "rambla_ray.scoring.rambla",
+        "rambla_ray.scoring.repeats",
+    ),
 }
 
 

@@ -220,18 +220,18 @@ class HuggingFaceLLM(VLLMModel):
             headroom=math.inf if headroom is None else headroom,
             stop=options.stop,
             read=self._prompting.read(request, tokens),
-            draw=self._draw(tokens, options),
+            draw=self._draw(tokens, options, request.epoch),
         )
 
-    def _draw(self, tokens: list[int], own: GenerationOptions) -> Draw | None:
-        """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text."""
+    def _draw(self, tokens: list[int], own: GenerationOptions, epoch: int) -> Draw | None:
+        """How this request's tokens are drawn; None for greedy decoding. The seed is of its own text, and epoch."""
         samples = self._samples if own.temperature is None else own.temperature > 0
         if not samples:
             return None
         options = dict(self._draw_options)
         options |= {name: value for name in ("temperature", "top_p") if (value := getattr(own, name)) is not None}
         ordered = tuple((name, options[name]) for name in DRAW_OPTIONS if name in options)
-        text = canonical_json([tokens, own.seed]).encode()
+        text = canonical_json([tokens, own.seed, *([epoch] if epoch else [])]).encode()
         return Draw(ordered, int.from_bytes(hashlib.sha256(text).digest()[:8]))
 
 

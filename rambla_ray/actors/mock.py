@@ -56,7 +56,7 @@ class MockParams(ModelParams):
 
 
 class MockModel(BaseAPIModel):
-    """Answers from the request alone, with draws that belong to the sample and to nothing else."""
+    """Answers from the request alone, with draws that belong to the sample and its epoch, and to nothing else."""
 
     Params: ClassVar[type[ModelParams]] = MockParams
     adaptive = False  # There is no endpoint whose limit could be found out.
@@ -146,5 +146,5 @@ def _cut(text: str, options: GenerationOptions) -> tuple[str, str]:
 
 
 def _generator(seed: int, request: Request) -> random.Random:
-    key: Any = (seed, request.sample_id)
+    key: Any = (seed, request.sample_id, *([request.epoch] if request.epoch else []))
     return random.Random(hashlib.sha256(repr(key).encode()).digest())

@@ -157,6 +157,8 @@ class Model(ABC):
             own["messages"] = request.messages
         if request.verbatim:
             own["verbatim"] = True
+        if request.epoch:
+            own["epoch"] = request.epoch
         options = request.options.overrides()
         return {**own, "options": options} if options else own
 

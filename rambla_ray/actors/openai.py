@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import openai
 
 ENCODING = "encoding_format"  # The package asks for vectors in base64, a third of the bytes of numbers in JSON.
+_SEEDS = 2**63  # An endpoint's seeds are from -_SEEDS to _SEEDS - 1.
 # Headers that the package's client sets for itself.
 OWN_HEADERS = ("host", "connection", "content-length", "accept-encoding", "x-stainless-")
 
@@ -74,8 +75,10 @@ class OpenAITextModel(OpenAIModel):
         return request.options.max_tokens or self.params.longest_answer
 
     def overrides(self, request: Request) -> dict[str, Any]:
-        """The members of a body that a request's own options set."""
+        """The members of a body that a request's own options set, and the seed of a draw after the first."""
         own = request.options.overrides()
+        if request.epoch and isinstance(seed := self._shared.get("seed"), int):
+            own.setdefault("seed", (seed + request.epoch + _SEEDS) % (2 * _SEEDS) - _SEEDS)
         return {self.params.limit_name if name == "max_tokens" else name: value for name, value in own.items()}
 
 

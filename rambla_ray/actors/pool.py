@@ -21,7 +21,7 @@ from rambla_ray.actors.model import hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig, ModelParams
 from rambla_ray.config.sections import Chaos
-from rambla_ray.config.task import TaskConfig, sample_of
+from rambla_ray.config.task import TaskConfig, first_draw, sample_of
 from rambla_ray.errors import Draining
 from rambla_ray.schema import (
     Item,
@@ -115,17 +115,22 @@ class PoolActor:
         return pack(to_table(samples))
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
-        """The samples of a row: those it holds, or those to be made of the items it names."""
+        """The samples of a row: those it holds, or those to be made of the items it names; see `run.blocks`."""
         if self._items is None:
             return list(from_table(unpack(row[PACKED])))
         if self._first.ledger.draining:
             return []
         target, name, variant = row["target"], row["task"], row["variant"]
         items: pa.Table = await self._items[name, variant]
+        numbers = range(row["first"], row["first"] + row["count"])
+        draws = items.take([number % items.num_rows for number in numbers])
         return [
-            sample_of(target, name, self._tasks[name], variant, Item(root_id, json.loads(fields), fault))
-            for root_id, fields, fault in zip(
-                *(column.to_pylist() for column in items.slice(row["first"], row["count"]).columns), strict=True
+            sample_of(
+                *(target, name, self._tasks[name], variant, Item(root_id, json.loads(fields), fault)),
+                epoch=number // items.num_rows,
+            )
+            for number, root_id, fields, fault in zip(
+                numbers, *(column.to_pylist() for column in draws.columns), strict=True
             )
         ]
 
@@ -170,7 +175,9 @@ class PoolActor:
         task = self._tasks[sample.task]
         answer = task.answer
         own: dict[str, Any] = {
-            "sample_id": sample.sample_id,
+            # A paraphrase is part of the question, which is put once; what two texts have in common is no draw.
+            "epoch": 0 if stage.role == Role.REPHRASER or self._first.scores else sample.epoch,
+            "sample_id": first_draw(sample),
             "target": answer.choice_for(sample.target),
             "choices": answer.choices if is_last else (),
             "continuations": task.choices_asked_by(stage),

@@ -50,7 +50,8 @@ def _load(words: Sequence[str]) -> RunConfig:
     line = _read_words(words, RunOptions)
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
-    tasks = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
+    own = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
+    tasks = {name: task.with_epochs_of_run(line.options.epochs) for name, task in own.items()}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     roles = _load_roles(line, tasks.values())
     config = RunConfig(

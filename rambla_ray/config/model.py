@@ -47,6 +47,11 @@ class ModelParams(Closed):
         return None
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether each answer is the likeliest one, so that more draws of it are alike."""
+        return False
+
+    @property
     def takes_system_prompt(self) -> bool:
         """Whether the model honours `Request.system`; a task that has a system prompt is refused where it does not."""
         return False

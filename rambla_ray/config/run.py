@@ -21,7 +21,7 @@ from rambla_ray.errors import choose_from
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
 from rambla_ray.storage import beyond_scheme, joined
-from rambla_ray.tasks.closed import SEEDS, Closed, omitted
+from rambla_ray.tasks.closed import SEEDS, Closed, draws_per_item, omitted
 from rambla_ray.tasks.reader import ReaderStage
 
 
@@ -62,6 +62,7 @@ class RunOptions(Closed):
     data: Literal["demo", "full"] = Field("demo", description="the shipped demo sets, or the datasets' own path")
     limit: int | None = Field(None, gt=0, le=MOST_ITEMS, description="the first N items of each dataset")
     seed: int = Field(1234, ge=0, lt=SEEDS, description="for stages that set none of their own")
+    epochs: int | None = draws_per_item("how many answers to each item are drawn, where its task does not say")
     roles: dict[Role, Name] = Field(
         description="the model config of each role other than the target; without a reader, rules alone read answers"
     )
@@ -253,6 +254,7 @@ class RunConfig(Closed):
             del config["pool"], config["rate"], config["price"]
             config.pop("batch", None)
         del whole["options"]["roles"]  # The roles that are in use stand under `roles`.
+        whole["options"].pop("epochs", None)  # Each task has its own.
         if Role.READER not in self.roles:
             del whole["options"]["reader"]
         asked = {place: one for place, one in self._borrowed.items() if value_at(whole, place) == one.written}

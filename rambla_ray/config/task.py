@@ -21,8 +21,8 @@ from rambla_ray.config.dataset import normalised
 from rambla_ray.config.explain import explain
 from rambla_ray.config.sections import Name
 from rambla_ray.errors import ErrorKind, choose_from
-from rambla_ray.schema import Item, Role, Sample, Step
-from rambla_ray.tasks.closed import Closed
+from rambla_ray.schema import Item, Role, Sample, Step, draw_name
+from rambla_ray.tasks.closed import Closed, draws_per_item
 from rambla_ray.tasks.stages import STAGES, Generate, check_order, parse_stage
 from rambla_ray.tasks.transforms import Stage, Transform
 
@@ -129,6 +129,26 @@ class TaskConfig(Closed):
     )
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_parsed_stages)] = Field(description="in order")
     answer: Answer
+    epochs: int | None = draws_per_item(
+        "how many independent answers to each item are drawn; the run's epochs when not given"
+    )
+
+    @model_validator(mode="after")
+    def _likelihoods_are_drawn_once(self) -> Self:
+        if self.answer.by == "likelihood" and self.draws > 1:
+            raise ValueError("epochs: likelihoods are the same each time; leave it out, or ask with answer.by: text")
+        return self
+
+    @property
+    def draws(self) -> int:
+        """How many answers to each item are drawn."""
+        return self.epochs or 1
+
+    def with_epochs_of_run(self, count: int | None) -> Self:
+        """The task with the run's number of draws, where it has none of its own and its answers are drawn."""
+        if self.epochs is not None or self.answer.by == "likelihood":
+            return self
+        return self.model_copy(update={"epochs": count})
 
     @field_serializer("stages")
     def _stages_as_yaml(self, stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
@@ -178,10 +198,10 @@ def _check_asks_for_likelihood(last: Generate) -> None:
         )
 
 
-def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item) -> Sample:
+def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item, epoch: int = 0) -> Sample:
     """The sample of an item under one variant of a task, for one target."""
     return Sample(
-        sample_id=f"{target}/{name}/{variant or '-'}/{item.root_id}",
+        sample_id=f"{target}/{name}/{variant or '-'}/{draw_name(item.root_id, epoch)}",
         root_id=item.root_id,
         model=target,
         task=name,
@@ -190,7 +210,13 @@ def sample_of(target: str, name: str, task: TaskConfig, variant: str, item: Item
         label=item.fields[task.answer.target],
         fields=dict(item.fields),
         steps=[_fault_step(target, item.fault)] if item.fault else [],
+        epoch=epoch,
     )
+
+
+def first_draw(sample: Sample) -> str:
+    """The sample_id of the first draw of a sample's item."""
+    return sample.sample_id.removesuffix(draw_name("", sample.epoch))
 
 
 def _fault_step(model: str, fault: str) -> Step:

@@ -15,6 +15,7 @@ from rambla_ray.results.calibrated import calibration_lines
 from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
+from rambla_ray.results.repeated import repeat_lines, times
 from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
 from rambla_ray.schema import Outcome, Role
 
@@ -48,7 +49,7 @@ def _rows(scores: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 cell["model"],
-                cell["task"] + (f" {cell['variant']}" if cell["variant"] else ""),
+                cell["task"] + (f" {cell['variant']}" if cell["variant"] else "") + times(cell),
                 str(cell["n"]),
                 *_headline(cell),
                 _percent(cell["cut"]["share"] if cell.get("cut") else None),
@@ -234,7 +235,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in verdicts.lines(scores):
+    for line in (*verdicts.lines(scores), *repeat_lines(scores)):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
@@ -260,7 +261,10 @@ def write_summary(directory: RunDirectory) -> None:
     lines += markdown_table(COLUMNS, _rows(scores))
     if compared := verdicts.rows(scores):
         lines += ["", *markdown_table(verdicts.COLUMNS, compared)]
-    lines += ["", *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *effect_lines(scores)))]
+    lines += [
+        "",
+        *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *repeat_lines(scores), *effect_lines(scores))),
+    ]
     lines += ["", *(f"- Note: {markdown(line)}" for line in directory.read_notes())]
     warned = (*warnings(scores), *_failure_lines(directory, scores))
     lines += ["", *(f"- **Warning:** {markdown(line)}" for line in warned)]

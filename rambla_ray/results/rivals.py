@@ -1,6 +1,6 @@
 """Models of several runs against each other: who takes part, on which samples they meet, and in which order they rank.
 
-Samples of two runs are the same where task, variant and item are, whatever their models; what an item holds is
+Samples of two runs are the same where task, variant, item and epoch are, whatever their models; what an item holds is
 compared as well, so that two datasets that share their ids are not taken for one.
 """
 
@@ -21,13 +21,15 @@ from rambla_ray.errors import UserError, choose_from
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.score import ScoredTask
+from rambla_ray.schema import draw_name
 from rambla_ray.scoring import comparison
+from rambla_ray.scoring.cells import DrawIds
 from rambla_ray.scoring.comparison import Marks, Pair
 from rambla_ray.scoring.stats import mean
 from rambla_ray.scoring.undefined import Undefined, explained
 
 SHOWN_IDS = 3  # So many samples are named that one side alone has, and whose items differ.
-_COLUMNS = ["root_id", "variant", "label", "fields", "steps.list.element.stage"]
+_COLUMNS = ["root_id", "epoch", "variant", "label", "fields", "steps.list.element.stage"]
 
 
 class CellName(NamedTuple):
@@ -36,9 +38,13 @@ class CellName(NamedTuple):
     task: str
     variant: str
 
-    def sample(self, root_id: str) -> str:
+    def sample(self, root_id: str, epoch: int) -> str:
         """What a sample of it is called, whatever its model."""
-        return f"{self.task}/{self.variant or '-'}/{root_id}"
+        return f"{self.task}/{self.variant or '-'}/{draw_name(root_id, epoch)}"
+
+    def samples(self, draws: DrawIds) -> list[str]:
+        """What some of its samples are called."""
+        return list(map(self.sample, draws.items.to_pylist(), draws.epochs.to_pylist()))
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Rival:
     def items(self) -> dict[str, str]:
         """By sample, a digest of its item: the label, and the fields that no stage wrote an answer into."""
         return {
-            CellName(task, row["variant"]).sample(row["root_id"]): _digest(row)
+            CellName(task, row["variant"]).sample(row["root_id"], row["epoch"]): _digest(row)
             for task in self.spec["tasks"]
             for batch in StoredTask(self.directory.samples, self.model, task).batches(_COLUMNS)
             for row in batch.to_pylist()
@@ -184,8 +190,9 @@ class Contest:
         for rival in self.rivals:
             right, items = [], []
             for name, marks in rival.marks.items():
-                for item, scored, is_right in zip(marks.items.to_pylist(), marks.scored, marks.right, strict=True):
-                    if scored and not marks.gives_scores and name.sample(item) in common:
+                columns = (marks.draws.items.to_pylist(), name.samples(marks.draws), marks.scored, marks.right)
+                for item, sample, scored, is_right in zip(*columns, strict=True):
+                    if scored and not marks.gives_scores and sample in common:
                         right.append(is_right)
                         items.append(item)
             groups = pa.array(items, pa.string()).dictionary_encode().indices.to_numpy()
@@ -196,4 +203,4 @@ class Contest:
 
 
 def _samples(rival: Rival) -> set[str]:
-    return {name.sample(item) for name, marks in rival.marks.items() for item in marks.items.to_pylist()}
+    return {sample for name, marks in rival.marks.items() for sample in name.samples(marks.draws)}

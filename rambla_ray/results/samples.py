@@ -30,9 +30,8 @@ ROWS_PER_GROUP = 2048
 
 _TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
 _OF_STEP = "steps.list.element."
-_LATER = {
-    f"{_OF_STEP}{name}" for name in (*DETAIL_FIELDS, "choice_probabilities")
-}  # A file of an earlier version is without these.
+# A file of an earlier version is without these.
+LATER = {"epoch", *(f"{_OF_STEP}{name}" for name in (*DETAIL_FIELDS, "choice_probabilities"))}
 
 
 def file_name(target: str, task: str) -> str:
@@ -128,13 +127,17 @@ class StoredFile:
         return known
 
     def _is_earlier_than(self, column: str) -> bool:
-        return column in _LATER and _type_at(self.schema_arrow, column) is None
+        return column in LATER and _type_at(self.schema_arrow, column) is None
 
     def _whole(self, rows: Any, columns: Sequence[str]) -> Any:
         """The rows with all columns. Raises ValueError, ArrowException."""
-        rows = _valid(rows, columns)
-        absent = [column.removeprefix(_OF_STEP) for column in columns if self._is_earlier_than(column)]
-        return _with_empty(rows, [field for field in STEP_TYPE if field.name in absent]) if absent else rows
+        rows = _valid(rows, self._known(columns))
+        absent = [column for column in columns if self._is_earlier_than(column)]
+        of_steps = [field for field in STEP_TYPE if f"{_OF_STEP}{field.name}" in absent]
+        rows = _with_empty(rows, of_steps) if of_steps else rows
+        for field in (field for field in SAMPLE_SCHEMA if field.name in absent):
+            rows = rows.append_column(field, pa.repeat(_empty(field.type), rows.num_rows))
+        return rows
 
 
 def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:

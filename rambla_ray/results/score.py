@@ -21,6 +21,7 @@ from rambla_ray.scoring import comparison, metrics
 from rambla_ray.scoring.calibration import cell_calibration
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.comparison import Marks
+from rambla_ray.scoring.repeats import cell_repeats
 from rambla_ray.scoring.significance import holm
 from rambla_ray.scoring.undefined import Undefined, explained
 from rambla_ray.storage import Folder
@@ -31,7 +32,7 @@ SCORING = 4
 TASKS_IN_MEMORY = 4  # So a task that others are compared with is not read again for each of them.
 
 _SCORED_COLUMNS = [
-    *("root_id", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
+    *("root_id", "epoch", "variant", "target", "label", "answer", "rambla_answer", "outcome"),
     *(f"steps.list.element.{name}" for name in (*STEP_NAMES, "prompt_tokens", "completion_tokens")),
 ]
 
@@ -169,6 +170,8 @@ def score(folder: Folder) -> dict[str, Any]:
                 if choice_labels := task_spec.get("choice_labels"):
                     chosen = samples.choice_probabilities(len(choice_labels))
                     own["calibration"] = cell_calibration(cell, chosen, choice_labels, task_spec["labels"])
+                if (epochs := task_spec.get("epochs", 1)) > 1:
+                    own["repeats"] = cell_repeats(cell, task_spec["labels"], epochs)
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += effects_of(model, task, variants, task_spec["variants"], cells[-len(variants) :])

@@ -99,6 +99,19 @@ class _Calibration(Shape):
     risk_coverage: _RiskCoverage
 
 
+class _OverItems(Shape):
+    value: float | None
+    ci95: _Interval | None
+
+
+class _Repeats(Shape):
+    epochs: int
+    consistency: _OverItems | None
+    majority: _OverItems | None
+    pass_at: dict[str, _OverItems] | None = Field(alias="pass@k")
+    pass_hat: dict[str, _OverItems] | None = Field(alias="pass^k")
+
+
 class _Cell(Shape):
     model: str
     task: str
@@ -116,6 +129,7 @@ class _Cell(Shape):
     served_by: list[_ServedBy] = []
     label_bias: dict[str, _Estimate | None] | None = None
     calibration: _Calibration | None = None
+    repeats: _Repeats | None = None
 
 
 class _Effect(Shape):
@@ -242,6 +256,7 @@ class _TaskScoring(Shape):
     pair_with: str | None
     variants: list[str]
     expected: dict[str, int]
+    epochs: int = 1
     judge: str = ""
     scores_against: str | None = None
     choice_labels: list[str] = []

@@ -14,9 +14,15 @@ MOST_BLOCKS_AT_ONCE = 32  # Of each (task, variant) one more: each block in an a
 
 
 def blocks_of(
-    expected: Mapping[tuple[str, str], int], first: ModelConfig, *, in_batches: bool = False
+    expected: Mapping[tuple[str, str], int],
+    first: ModelConfig,
+    *,
+    items: Mapping[tuple[str, str], int] | None = None,
+    in_batches: bool = False,
 ) -> list[dict[str, Any]]:
-    """One target's samples as blocks: `count` items from `first` on, of a task and variant.
+    """One target's samples as blocks: `count` of them from `first` on, of a task and variant.
+
+    Sample number n of m items is item n % m in epoch n // m. All items of an epoch come before those of the next.
 
     For a local model, the same items' blocks of all tasks follow each other: what their prompts begin with alike is
     computed once.
@@ -26,6 +32,7 @@ def blocks_of(
 
     Args:
         expected: how many samples each (task, variant) has.
+        items: how many items, where that is less.
         first: the model of the stream's first pool, which is settled.
         in_batches: a model of the stream asks in batches of its provider, and so has all blocks at once.
     """
@@ -40,4 +47,9 @@ def blocks_of(
         for (name, variant), count in expected.items()
         for start in range(0, count, rows)
     ]
-    return sorted(blocks, key=lambda block: block["first"]) if is_local else blocks
+    of_epoch = items or expected
+
+    def place(block: Mapping[str, Any]) -> tuple[int, int]:
+        return block["first"] // of_epoch[block["task"], block["variant"]], block["first"] if is_local else 0
+
+    return sorted(blocks, key=place)

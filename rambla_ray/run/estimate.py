@@ -16,7 +16,7 @@ from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
 CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
-_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64)])
+_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64), ("draws", np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class StageLoad:
 
     Args:
         stage: the stage, or what asks the reader.
-        prompts: for each item that can be asked, the digest of its prompt and about how many tokens that has.
+        prompts: for each item that can be asked, the digest of its prompt, about how many tokens that has, and how
+            many answers to it are drawn.
         example: the prompt of the first item.
         choices: how many choices are asked for by their likelihood; 0 where a text is.
     """
@@ -36,23 +37,30 @@ class StageLoad:
     choices: int = 0
 
     @classmethod
-    def of(cls, stage: Generate, items: Sequence[Item], choices: Sequence[str] = ()) -> StageLoad:
-        """The load of a stage that gets these items, at least one, and asks for a text or how likely choices are."""
+    def of(cls, stage: Generate, items: Sequence[Item], choices: Sequence[str] = (), draws: int = 1) -> StageLoad:
+        """The load of a stage that gets these items, at least one, and asks for a text, or how likely choices are.
+
+        Args:
+            stage: the stage.
+            items: what it gets.
+            choices: those that it asks for the likelihood of, if it does.
+            draws: how many answers to each are drawn.
+        """
         before = f"{stage.system}\n" if stage.system else ""
         texts = (before + _prompt(stage, item) for item in items if not item.fault)
         asked = f"\n{list(choices)}" if choices else ""  # The same prompt is another call where a text is asked for.
-        sizes = ((_digest(text + asked), len(text) // CHARS_PER_TOKEN + 1) for text in texts)
+        sizes = ((_digest(text + asked), len(text) // CHARS_PER_TOKEN + 1, draws) for text in texts)
         return cls(stage, np.fromiter(sizes, dtype=_PROMPT), _prompt(stage, items[0]), len(choices))
 
     @property
     def calls(self) -> int:
         """How many prompts it sends."""
-        return len(self.prompts)
+        return calls_of(self.prompts)
 
     @property
     def tokens(self) -> int:
         """About how many tokens they have together."""
-        return int(self.prompts["tokens"].sum())
+        return tokens_of(self.prompts)
 
     def describe(self) -> dict[str, Any]:
         """The stage and its load as JSON values."""
@@ -61,7 +69,7 @@ class StageLoad:
             "role": self.stage.role,
             "writes": self.stage.output,
             "calls": self.calls,
-            "distinct_prompts": len(distinct([self])),
+            "distinct_prompts": calls_of(distinct([self])),
             "prompt_tokens": self.tokens,
         }
 
@@ -81,9 +89,20 @@ def _digest(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
+def calls_of(prompts: NDArray[np.void]) -> int:
+    """How many requests some prompts are: one for each draw."""
+    return int(prompts["draws"].sum())
+
+
+def tokens_of(prompts: NDArray[np.void]) -> int:
+    """About how many tokens those requests have together."""
+    return int((prompts["tokens"] * prompts["draws"]).sum())
+
+
 def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
-    """The prompts of some stages together, each once."""
+    """The prompts of some stages together, each once, with the most draws that one of them asks for."""
     rows = np.concatenate([load.prompts for load in loads]) if loads else np.empty(0, dtype=_PROMPT)
+    rows = rows[np.argsort(-rows["draws"], kind="stable")]
     _, first = np.unique(rows["digest"], return_index=True)
     return rows[first]
 
@@ -103,18 +122,18 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
                 (later if number else first).append(load)
     known = distinct(first)
     later_calls = sum(load.calls for load in later)
-    tokens = int(known["tokens"].sum()) + sum(load.tokens for load in later)
+    tokens = tokens_of(known) + sum(load.tokens for load in later)
     if level.config.params.is_charged:  # An endpoint reads the prompt once for each of its choices.
         tokens += sum(load.tokens * (load.choices - 1) for load in (*first, *later) if load.choices)
     if system := level.config.params.system_prompt:
         tokens += len(system) // CHARS_PER_TOKEN * _calls_without_own_system(first, later)
     estimate: dict[str, Any] = {
-        "unique_calls": len(known),
+        "unique_calls": calls_of(known),
         "later_calls_at_most": later_calls,
         "prompt_tokens": tokens,
     }
     if level.config.price:
-        answers = (len(known) + later_calls) * level.config.params.longest_answer
+        answers = (calls_of(known) + later_calls) * level.config.params.longest_answer
         estimate["cost_usd_at_most"] = level.config.price.most(tokens, answers)
     return estimate
 
@@ -122,7 +141,7 @@ def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> d
 def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageLoad]) -> int:
     """How many calls go out with the model config's system prompt: those of stages that have none of their own."""
     own = [load for load in first if not load.stage.system]
-    return len(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
+    return calls_of(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
 
 
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
@@ -130,7 +149,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield from described["notes"]
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
-        yield f"{name}: {task['samples']} samples{variants}"
+        draws = f", {task['epochs']} draws of each item" if "epochs" in task else ""
+        yield f"{name}: {task['samples']} samples{variants}{draws}"
         for stage in task["stages"]:
             if stage["role"] == Role.READER:
                 yield f"  {stage['role']} reads what the rules cannot: at most {stage['calls']} requests"

@@ -21,6 +21,7 @@ from rambla_ray.run.blocks import blocks_of
 from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
 from rambla_ray.run.items import labelled, selections_of, transformed
 from rambla_ray.run.placement import Level, levels_of
+from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.tasks.stages import Generate
 
@@ -49,6 +50,8 @@ class Plan:
             for name, task in config.tasks.items()
             for variant in task.variants
         }
+        for (name, _), items in self._items.items():
+            check_draw_names(name, config.tasks[name].draws, items)
         for target in config.targets:
             for level in self.levels(target):
                 check_askable(level, config.tasks)
@@ -58,7 +61,7 @@ class Plan:
         """What a user should know: each name that stands twice, dataset that `keep` took from, and pair of nothing."""
         lines = {name: selection.describe() for name, selection in self._selections.items()}
         of_datasets = [f"dataset {name}: {line}" for name, line in lines.items() if line]
-        return [*self.config.options.repeated, *of_datasets, *self._unpaired()]
+        return [*self.config.options.repeated, *of_datasets, *self._unpaired(), *repeat_notes(self.config)]
 
     def _unpaired(self) -> Iterator[str]:
         """A line for each task that shares no item with the one that it is compared with, such as by a low limit."""
@@ -72,7 +75,7 @@ class Plan:
     @property
     def samples_per_target(self) -> int:
         """How many samples one target's stream holds."""
-        return sum(len(items) for items in self._items.values())
+        return sum(self.expected.values())
 
     def levels(self, target: str) -> tuple[Level, ...]:
         """The pools of a target's stream, in the order in which samples pass them."""
@@ -81,13 +84,15 @@ class Plan:
     @property
     def expected(self) -> dict[tuple[str, str], int]:
         """How many samples each (task, variant) has, for one target."""
-        return {key: len(items) for key, items in self._items.items()}
+        return {key: len(items) * self.config.tasks[key[0]].draws for key, items in self._items.items()}
 
     def samples(self, target: str) -> Iterator[Sample]:
-        """A target's samples, by task and item."""
+        """A target's samples, by task, epoch and item."""
         for (name, variant), items in self._items.items():
-            for item in items:
-                yield sample_of(target, name, self.config.tasks[name], variant, item)
+            task = self.config.tasks[name]
+            for epoch in range(task.draws):
+                for item in items:
+                    yield sample_of(target, name, task, variant, item, epoch)
 
     def tables(self) -> Iterator[tuple[list[tuple[str, str]], pa.Table]]:
         """The items as tables of `ITEM_SCHEMA`, each with the (task, variant) pairs that it is for.
@@ -105,7 +110,8 @@ class Plan:
     def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
         """The samples of one target of a stream, whose pools are settled, as blocks; see `blocks_of`."""
         in_batches = any(level.config.batch for level in levels)
-        return blocks_of(self.expected, levels[0].config, in_batches=in_batches)
+        items = {key: len(own) for key, own in self._items.items()}
+        return blocks_of(self.expected, levels[0].config, items=items, in_batches=in_batches)
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON values: per task its samples and stages, per target its pools and what it will be asked.
@@ -119,7 +125,13 @@ class Plan:
     def _described(self) -> Mapping[str, Any]:
         loads = {
             name: [
-                StageLoad.of(stage, self._items_of(name), task.choices_asked_by(stage)) for stage in self._asking(task)
+                StageLoad.of(
+                    stage,
+                    self._items_of(name),
+                    task.choices_asked_by(stage),
+                    1 if stage.role == Role.REPHRASER else task.draws,
+                )
+                for stage in self._asking(task)
             ]
             for name, task in self.config.tasks.items()
         }
@@ -173,7 +185,8 @@ class Plan:
     def _describe_task(self, name: str, loads: Sequence[StageLoad]) -> dict[str, Any]:
         task, items = self.config.tasks[name], self._items_of(name)
         return {
-            "samples": len(items),
+            "samples": len(items) * task.draws,
+            **({"epochs": task.draws} if task.draws > 1 else {}),
             "variants": [variant for variant in task.variants if variant],
             "dataset": task.dataset,
             "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),

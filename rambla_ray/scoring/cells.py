@@ -5,6 +5,8 @@ Samples come as columns, one array for each thing that the metrics need, because
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +16,9 @@ from rambla_ray.schema import Outcome
 
 CELL_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("root_id", "target", "label", "answer", "rambla_answer", "outcome")),
+        ("root_id", pa.string()),
+        ("epoch", pa.int64()),
+        *((name, pa.string()) for name in ("target", "label", "answer", "rambla_answer", "outcome")),
         *((name, pa.int64()) for name in ("prompt_tokens", "completion_tokens", "row")),
         *((name, pa.string()) for name in ("error_kind", "scores_against")),
         ("target_answered", pa.bool_()),
@@ -23,6 +27,26 @@ CELL_SCHEMA = pa.schema(
 
 Mask = NDArray[np.bool_]  # A truth value for each row.
 Rows = NDArray[np.int64]  # The numbers of some rows.
+
+
+@dataclass(frozen=True, slots=True)
+class DrawIds:
+    """Which draw of which item each of n samples is: root_ids and epochs."""
+
+    items: pa.Array
+    epochs: pa.Array
+
+    def places_in(self, others: DrawIds) -> pa.Array:
+        """Where each of these samples stands among others; null where it does not."""
+        return pc.index_in(self._names(), value_set=others._names())
+
+    def take(self, rows: Rows) -> DrawIds:
+        """Some of them."""
+        return DrawIds(self.items.take(pa.array(rows)), self.epochs.take(pa.array(rows)))
+
+    def _names(self) -> pa.Array:
+        """A name for each, which no other draw has: what follows the last # is the epoch."""
+        return pc.binary_join_element_wise(self.items, self.epochs.fill_null(0).cast(pa.string()), "#")
 
 
 class Cell:
@@ -48,6 +72,17 @@ class Cell:
 
     def __getitem__(self, column: str) -> pa.Array:
         return self._columns[column].combine_chunks()
+
+    @property
+    def draws(self) -> DrawIds:
+        """Which draw of which item each sample is."""
+        return DrawIds(self["root_id"], self["epoch"])
+
+    def first_draws(self) -> Cell:
+        """The samples of the first epoch, which is all of them where no item is asked again."""
+        epochs = self["epoch"].fill_null(0)
+        is_first = pc.equal(epochs, pc.min(epochs))
+        return self if pc.all(is_first).as_py() else Cell(self._columns.filter(is_first))
 
 
 def as_mask(values: pa.Array) -> Mask:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rambla_ray.scoring.cells import Cell, Mask, as_mask
+from rambla_ray.scoring.cells import Cell, DrawIds, Mask, as_mask
 from rambla_ray.scoring.significance import detectable, holm, mcnemar_exact
 from rambla_ray.scoring.stats import NoDifference, mean, no_difference
 from rambla_ray.scoring.undefined import Undefined
@@ -23,16 +23,16 @@ GIVES_SCORES = Undefined("a model gives scores, not answers")
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """How one model did in one cell: n samples, of which each has another item.
+    """How one model did in one cell: n samples, of which each is another draw.
 
     Args:
-        items: their root_ids.
+        draws: which of which item.
         scored: whether each was scored.
         right: whether it was also right.
         gives_scores: the model gave scores instead of answers, which are neither right nor wrong.
     """
 
-    items: pa.Array
+    draws: DrawIds
     scored: Mask
     right: Mask
     gives_scores: bool
@@ -41,7 +41,7 @@ class Marks:
     def of(cls, cell: Cell, labels: Sequence[str]) -> Marks:
         """Of a cell, whose answers have these labels."""
         known = as_mask(pc.is_in(cell["answer"], value_set=pa.array(labels, pa.string())))
-        return cls(cell["root_id"], cell.scored, cell.correct, not known[cell.scored].all())
+        return cls(cell.draws, cell.scored, cell.correct, not known[cell.scored].all())
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ def adjust(comparisons: Iterable[Mapping[str, Any]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """The samples that both models have: n items, and per model whether each was scored, and whether it was right."""
+    """The samples that both models have: n root_ids, and of each model which were scored, and which right."""
 
     items: pa.Array
     scored: tuple[Mask, Mask]
@@ -107,10 +107,10 @@ class _Common:
 
     @classmethod
     def of(cls, baseline: Marks, model: Marks) -> _Common:
-        place = pc.index_in(model.items, value_set=baseline.items)
+        place = model.draws.places_in(baseline.draws)
         first, second = place.drop_null().to_numpy(), as_mask(place.is_valid())
         return cls(
-            model.items.filter(pa.array(second)),
+            model.draws.items.filter(pa.array(second)),
             (baseline.scored[first], model.scored[second]),
             (baseline.right[first], model.right[second]),
         )
@@ -145,7 +145,9 @@ class _Common:
         each_once = len(items.unique()) == len(items)
         test = no_difference(change, groups) if len(change) else NoDifference(1.0, 0.0)
         discordant = int((lost | won).sum())
-        design_effect = 1.0 if each_once or not discordant else test.variance * len(change) ** 2 / discordant
+        # Where each item's gains and losses cancel out, there is no variance to compare with.
+        is_known = not each_once and test.variance > 0 and discordant > 0
+        design_effect = test.variance * len(change) ** 2 / discordant if is_known else 1.0
         p = mcnemar_exact(int(lost.sum()), int(won.sum())) if each_once else test.p
         return {
             "n": int(both.sum()),
@@ -172,5 +174,5 @@ class _Common:
 
 
 def _named(items: pa.Array, chosen: Mask) -> list[str]:
-    names: list[str] = sorted(items.filter(pa.array(chosen)).to_pylist())
+    names: list[str] = sorted(items.filter(pa.array(chosen)).unique().to_pylist())
     return names[:MOST_ITEMS]

@@ -14,7 +14,7 @@ from rambla_ray.scoring import original
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell, Mask, Rows, as_mask
 from rambla_ray.scoring.rambla import quality
 from rambla_ray.scoring.significance import mcnemar_exact
-from rambla_ray.scoring.stats import Estimate, mean, roc_auc, slope
+from rambla_ray.scoring.stats import Estimate, mean, no_difference, roc_auc, slope
 from rambla_ray.scoring.undefined import Undefined
 
 EXAMPLES = 3  # So many answers on which the readers differ are kept per cell.
@@ -60,7 +60,7 @@ def cell_metrics(cell: Cell, labels: Sequence[str], texts: Texts, judge: str = "
         "accuracy": {"value": value, "ci95": interval, "bounds": [right / n, (right + n - scored) / n]},
         "label_bias": {label: _label_bias(cell, label) for label in labels},
         "readers": _readers(cell, texts),
-        "rambla": original.classification(cell, labels, judge),
+        "rambla": original.classification(cell.first_draws(), labels, judge),
     }
 
 
@@ -90,7 +90,7 @@ def _score_metrics(cell: Cell) -> dict[str, Any]:
     return {
         "accuracy": dict.fromkeys(("value", "ci95", "bounds"), no_answers),
         "score": {"roc_auc": _estimate(area, "all scored samples have the same label")},
-        "rambla": original.scores(cell),
+        "rambla": original.scores(cell.first_draws()),
     }
 
 
@@ -132,9 +132,11 @@ def _estimate(estimate: Estimate | None, reason: str) -> dict[str, Any] | Undefi
 def paired_metrics(cell: Cell, clean: Cell, *, same_judge: bool = True) -> dict[str, Any]:
     """How answers to the same items differ from those of the cell they are paired with.
 
-    Only items scored in both count. `difference` is that of the accuracies, with its interval; `mcnemar_p` the exact
-    two-sided p of McNemar's test on right and wrong. `mcnemar_p_holm` is the same p, for the caller to adjust, where
-    the test asks what it asks elsewhere: does another prompt for the same right answer change the target's accuracy?
+    Only items scored in both count, each draw with the one of the same epoch. `difference` is that of the accuracies,
+    with its interval; `mcnemar_p` the exact two-sided p of McNemar's test on right and wrong, or where items are asked
+    several times that of `stats.no_difference` over items. `mcnemar_p_holm` is the same p, for the caller to adjust,
+    where the test asks what it asks elsewhere: does another prompt for the same right answer change the target's
+    accuracy?
 
     Args:
         cell: the samples.
@@ -148,7 +150,7 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_judge: bool = True) -> dict[
         as_mask(pc.equal(clean[column].take(pa.array(before)), cell[column].take(pa.array(after))))
         for column in ("answer", "target")
     )
-    p = mcnemar_exact(to_wrong, to_right) if len(after) else Undefined(NO_PAIR)
+    p = _no_change(was, is_now, _items(cell["root_id"], after)) if len(after) else Undefined(NO_PAIR)
     return {
         "n": len(after),
         "right_to_wrong": to_wrong,
@@ -158,6 +160,13 @@ def paired_metrics(cell: Cell, clean: Cell, *, same_judge: bool = True) -> dict[
         "mcnemar_p": p,
         "mcnemar_p_holm": OTHER_TARGETS if not same_target.all() else p if same_judge else JUDGED,
     }
+
+
+def _no_change(was: Mask, is_now: Mask, items: Rows) -> float:
+    """The p of no change of accuracy over at least one pair."""
+    if len(np.unique(items)) < len(items):
+        return no_difference(is_now.astype(np.float64) - was, items).p
+    return mcnemar_exact(int((was & ~is_now).sum()), int((is_now & ~was).sum()))
 
 
 def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
@@ -201,10 +210,9 @@ def _slope(cells: Mapping[float, Cell]) -> dict[str, Any] | Undefined:
 
 
 def _pairs(first: Cell, second: Cell) -> tuple[Rows, Rows]:
-    """The samples of the items that were scored in both: their rows in the first cell, and in the second."""
+    """The draws of items that were scored in both: their rows in the first cell, and in the second."""
     in_first, in_second = np.flatnonzero(first.scored), np.flatnonzero(second.scored)
-    first_ids, second_ids = first["root_id"].take(pa.array(in_first)), second["root_id"].take(pa.array(in_second))
-    matches = pc.index_in(second_ids, value_set=first_ids)
+    matches = second.draws.take(in_second).places_in(first.draws.take(in_first))
     return in_first[matches.drop_null().to_numpy()], in_second[as_mask(matches.is_valid())]
 
 

@@ -33,6 +33,14 @@ def omitted(description: str, **bounds: Any) -> Any:
     return Field(None, exclude_if=lambda value: value is None, description=description, **bounds)
 
 
+MOST_EPOCHS = 1000  # An item is asked at most so often.
+
+
+def draws_per_item(description: str) -> Any:
+    """A number of draws of each item; one is what there is without it, and is stored as little."""
+    return Field(None, ge=1, le=MOST_EPOCHS, exclude_if=lambda count: count in (None, 1), description=description)
+
+
 def options_of(kind: Any) -> Iterator[Any]:
     """The members of a union, or the one type, without what annotates them."""
     if get_origin(kind) is Annotated:

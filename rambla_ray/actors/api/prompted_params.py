@@ -28,6 +28,11 @@ class LimitedParams(EndpointParams):
         return limit if type(limit) is int and limit > 0 else None
 
     @property
+    def is_greedy(self) -> bool:
+        temperature = getattr(self, "temperature", None)
+        return bool((self.extra_body or {}).get("temperature", temperature) == 0)
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         if self.sent_limit is not None:
             return super().remarks

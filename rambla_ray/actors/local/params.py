@@ -146,6 +146,10 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         return self.is_finetuned and not self.message_formatting_template
 
     @property
+    def is_greedy(self) -> bool:
+        return not self.generation_config.get("do_sample")
+
+    @property
     def takes_system_prompt(self) -> bool:
         return self.needs_chat_template
 
