@@ -67,6 +67,8 @@ class VLLMModel(BaseHuggingFaceModel[LanguageJob]):
             ranks=[adapter.rank for adapter in adapters],
         )
         given = self.params.engine_args or {}
+        if self.params.backend == "auto":  # It was chosen by the pace that it has when it is compiled.
+            given = {"enforce_eager": False, **given}
         arguments = engine_arguments(checkpoint, given, self.pool, self.chip, longest, self.usage.free_bytes)
         threads = max(1, int(self.pool.num_cpus or 1)) if self.chip == "cpu" else None
         running = RunningEngine(arguments, adapters, threads, self.usage)
