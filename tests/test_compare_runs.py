@@ -201,8 +201,13 @@ def test_runs_in_a_folder_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
         directory.write("config.yaml", json.dumps({"format": 1, "question": question, "options": {}}).encode())
         entry = invocation(1_000_000_000.0, 0, {}, finished=finished)
         directory.write("calls.json", to_json({"models": [], "invocations": [entry], "wall_s": 0.0}))
+        directory.write("plan.json", b"{}")
     (tmp_path / "ledger").mkdir()
-    stored(tmp_path / "broken", {"m": 0.5}).joinpath("config.yaml").write_text("format: 99\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("model: mock")
+    broken = stored(tmp_path / "broken", {"m": 0.5})
+    (broken / "config.yaml").write_text("format: 99\n")
+    (broken / "plan.json").write_text("{}")
     assert report.main([str(tmp_path)]) == 0
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     lines = {row[1].strip(): "".join(row) for row in rows if row[1].strip()}

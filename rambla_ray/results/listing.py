@@ -22,13 +22,15 @@ _IDENTIFYING = ("engine", "model_name")
 
 
 def runs_in(folder: Folder) -> list[RunDirectory]:
-    """The run directories that lie directly in a folder, by name; none where it is none."""
+    """The run directories that lie directly in a folder, by name; none where it cannot be looked into."""
     selector = fs.FileSelector(folder.root, allow_not_found=True)
-    names = sorted(
-        info.base_name for info in folder.filesystem.get_file_info(selector) if info.type == fs.FileType.Directory
-    )
+    try:
+        entries = folder.filesystem.get_file_info(selector)
+    except OSError:
+        return []
+    names = sorted(info.base_name for info in entries if info.type == fs.FileType.Directory)
     inside = [Folder(folder.child(name)) for name in names]
-    return [RunDirectory(each) for each in inside if each.has("config.yaml")]
+    return [RunDirectory(each) for each in inside if each.has("config.yaml") and each.has("plan.json")]
 
 
 def table_of(runs: list[RunDirectory]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,10 +47,10 @@ class Origin:
             Unusable: the base cannot be found, or the folder may mean two models; a reason in one line.
         """
         folder = Path(model_name)
-        holds_adapter = folder.is_dir() and (folder / CONFIG).exists()
+        holds_adapter = os.path.exists(folder / CONFIG)
         if adapter is None:
             return cls.named_by(folder, model_name) if holds_adapter else cls(model_name)
-        if holds_adapter and not (Path(adapter).is_dir() and Path(adapter).samefile(folder)):
+        if holds_adapter and not (os.path.isdir(adapter) and Path(adapter).samefile(folder)):
             raise Unusable(not_a_base(model_name))
         return cls(model_name, adapter)
 
@@ -131,11 +132,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 def fault(folder: Path) -> str:
     """Why the adapter in a folder cannot be put on a causal language model, in one line; empty where it can."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Unlike `Path.is_dir`, it bears names that are too long.
         return f"there is no folder {folder}"
     if reason := weights.special_file(folder):
         return f"{folder} cannot be loaded: {reason}"
-    if not (folder / CONFIG).exists():
+    if not os.path.exists(folder / CONFIG):
         return f"{folder} holds no adapter ({CONFIG})"
     try:
         config = read_config(folder)
@@ -166,8 +167,8 @@ def fingerprint(folder: Path) -> str:
 def _found(base: str, folder: Path, model_name: str) -> str:
     """The base that an adapter names, where it is: a folder, seen from the root, the adapter or here, or a hub id."""
     places = [folder / base, Path(base)]  # The first is the second where that begins at the root.
-    if place := next((place for place in places if place.is_dir() and not place.samefile(folder)), None):
-        if (place / CONFIG).exists():
+    if place := next((place for place in places if os.path.isdir(place) and not place.samefile(folder)), None):
+        if os.path.exists(place / CONFIG):
             raise Unusable(f"{model_name} is an adapter on {place}, which is an adapter itself; merge that one first")
         return str(place)
     if weights.HUB_ID.fullmatch(base) and not base.startswith("."):

@@ -90,7 +90,7 @@ class CheckpointParams(ModelParams):
         """The first of the files of checkpoint and tokenizer that is none, and what it is; empty without any."""
         origin = self.origin
         folders = [Path(name) for name in (origin.base, origin.adapter, self.tokenizer_name) if name]
-        return next(filter(None, (weights.special_file(folder) for folder in folders if folder.is_dir())), "")
+        return next(filter(None, (weights.special_file(folder) for folder in folders if os.path.isdir(folder))), "")
 
     def preflight(self, *, same_machine: bool) -> None:
         if not same_machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def find_origin(params: CheckpointParams) -> Origin:
         local_files_only=params.local_files_only,
         subfolder=params.loading_params.get("subfolder") or "",
     )
-    if not file or (origin.adapter and Path(origin.base).is_dir()):  # `Origin.of` has looked into a folder.
+    if not file or (origin.adapter and os.path.isdir(origin.base)):  # `Origin.of` has looked into a folder.
         return origin
     if not params.takes_adapter:
         raise Unusable(f"{params.model_name} cannot be loaded: {weights.adapter_reason(Path(file))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -207,7 +208,7 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
             )
         beside_adapter = adapter if adapter and adapters.has_tokenizer(adapter) else folder
         tokenizer = Path(self.tokenizer_name or beside_adapter)
-        if self.needs_chat_template and tokenizer.is_dir() and not weights.chat_template_file(tokenizer):
+        if self.needs_chat_template and os.path.isdir(tokenizer) and not weights.chat_template_file(tokenizer):
             raise UserError(f"params.model_name: {missing_chat_template(str(tokenizer))}")
 
     def _checked_adapter(self) -> Path | None:

@@ -94,7 +94,7 @@ def file_digest(path: Path) -> str:
 def tokenizer_identity(name: str | None) -> str:
     """What a tokenizer of its own is: its files, or its hub id; empty when it is the model's."""
     folder = Path(name) if name else None
-    return fingerprint(folder) if folder and folder.is_dir() else name or ""
+    return fingerprint(folder) if folder and os.path.isdir(folder) else name or ""
 
 
 def _files(folder: Path, kept: Collection[str] = ()) -> Iterator[Path]:
