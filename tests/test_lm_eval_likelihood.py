@@ -14,6 +14,7 @@ THEIRS = json.loads((Path(__file__).parent / "data/likelihood_smollm2.json").rea
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(("prompts", "is_finetuned"), [("chat", "true"), ("plain", "false")])
 def test_log_probabilities_are_those_of_lm_eval(
     bench: Callable[[Sequence[str]], Bench], test_data: Path, prompts: str, is_finetuned: str
