@@ -71,6 +71,7 @@ class PoolActor:
         reader: in a run with a reader, what asks it; the last pool plays its role. A pool that plays no other loads
             its model when there is something to read.
         kin: the other targets that this actor answers for, by their names, and their params.
+        seat: which of the judges it is, where it plays the judge.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class PoolActor:
         chaos: Chaos,
         reader: ReaderStage | None = None,
         kin: Mapping[ModelNames, ModelParams] = MappingProxyType({}),
+        seat: int = 0,
     ) -> None:
         self._tasks = tasks
         self._roles = roles
+        self._seat = seat
         self._items = items
         self._is_last = is_last
         self._reader = reader
@@ -137,8 +140,12 @@ class PoolActor:
     async def _answer(self, sample: Sample) -> None:
         """Ask a sample's stages, as long as they are this pool's and have an answer."""
         task = self._tasks[sample.task]
-        for stage in task.generates[len(sample.steps) :]:
-            if has_ended(sample) or stage.role not in self._roles:
+        for stage, seat in task.turns[len(sample.steps) :]:
+            if (
+                has_ended(sample, task.judges)
+                or stage.role not in self._roles
+                or (stage.role == Role.JUDGE and seat != self._seat)
+            ):
                 break
             try:
                 step = await self._ask(sample, stage, is_last=stage is task.generates[-1])

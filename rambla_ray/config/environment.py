@@ -187,7 +187,7 @@ def inside(borrowed: Borrowings, *outer: str) -> dict[Place, Borrowed]:
     return {place[len(outer) :]: one for place, one in borrowed.items() if place[: len(outer)] == outer}
 
 
-def under(borrowed: Borrowings, *outer: str) -> dict[Place, Borrowed]:
+def under(borrowed: Borrowings, *outer: str | int) -> dict[Place, Borrowed]:
     """The same values by their places in a config that holds theirs at `outer`."""
     return {(*outer, *place): one for place, one in borrowed.items()}
 

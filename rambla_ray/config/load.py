@@ -51,7 +51,8 @@ def _load(words: Sequence[str]) -> RunConfig:
     options = line.options
     names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
     own = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
-    tasks = {name: task.with_epochs_of_run(line.options.epochs) for name, task in own.items()}
+    judges = len(options.roles.get(Role.JUDGE, "").split(","))
+    tasks = {name: task.with_epochs_of_run(options.epochs).with_judges(judges) for name, task in own.items()}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
     roles = _load_roles(line, tasks.values())
     config = RunConfig(
@@ -66,8 +67,10 @@ def _load(words: Sequence[str]) -> RunConfig:
     )
     for role, played in roles.items():
         line.borrowed.update(under(played.config.borrowed, "roles", str(role), "config"))
+        for number, other in enumerate(played.others):
+            line.borrowed.update(under(other.config.borrowed, "roles", str(role), "others", number, "config"))
     config = config.borrowing(line.borrowed)
-    _refuse_secrets(words, config, [*line.targets.values(), *(role.config for role in roles.values())])
+    _refuse_secrets(words, config, [*line.targets.values(), *(player.config for player in config.players)])
     for name, task in tasks.items():
         try:
             task.check(fields_of(datasets[task.dataset]))
@@ -203,11 +206,15 @@ def _load_roles(line: _CommandLine[RunOptions], tasks: Iterable[TaskConfig]) -> 
             continue
         if role not in line.options.roles:
             raise UserError(f"nobody plays the {role}; choose one with roles.{role}=<model>")
-        config_name = line.options.roles[role]
-        config = _load_model(line.folder, config_name, [])
-        families.refuse(config, config_name, role)
-        roles[role] = RoleModel(config_name=config_name, config=config)
+        first, *others = (_load_player(line.folder, name, role) for name in line.options.roles[role].split(","))
+        roles[role] = first.model_copy(update={"others": tuple(others)})
     return roles
+
+
+def _load_player(folder: ConfigFolder, name: str, role: Role) -> RoleModel:
+    config = _load_model(folder, name, [])
+    families.refuse(config, name, role)
+    return RoleModel(config_name=name, config=config)
 
 
 def _load_task(line: _CommandLine[RunOptions], name: str) -> TaskConfig:

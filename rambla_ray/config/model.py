@@ -233,7 +233,13 @@ class ModelConfig(Closed):
 
 
 class RoleModel(Closed):
-    """The model config that plays a role."""
+    """The model config that plays a role, and those that play it beside it, each on its own: a panel of judges."""
 
     config_name: Name
     config: ModelConfig
+    others: tuple[RoleModel, ...] = Field((), exclude_if=lambda others: not others)
+
+    @property
+    def members(self) -> tuple[RoleModel, ...]:
+        """All that play the role."""
+        return (self, *self.others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
@@ -15,7 +15,7 @@ from rambla_ray.config.dataset import MOST_ITEMS, DatasetConfig
 from rambla_ray.config.environment import Borrowings, by_name, digests, value_at
 from rambla_ray.config.families import Families, by_config
 from rambla_ray.config.model import ModelConfig, RoleModel
-from rambla_ray.config.sections import Budget, Chaos, FailIf, Name, ReaderOptions, RunName
+from rambla_ray.config.sections import MOST_JUDGES, Budget, Chaos, FailIf, Name, Players, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import choose_from
 from rambla_ray.file_modes import Modes
@@ -35,6 +35,18 @@ def _mode(value: Any) -> Any:
     if isinstance(value, str):
         Modes.parse(value)
     return value
+
+
+def _check_panel(role: Role, names: Sequence[str]) -> None:
+    """Refuse several models where one plays the role, a judge who is named twice, and a crowd. Raises ValueError."""
+    if len(names) > 1 and role != Role.JUDGE:
+        raise ValueError(
+            f"{role}: one model plays it, and not {len(names)}; several can be judges (roles.judge=a,b,c)"
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{role}: {twice[0]} is named twice; each judge has one vote")
+    if len(names) > MOST_JUDGES:
+        raise ValueError(f"{role}: a panel has at most {MOST_JUDGES} judges, and not {len(names)}")
 
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
@@ -63,8 +75,9 @@ class RunOptions(Closed):
     limit: int | None = Field(None, gt=0, le=MOST_ITEMS, description="the first N items of each dataset")
     seed: int = Field(1234, ge=0, lt=SEEDS, description="for stages that set none of their own")
     epochs: int | None = draws_per_item("how many answers to each item are drawn, where its task does not say")
-    roles: dict[Role, Name] = Field(
-        description="the model config of each role other than the target; without a reader, rules alone read answers"
+    roles: dict[Role, Players] = Field(
+        description="the model config of each role other than the target, or several judges, separated by commas, of "
+        "whom the majority counts; without a reader, rules alone read answers"
     )
     reader: ReaderOptions = Field(description="what roles.reader is asked")
     run_id: RunName | None = Field(None, description="name of the run's folder; made from the config when not given")
@@ -103,9 +116,11 @@ class RunOptions(Closed):
 
     @field_validator("roles")
     @classmethod
-    def _target_is_not_given_here(cls, roles: dict[Role, str]) -> dict[Role, str]:
+    def _are_played_by_those_who_can(cls, roles: dict[Role, str]) -> dict[Role, str]:
         if Role.TARGET in roles:
             raise ValueError("the target is chosen with model=<name>")
+        for role, names in roles.items():
+            _check_panel(role, names.split(","))
         return roles
 
     @property
@@ -217,7 +232,7 @@ class RunConfig(Closed):
 
     def is_ambiguous(self, target: str) -> bool:
         """Whether the name of a target is also that of a role's model which is another."""
-        others = (role.config for role in self.roles.values() if role.config_name == target)
+        others = (player.config for player in self.players if player.config_name == target)
         return any(other.params != self.targets[target].params for other in others)
 
     @property
@@ -233,7 +248,12 @@ class RunConfig(Closed):
     @property
     def key_variables(self) -> frozenset[str]:
         """The environment variables that hold the keys of the run's models."""
-        return _key_variables([*self.targets.values(), *(role.config for role in self.roles.values())])
+        return _key_variables([*self.targets.values(), *(player.config for player in self.players)])
+
+    @property
+    def players(self) -> list[RoleModel]:
+        """All that play a role other than the target."""
+        return [member for played in self.roles.values() for member in played.members]
 
     @property
     def reader(self) -> ReaderStage | None:
@@ -250,7 +270,8 @@ class RunConfig(Closed):
         whole = self.stored()
         for key in OPERATIONAL & whole["options"].keys():
             del whole["options"][key]
-        for config in [*whole["targets"].values(), *(role["config"] for role in whole["roles"].values())]:
+        players = [player for role in whole["roles"].values() for player in (role, *role.get("others", ()))]
+        for config in [*whole["targets"].values(), *(player["config"] for player in players)]:
             del config["pool"], config["rate"], config["price"]
             config.pop("batch", None)
         del whole["options"]["roles"]  # The roles that are in use stand under `roles`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rambla_ray.schema import Tokens
 from rambla_ray.tasks.closed import Closed, omitted
@@ -20,6 +20,17 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 RunName = Annotated[str, Field(pattern=NAME, max_length=200)]
+MOST_JUDGES = 25  # Of a panel.
+
+
+def _joined(value: Any) -> Any:
+    is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    words = list(value) if is_list else value.split(",") if isinstance(value, str) else None
+    return value if words is None else ",".join(word.strip() for word in words)
+
+
+# A model config, or several with commas between them, which are a panel.
+Players = Annotated[str, BeforeValidator(_joined), Field(pattern=rf"{NAME[:-1]}(,{NAME[1:-1]})*$", max_length=2500)]
 
 
 class Pool(Closed):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_serializer,
@@ -118,6 +119,13 @@ def _parsed_stages(value: Any) -> Any:
     return parsed
 
 
+class Turn(NamedTuple):
+    """One request of a sample: a stage, and who of those that play its role answers it, from 0."""
+
+    stage: Generate
+    seat: int
+
+
 class TaskConfig(Closed):
     """`conf/task/<name>.yaml`: a dataset, stages, and how the answer is read."""
 
@@ -132,6 +140,7 @@ class TaskConfig(Closed):
     epochs: int | None = draws_per_item(
         "how many independent answers to each item are drawn; the run's epochs when not given"
     )
+    _judges: int = PrivateAttr(1)
 
     @model_validator(mode="after")
     def _likelihoods_are_drawn_once(self) -> Self:
@@ -149,6 +158,26 @@ class TaskConfig(Closed):
         if self.epochs is not None or self.answer.by == "likelihood":
             return self
         return self.model_copy(update={"epochs": count})
+
+    def with_judges(self, count: int) -> Self:
+        """The task in a run with so many judges, each of whom answers the stage of the judge."""
+        task = self.model_copy()
+        task._judges = count
+        return task
+
+    @property
+    def judges(self) -> int:
+        """How many judges answer: 0 where the task asks none."""
+        return self._judges if self.judge else 0
+
+    @cached_property
+    def turns(self) -> tuple[Turn, ...]:
+        """The requests of a sample, in order: step number n of a sample is that of turn number n."""
+        return tuple(
+            Turn(stage, seat)
+            for stage in self.generates
+            for seat in range(self._judges if stage.role == Role.JUDGE else 1)
+        )
 
     @field_serializer("stages")
     def _stages_as_yaml(self, stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
@@ -187,6 +216,9 @@ class TaskConfig(Closed):
             )
         if self.answer.by == "likelihood":
             _check_asks_for_likelihood(self.generates[-1])
+        asked = sum(stage.role == Role.JUDGE for stage in self.generates)
+        if asked > 1 and self._judges > 1:
+            raise ValueError(f"it asks the judge in {asked} stages, and a panel answers one; choose one roles.judge")
 
 
 def _check_asks_for_likelihood(last: Generate) -> None:

@@ -68,7 +68,9 @@ def _served(
 
 def _config_of(config: RunConfig, name: str, role: str) -> ModelConfig:
     """The config of a model that takes part in a role."""
-    return config.targets[name] if role == Role.TARGET else config.roles[Role(role)].config
+    if role == Role.TARGET:
+        return config.targets[name]
+    return next(player.config for player in config.roles[Role(role)].members if player.config_name == name)
 
 
 def invocation(

@@ -59,7 +59,10 @@ def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> 
         "synthetic": config.synthetic,
         "models": list(config.targets),
         **({"baseline": config.options.baseline} if config.options.baseline else {}),
-        "roles": {str(role): played.config_name for role, played in config.roles.items()},
+        "roles": {
+            str(role): ",".join(member.config_name for member in played.members)
+            for role, played in config.roles.items()
+        },
         "tasks": {
             name: {
                 "labels": list(task.answer.label_names),

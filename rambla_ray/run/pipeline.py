@@ -235,6 +235,7 @@ class Run:
                 self.plan.config.options.chaos,
                 self.plan.config.reader if is_last else None,
                 {other.names: other.config.params.planned(*work) for other in level.kin},
+                level.seat,
             ),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.min_size,

@@ -56,12 +56,14 @@ class Level(PooledModel):
         label: what people call the model, where that is not its name alone.
         key: what the run directory has it under, where its name stands for another model of the run, too.
         kin: the other targets that its actors answer for.
+        seat: which of the judges it is, where it plays the judge.
     """
 
     roles: tuple[Role, ...]
     label: str = ""
     key: str = ""
     kin: tuple[Level, ...] = ()
+    seat: int = 0
 
     @property
     def names(self) -> ModelNames:
@@ -140,10 +142,13 @@ def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
     for role in Role:
         if role not in used:
             continue
-        level = _target_level(config, target) if role == Role.TARGET else _role_level(config.roles[role], role)
-        if levels and (levels[-1].name, levels[-1].config) == (level.name, level.config):
-            level = replace(level, roles=(*levels.pop().roles, role))
-        levels.append(level)
+        for level in (
+            [_target_level(config, target)] if role == Role.TARGET else _role_levels(config.roles[role], role)
+        ):
+            if levels and (levels[-1].name, levels[-1].config) == (level.name, level.config):
+                before = levels.pop()
+                level = replace(level, roles=(*before.roles, role), seat=max(before.seat, level.seat))
+            levels.append(level)
     return tuple(levels)
 
 
@@ -160,8 +165,8 @@ def _alone(config: RunConfig, target: str) -> Level:
     return Level(target, config.targets[target], (Role.TARGET,), label, key)
 
 
-def _role_level(played: RoleModel, role: Role) -> Level:
-    return Level(played.config_name, played.config, (role,))
+def _role_levels(played: RoleModel, role: Role) -> list[Level]:
+    return [Level(player.config_name, player.config, (role,), seat=seat) for seat, player in enumerate(played.members)]
 
 
 def settle_pool(model: PooledModel, cluster: Cluster) -> Pool:

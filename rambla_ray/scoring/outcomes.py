@@ -17,14 +17,19 @@ _OUTCOME_OF_ERROR = {ErrorKind.TOO_LONG: Outcome.TOO_LONG, ErrorKind.REFUSED: Ou
 _NO_READING = Reading(None, "no answer")
 
 
-def has_ended(sample: Sample) -> bool:
-    """Whether no further stage can be asked: the last step has no answer, or an empty one."""
-    return bool(sample.steps) and (sample.steps[-1].failed or not sample.steps[-1].text.strip())
+def has_ended(sample: Sample, judges: int = 1) -> bool:
+    """Whether no further stage can be asked: the last step has no answer, or an empty one.
+
+    Of several judges, none keeps the others from answering.
+    """
+    if not sample.steps or (judges > 1 and sample.steps[-1].role == Role.JUDGE):
+        return False
+    return sample.steps[-1].failed or not sample.steps[-1].text.strip()
 
 
 def has_passed(sample: Sample, task: TaskConfig) -> bool:
     """Whether there is nothing left to ask for the task's own stages."""
-    return has_ended(sample) or len(sample.stage_steps) == len(task.generates)
+    return has_ended(sample, task.judges) or len(sample.stage_steps) == len(task.turns)
 
 
 def finish(sample: Sample, task: TaskConfig) -> None:
