@@ -76,6 +76,9 @@ def _load(words: Sequence[str]) -> RunConfig:
             task.check(fields_of(datasets[task.dataset]))
         except ValueError as error:
             raise UserError(f"task {name}: {error}") from None
+    if options.until is not None:
+        players = {player.config_name: player.config for player in config.players}
+        options.until.check(config.targets, {**players, **config.targets})
     of_file = replace(line, overrides={**line.overrides, "task": []})
     check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(of_file, name))
     return config.under_its_earlier_name() if _has_earlier_directory(config) else config

@@ -17,6 +17,7 @@ from rambla_ray.config.families import Families, by_config
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.sections import MOST_JUDGES, Budget, Chaos, FailIf, Name, Players, ReaderOptions, RunName
 from rambla_ray.config.task import TaskConfig
+from rambla_ray.config.until import Until
 from rambla_ray.errors import choose_from
 from rambla_ray.file_modes import Modes
 from rambla_ray.schema import Role, canonical_json
@@ -97,6 +98,7 @@ class RunOptions(Closed):
     doctor: bool = Field(False, description="check every node, and each endpoint, and stop")
     verbose: bool = Field(False, description="let Ray's own log lines through")
     baseline: Name | None = omitted("the model that the others are compared with; each two are when not given")
+    until: Until | None = omitted("end before all items are asked, once the answers settle what is asked here")
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
     budget: Budget = Field(default_factory=Budget, description="what the run may spend")
     chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
@@ -265,10 +267,16 @@ class RunConfig(Closed):
         asked = {stage.role for task in self.tasks.values() for stage in task.generates}
         return frozenset(asked | ({Role.READER} & self.roles.keys()))
 
+    @property
+    def _operational(self) -> frozenset[str]:
+        """The options that are no part of the question. Who is compared decides when a run that compares ends."""
+        until = self.options.until
+        return OPERATIONAL - {"baseline"} if until is not None and until.decided is not None else OPERATIONAL
+
     def question(self) -> dict[str, Any]:
         """What the run asks, without where and how it runs: two invocations with the same question are one run."""
         whole = self.stored()
-        for key in OPERATIONAL & whole["options"].keys():
+        for key in self._operational & whole["options"].keys():
             del whole["options"][key]
         players = [player for role in whole["roles"].values() for player in (role, *role.get("others", ()))]
         for config in [*whole["targets"].values(), *(player["config"] for player in players)]:
