@@ -58,6 +58,7 @@ ROOMS = {
         "rambla_ray.scoring.significance",
         "rambla_ray.scoring.rambla",
         "rambla_ray.scoring.repeats",
+        "rambla_ray.scoring.sequential",
     ),
 }
 
