@@ -22,6 +22,7 @@ from rambla_ray.actors.ledger_board import RunBoard, load_notes
 from rambla_ray.actors.ledger_budget import BudgetMeter, Holding
 from rambla_ray.actors.ledger_deaths import Deaths, has_died_before
 from rambla_ray.actors.ledger_grants import GRANTED, Grants, Terms
+from rambla_ray.actors.ledger_horizon import Horizon
 from rambla_ray.actors.ledger_records import Records
 from rambla_ray.actors.ledger_turns import Turns
 from rambla_ray.actors.ledger_waiters import Waiters
@@ -76,7 +77,7 @@ class LedgerService:
         self._answers = ModelAnswers(self._ledger.spent, self._claims)
         self._waiters = Waiters()
         self._grants = Grants(self._claims, self._meter, self._waiters, partial(self._stop, "budget"))
-        self._board = RunBoard()
+        self._board, self._horizon = RunBoard(), Horizon()
         self._turns = Turns(self._ledger, self._claims, self._waiters, self._board.notify)
         self._deaths = Deaths(self._claims, self._grants, self._batches, self._records, self._waiters, self._board)
         self._beating: asyncio.Task[None] | None = None
@@ -222,16 +223,26 @@ class LedgerService:
             self._stopped = (why, message)
             self._claims.drain()
             self._waiters.offer_room()
+            self._horizon.wake()
 
     async def stop(self, why: str, message: str) -> None:
         """Let nothing new be asked; the first reason stays.
 
         Args:
-            why: `interrupted`, `lease`, `results`, `budget`, `placement`, or the kind of error that no other call
-                would escape.
+            why: `interrupted`, `lease`, `results`, `budget`, `placement`, `settled`, or the kind of error that no
+                other call would escape.
             message: one line for the user.
         """
         self._stop(why, message)
+
+    async def advance(self, place: int) -> None:
+        """In a run that may end early, let the items before a place in its order be asked."""
+        self._horizon.move(place)
+
+    async def admit(self, place: int) -> bool | None:
+        """Whether items from a place on may be asked, after a while; None where the run is being stopped."""
+        admitted = self._stopped is None and await self._horizon.admits(place)
+        return admitted if self._stopped is None else None
 
     async def charge(self, owner: str, holding: Holding) -> bool:
         """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""

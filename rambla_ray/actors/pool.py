@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from rambla_ray.actors.asked import AskedModel, load
+from rambla_ray.actors.ledger_horizon import wait_for_turn
 from rambla_ray.actors.model import hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig, ModelParams
@@ -92,7 +93,7 @@ class PoolActor:
         self._tasks = tasks
         self._roles = roles
         self._seat = seat
-        self._items = items
+        self._items, self._ledger = items, ledger
         self._is_last = is_last
         self._reader = reader
         hide_gpus(config.pool)
@@ -121,7 +122,7 @@ class PoolActor:
         """The samples of a row: those it holds, or those to be made of the items it names; see `run.blocks`."""
         if self._items is None:
             return list(from_table(unpack(row[PACKED])))
-        if self._first.ledger.draining:
+        if self._first.ledger.draining or ("place" in row and not await wait_for_turn(self._ledger, row["place"])):
             return []
         target, name, variant = row["target"], row["task"], row["variant"]
         items: pa.Table = await self._items[name, variant]

@@ -17,7 +17,9 @@ class Until(Closed):
 
     ci_width: float | None = omitted("the width of the 95 % interval of each cell's accuracy, at most", gt=0, lt=1)
     decided: float | None = omitted(
-        "the error at which each two targets are compared, or each with the baseline, until one is better", gt=0, le=0.5
+        "the error at which each two targets are compared, or each with the baseline, until one is better",
+        gt=0,
+        le=0.5,
     )
     equivalent: float | None = omitted(
         "with `decided`: two targets are also settled where they differ by no more than this", gt=0, lt=1

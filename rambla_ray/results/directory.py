@@ -48,17 +48,21 @@ def _to_yaml(value: object) -> bytes:
     return text.encode()
 
 
-def scoring_spec(config: RunConfig, expected: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def scoring_spec(
+    config: RunConfig, expected: Mapping[tuple[str, str], int], until: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """How a run's samples are scored: what the metrics need beside the samples themselves. It is stored with them.
 
     Args:
         config: the run.
         expected: per (task, variant), how many samples each target has.
+        until: of a run that may end early, as `settled.until_spec` makes it.
     """
     return {
         "synthetic": config.synthetic,
         "models": list(config.targets),
         **({"baseline": config.options.baseline} if config.options.baseline else {}),
+        **({"until": until} if until else {}),
         "roles": {
             str(role): ",".join(member.config_name for member in played.members)
             for role, played in config.roles.items()

@@ -10,8 +10,8 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +34,18 @@ _FEW_VALUES = [
 ]
 
 
+class Kept(NamedTuple):
+    """What a run is about that has ended before all items were asked.
+
+    Args:
+        spec: how its samples are scored.
+        root_ids: its items.
+    """
+
+    spec: Mapping[str, Any]
+    root_ids: Collection[str]
+
+
 class SampleWriter:
     """Streams the ended samples of one target to its files, which replace those of earlier invocations on closing.
 
@@ -53,9 +65,7 @@ class SampleWriter:
         self.answered: Counter[tuple[str, str]] = Counter()
         self.served: Counter[Served] = Counter()
         self._unwritten: NotWritten | None = None
-        schema = SAMPLE_SCHEMA.with_metadata(
-            {SPEC_KEY: json.dumps(spec, sort_keys=True).encode(), FORMAT_KEY: str(SAMPLES_FORMAT).encode()}
-        )
+        schema = _schema_of(spec)
         self._files = {
             task: _TaskFile(folder, file_name(target, task), schema, sum(task_spec["expected"].values()))
             for task, task_spec in spec["tasks"].items()
@@ -90,13 +100,17 @@ class SampleWriter:
         while sum(file.pending_bytes for file in self._files.values()) > PENDING_BYTES:
             max(self._files.values(), key=lambda file: file.pending_bytes).flush()
 
-    def close(self) -> None:
-        """Finish the files and give them their names. Raises NotWritten, also where `add` did: they are dropped."""
+    def close(self, kept: Kept | None = None) -> None:
+        """Finish the files and give them their names. Raises NotWritten, also where `add` did: they are dropped.
+
+        Args:
+            kept: of a run that has ended early, what of the samples it is about.
+        """
         try:
             if self._unwritten is not None:
                 raise self._unwritten
             for file in self._files.values():
-                file.publish()
+                file.publish(kept)
         finally:
             for file in self._files.values():
                 file.discard()
@@ -131,15 +145,36 @@ class _TaskFile:
         self._pending = []
         self._pending_rows = self.pending_bytes = 0
 
-    def publish(self) -> None:
-        """Finish the file and give it its name; one of an earlier invocation that holds more stays."""
+    def publish(self, kept: Kept | None = None) -> None:
+        """Finish the file and give it its name; one of an earlier invocation that holds more stays.
+
+        Of a run that has ended early, the file holds what is kept, whatever an earlier one held.
+        """
         self.flush()
         with self._folder.writing():
-            self._parquet.close()
-            self._stream.close()
-            if self._rows >= min(self._expected, self._rows_in_earlier_file()):
+            self._finish()
+            if kept is not None:
+                self._keep(kept)
+            if kept is not None or self._rows >= min(self._expected, self._rows_in_earlier_file()):
                 self._folder.publish(self._draft, self._name)
                 self._stream = None
+
+    def _finish(self) -> None:
+        self._parquet.close()
+        self._stream.close()
+
+    def _keep(self, kept: Kept) -> None:
+        """Write the draft anew, with what is kept of it."""
+        whole, self._draft = self._draft, f"{self._draft.removesuffix(DRAFT)}.kept{DRAFT}"
+        self._schema, self._parquet = _schema_of(kept.spec), None
+        root_ids = pa.array(kept.root_ids, pa.string())
+        self._open()
+        with open_file(self._folder, whole) as file:
+            for batch in file.iter_batches(SAMPLE_SCHEMA.names):
+                rows = pa.Table.from_batches([batch])
+                self._parquet.write_table(rows.filter(pc.is_in(rows["root_id"], value_set=root_ids)))
+        self._finish()
+        self._folder.filesystem.delete_file(self._folder.path(whole))
 
     def discard(self) -> None:
         """Drop what was written and not published."""
@@ -158,8 +193,10 @@ class _TaskFile:
         """How many samples of the same run the file that would be replaced holds; none where it is damaged."""
         try:
             with open_file(self._folder, self._name) as earlier:
-                same = earlier.schema_arrow.metadata[SPEC_KEY] == self._schema.metadata[SPEC_KEY]
-                return int(earlier.metadata.num_rows) if same else 0
+                specs = [schema.metadata[SPEC_KEY] for schema in (earlier.schema_arrow, self._schema)]
+                if specs[0] == specs[1]:
+                    return int(earlier.metadata.num_rows)
+                return self._expected if _has_ended_early(*map(json.loads, specs)) else 0
         except (FileNotFoundError, UserError, KeyError, TypeError):  # There is none, or it has no samples.
             return 0
 
@@ -174,6 +211,21 @@ class _TaskFile:
                 write_statistics=False,
                 write_page_checksum=True,
             )
+
+
+def _schema_of(spec: Mapping[str, Any]) -> pa.Schema:
+    """The columns of samples, with how they are scored."""
+    return SAMPLE_SCHEMA.with_metadata(
+        {SPEC_KEY: json.dumps(spec, sort_keys=True).encode(), FORMAT_KEY: str(SAMPLES_FORMAT).encode()}
+    )
+
+
+def _has_ended_early(earlier: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether an earlier invocation of a run ended before all items were asked, and so lacks none."""
+    until = earlier.get("until")
+    if not until or until["items"] == until["of"]:
+        return False
+    return {**until, "items": until["of"]} == spec.get("until")
 
 
 def _value_counts(values: pa.Array) -> dict[Any, int]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rambla_ray.results.effects import effects_of
 from rambla_ray.results.samples import StoredTask, read_spec
+from rambla_ray.results.settled import settle
 from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
 from rambla_ray.schema import STEP_TYPE, Outcome, Role
 from rambla_ray.scoring import comparison, metrics
@@ -176,7 +177,7 @@ def score(folder: Folder) -> dict[str, Any]:
                 cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
             effects += effects_of(model, task, variants, task_spec["variants"], cells[-len(variants) :])
     _adjust(cells)
-    return {
+    scores = {
         **explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
         "scoring": SCORING,
         "synthetic": spec["synthetic"],
@@ -185,6 +186,9 @@ def score(folder: Folder) -> dict[str, Any]:
         "effects": effects,
         "comparisons": _comparisons(spec, stored),
     }
+    if "until" in spec:
+        settle(scores, spec, lambda model, task: stored(model, task).cells)
+    return scores
 
 
 def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTask]) -> list[dict[str, Any]]:

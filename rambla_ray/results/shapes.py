@@ -167,6 +167,31 @@ class _Partial(Shape):
     expected: int
 
 
+class _Wide(Shape):
+    model: str
+    task: str
+    variant: str
+    width: float
+
+
+class _Verdict(Shape):
+    baseline: str
+    model: str
+    interval: _Interval
+    verdict: str
+
+
+class _Until(Shape):
+    """How a run ended that could end before all items were asked."""
+
+    rule: dict[str, float]
+    items: int
+    of: int
+    settled: bool
+    wide: list[_Wide] = []
+    verdicts: list[_Verdict] = []
+
+
 class Metrics(Shape):
     """metrics.json."""
 
@@ -177,6 +202,7 @@ class Metrics(Shape):
     cells: list[_Cell]
     effects: list[_Effect]
     comparisons: list[_Comparison] = []
+    until: _Until | None = None
 
 
 class _ModelCalls(Shape):
@@ -203,10 +229,16 @@ class _Invocation(Shape):
     finished: bool
 
 
+class _Saved(Shape):
+    calls_at_most: int
+    beyond: int
+
+
 class Calls(Shape):
     """calls.json."""
 
     models: list[_ModelCalls]
+    until: _Saved | None = None
     invocations: list[_Invocation] = Field(min_length=1)
     wall_s: float
 
@@ -262,6 +294,14 @@ class _TaskScoring(Shape):
     choice_labels: list[str] = []
 
 
+class _UntilSpec(Shape):
+    rule: dict[str, float]
+    seed: int
+    items: int
+    of: int
+    planned: dict[str, dict[str, int]]
+
+
 class ScoringSpec(Shape):
     """How samples are scored, in the metadata of their files."""
 
@@ -270,3 +310,4 @@ class ScoringSpec(Shape):
     baseline: str | None = None
     roles: dict[str, str]
     tasks: dict[str, _TaskScoring]
+    until: _UntilSpec | None = None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rambla_ray.results.sample_writer import SampleWriter
+from rambla_ray.results.sample_writer import Kept, SampleWriter
 from rambla_ray.results.served import Served
 
 
@@ -41,8 +41,12 @@ class StreamWriter:
         for target in table["model"].unique().to_pylist():
             self._writers[target].add(table.filter(pc.equal(table["model"], target)))
 
-    def close(self) -> None:
-        """Finish the files of all, also where those of one cannot be. Raises NotWritten."""
+    def close(self, kept: Kept | None = None) -> None:
+        """Finish the files of all, also where those of one cannot be. Raises NotWritten.
+
+        Args:
+            kept: as `SampleWriter.close` takes it.
+        """
         with contextlib.ExitStack() as closing:
             for writer in self._writers.values():
-                closing.callback(writer.close)
+                closing.callback(writer.close, kept)
