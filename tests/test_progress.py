@@ -44,7 +44,7 @@ def test_each_note_is_told_once_even_in_the_last_moment(
     monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     notes = ["slow \x1b[31m[bold]host[/bold]", "second"]
     counts = Counts(5, notes=notes)
-    with progress.Progress(10, ["m"], counts):
+    with progress.Progress({"m": 10}, ["m"], counts):
         assert counts.enough.wait(20)
         notes.append("last")
     err = capsys.readouterr().err
@@ -60,9 +60,9 @@ def test_a_line_of_progress_has_samples_calls_and_the_budget(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     counts = Counts(5, budget="$0.10 of $1")
-    with progress.Progress(10, ["m"], counts) as shown:
-        shown.add("scored", 3)
-        shown.add("failed")
+    with progress.Progress({"m": 10}, ["m"], counts) as shown:
+        shown.add("m", "scored", 3)
+        shown.add("m", "failed")
         assert counts.enough.wait(20)
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
@@ -76,7 +76,7 @@ def test_a_line_of_progress_says_how_far_batches_are(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
     counts = Counts(5, batches={"gpt": (2, 3400, 10_000), "m": (1, 0, 5)})
-    with progress.Progress(10, ["m"], counts):
+    with progress.Progress({"m": 10}, ["m"], counts):
         assert counts.enough.wait(20)
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith("samples/s; gpt 2 batches, 3,400 of 10,000 done; m 1 batch, 0 of 5 done")
@@ -92,7 +92,7 @@ def test_counts_that_cannot_be_had_are_not_shown(
         asked.release()
         raise ConnectionError("the ledger service is gone")
 
-    with progress.Progress(10, ["m"], gone):
+    with progress.Progress({"m": 10}, ["m"], gone):
         for _ in range(3):
             assert asked.acquire(timeout=20)
     assert capsys.readouterr().err == ""
@@ -109,7 +109,7 @@ def test_the_live_table_has_a_row_per_model_and_role(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "120")
     entry = {"model": "m", "role": "judge", "answered": 11, "retried": 5, "failed": 1}
     counts = Counts(2, notes=["look"], spent=[{**entry, "prompt_tokens": 1234, "completion_tokens": 77}])
-    with progress.Progress(10, ["m"], counts):
+    with progress.Progress({"m": 10}, ["m"], counts):
         assert counts.enough.wait(20)
     out = terminal.getvalue()
     assert all(word in out for word in ("note: look", "0/10 samples", "judge", "11", "1234", "77"))

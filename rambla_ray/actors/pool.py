@@ -65,8 +65,8 @@ class PoolActor:
         roles: the roles this pool plays; a sample whose next stage is another's passes through untouched.
         ledger: handle of the run's `LedgerService`.
         run_id: the run.
-        items: in the first pool of a stream, where its samples come from: per (task, variant), a Ray object reference
-            of its items' table; see `Plan.tables`.
+        items: in the first pool that samples pass, where they come from: per (task, variant), a Ray object reference
+            of its items' table; see `Plan.tables`. Samples of other targets may have passed pools before it.
         is_last: whether samples end here, and are read and given their outcome.
         chaos: faults to inject.
         reader: in a run with a reader, what asks it; the last pool plays its role. A pool that plays no other loads
@@ -120,7 +120,7 @@ class PoolActor:
 
     async def _samples(self, row: Mapping[str, Any]) -> list[Sample]:
         """The samples of a row: those it holds, or those to be made of the items it names; see `run.blocks`."""
-        if self._items is None:
+        if self._items is None or PACKED in row:
             return list(from_table(unpack(row[PACKED])))
         if self._first.ledger.draining or ("place" in row and not await wait_for_turn(self._ledger, row["place"])):
             return []
@@ -146,6 +146,7 @@ class PoolActor:
                 has_ended(sample, task.judges)
                 or stage.role not in self._roles
                 or (stage.role == Role.JUDGE and seat != self._seat)
+                or (stage.role == Role.TARGET and sample.model not in self._models)
             ):
                 break
             try:
@@ -175,7 +176,7 @@ class PoolActor:
         """One stage of one sample, as a step. Raises Draining."""
         if self._first.is_untried:  # A pool that plays the reader alone has waited for something to read.
             load(self._models)
-        model = self._models.get(sample.model, self._first)
+        model = self._models[sample.model] if stage.role == Role.TARGET else self._first
         return await model.ask(stage, sample.fields, self._request(sample, stage, is_last=is_last))
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:

@@ -24,7 +24,7 @@ from rambla_ray.schema import Role
 PLAIN_LINE_S = 5.0
 SLOWEST_LINE_S = 60.0
 TABLE_S = 0.5  # The live table is updated this often.
-LIVE_COLUMNS = ("model", "role", "answered", "retried", "failed", "tokens in", "tokens out")
+LIVE_COLUMNS = ("model", "role", "samples", "answered", "retried", "failed", "tokens in", "tokens out")
 LIVE_COUNTS = ("answered", "retried", "failed", "prompt_tokens", "completion_tokens")
 
 
@@ -32,7 +32,7 @@ class Progress:
     """Shows how far a run is, from a thread of its own, while it is entered.
 
     Args:
-        total: samples of the run.
+        totals: by target, its samples.
         models: those that take part, by their keys in `counts`.
         counts: returns what `actors.ledger.LedgerService.progress` does. While it raises, nothing is shown: the run
             itself reports why the service cannot be reached.
@@ -41,12 +41,13 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        totals: Mapping[str, int],
         models: Sequence[str],
         counts: Callable[[], Mapping[str, Any]],
         labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._total = total
+        self._totals = totals
+        self._ended: Counter[str] = Counter()
         self._models, self._labels = models, labels
         self._counts = counts
         self._outcomes: Counter[str] = Counter()
@@ -65,8 +66,9 @@ class Progress:
         self._over.set()
         self._thread.join(timeout=10.0)
 
-    def add(self, outcome: str, count: int = 1) -> None:
-        """Count samples that have ended."""
+    def add(self, target: str, outcome: str, count: int = 1) -> None:
+        """Count samples of a target that have ended."""
+        self._ended[target] += count
         self._outcomes[outcome] += count
 
     def _show(self) -> None:
@@ -102,11 +104,19 @@ class Progress:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self._outcomes.items()))
         budget = f", budget {counts['budget']}" if counts["budget"] else ""
         return (
-            f"{elapsed:.0f} s: {ended}/{self._total} samples{f' ({outcomes})' if outcomes else ''}, "
+            f"{elapsed:.0f} s: {ended}/{sum(self._totals.values())} samples"
+            f"{f' ({outcomes})' if outcomes else ''}{self._of_each()}, "
             f"{counts['calls']} calls, {counts['in_flight']} in flight, {ended / elapsed:.1f} samples/s{budget}"
             f"{''.join(f'; {self._label(key)} {_batches(*it)}' for key, it in sorted(counts['batches'].items()))}"
             f"{''.join(f'; {self._label(key)} {_local_usage(work)}' for key, work in sorted(counts['work'].items()))}"
         )
+
+    def _of_each(self) -> str:
+        """How far each target is, where there are several."""
+        if len(self._totals) == 1:
+            return ""
+        parts = (f"{self._labels.get(target, target)} {self._ended[target]}" for target in self._totals)
+        return f", of each {max(self._totals.values())}: {', '.join(parts)}"
 
     def _label(self, key: str) -> str:
         """What people call a model. A role's has the key that is the target's name, where both have that name."""
@@ -115,11 +125,18 @@ class Progress:
 
     def _table(self, counts: Mapping[str, Any]) -> Table:
         table = plain_table(LIVE_COLUMNS, title=self._line(counts))
-        for spent in counts["spent"]:
-            is_target = spent["role"] == Role.TARGET
-            model = self._labels.get(spent["model"], spent["model"]) if is_target else spent["model"]
-            add_row(table, [model, spent["role"], *(str(spent[key]) for key in LIVE_COUNTS)])
+        spent = {(entry["model"], entry["role"]): entry for entry in counts["spent"]}
+        for target, total in self._totals.items():
+            entry = spent.pop((target, Role.TARGET), {})
+            samples = f"{self._ended[target]}/{total}"
+            add_row(table, [self._labels.get(target, target), Role.TARGET, samples, *_live_counts(entry)])
+        for (model, role), entry in spent.items():
+            add_row(table, [model, role, "", *_live_counts(entry)])
         return table
+
+
+def _live_counts(entry: Mapping[str, Any]) -> list[str]:
+    return [str(entry.get(key, 0)) for key in LIVE_COUNTS]
 
 
 def _batches(batches: int, done: int, requests: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rambla_ray.config.model import ModelConfig
@@ -11,6 +11,16 @@ from rambla_ray.config.model import ModelConfig
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.
 MOST_BLOCKS_AT_ONCE = 32  # Of each (task, variant) one more: each block in an actor takes a thread there.
+
+
+def source_blocks(targets: Sequence[str], of_each: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks of targets that share their actors, in the order in which a stream is given them.
+
+    Args:
+        targets: their names.
+        of_each: the blocks of each of them, in their order; see `blocks_of`.
+    """
+    return [{"target": target, **block} for target in targets for block in of_each]
 
 
 def blocks_of(

@@ -29,12 +29,12 @@ from rambla_ray.run.cluster import connected_cluster, node_resources
 from rambla_ray.run.placement import (
     Cluster,
     Level,
-    Placement,
     levels_of,
     waiting_reason,
 )
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.pool_resources import actor_resources, describe_resources
+from rambla_ray.run.streams import streams_of
 from rambla_ray.storage import Folder
 
 GIB = 1024**3
@@ -277,8 +277,7 @@ def placement(config: RunConfig, cluster: Cluster) -> Check:
     have += f"{counted(cluster.gpus, 'GPU')}{', and an autoscaler' if cluster.grows else ''}"
     streams: list[str] = []
     try:
-        for target in config.targets:
-            placed = Placement.of(levels_of(config, target), cluster)
+        for placed in streams_of(config, cluster):
             actors = ", ".join(dict.fromkeys(map(_actors, placed.levels)))
             streams.append(actors if placed.together else f"{actors}, one after another")
             streams += [waiting for level in placed.levels if (waiting := waiting_reason(level, cluster))]

@@ -23,9 +23,9 @@ from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.interruption import Interruption
 from rambla_ray.run.job import SubmittedJob, refuse_relative
 from rambla_ray.run.open_files import refuse_too_few
-from rambla_ray.run.placement import Placement
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.status import ExitStatus
+from rambla_ray.run.streams import streams_of
 from rambla_ray.storage import Folder, removed_if_empty
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ def _refuse_what_this_machine_lacks(plan: Plan) -> None:
     """Refuse, before Ray starts, a pool that its cluster would not hold, and too few open files. Raises UserError."""
     from rambla_ray.run.cluster import own_cluster
 
-    machine = own_cluster()
-    for target in plan.config.targets:
-        Placement.of(plan.levels(target), machine)
+    streams_of(plan.config, own_cluster())
     refuse_too_few(level.config for target in plan.config.targets for level in plan.levels(target))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -10,22 +10,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rambla_ray.actors.ledger import LedgerService
 from rambla_ray.config.run import RunConfig
-from rambla_ray.run.placement import Placement
+from rambla_ray.run.streams import Stream
 
 
-def start_ledger(config: RunConfig, placements: Mapping[tuple[str, ...], Placement], segment: str) -> Any:
+def start_ledger(config: RunConfig, streams: Sequence[Stream], segment: str) -> Any:
     """The run's ledger service, on this node, where it outlives its own death.
 
     Args:
         config: the run.
-        placements: by the targets of a stream, its pools.
+        streams: of the run, with their pools.
         segment: the ledger's segment that this run writes.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     configs = {
         (member.name, str(role)): member.config
-        for placement in placements.values()
-        for level in placement.levels
+        for stream in streams
+        for level in stream.levels
         for member in level.family
         for role in level.roles
     }

@@ -121,22 +121,8 @@ class Cluster:
         return fit(demands(pools), self.nodes if self.free is None else self.free)
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The levels of a target's stream with their resources settled, and whether their pools run at the same time."""
-
-    levels: tuple[Level, ...]
-    together: bool
-
-    @classmethod
-    def of(cls, levels: Sequence[Level], cluster: Cluster) -> Self:
-        """The placement of a stream on a cluster. Raises UserError; see `settle_pool`."""
-        settled = tuple(level.settled(cluster) for level in levels)
-        return cls(settled, run_together(settled, cluster))
-
-
 def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
-    """The pools of a target's stream, in the order in which samples pass them."""
+    """The pools that a target's samples pass, in this order."""
     levels: list[Level] = []
     used = config.used_roles()
     for role in Role:
@@ -147,7 +133,8 @@ def levels_of(config: RunConfig, target: str) -> tuple[Level, ...]:
         ):
             if levels and (levels[-1].name, levels[-1].config) == (level.name, level.config):
                 before = levels.pop()
-                level = replace(level, roles=(*before.roles, role), seat=max(before.seat, level.seat))
+                named = before if Role.TARGET in before.roles else level
+                level = replace(named, roles=(*before.roles, role), seat=max(before.seat, level.seat))
             levels.append(level)
     return tuple(levels)
 
