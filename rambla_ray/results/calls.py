@@ -23,6 +23,7 @@ def calls_document(
     answered: Mapping[tuple[str, str], int],
     invocations: Sequence[Mapping[str, Any]],
     served: Mapping[Served, int],
+    until: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What calls.json holds.
 
@@ -33,6 +34,7 @@ def calls_document(
         answered: per (model, role), the steps that have an answer; those that were not paid for were reused.
         invocations: all of the run, as `invocation` makes them; the last one is the present one.
         served: by who served them, the answered steps whose replies named it.
+        until: of a run that may end early, what it saved.
     """
     entries = {(model, role): {"model": model, "role": role} for model, role in answered}
     entries |= {(entry["model"], entry["role"]): dict(entry) for entry in spent}
@@ -46,6 +48,7 @@ def calls_document(
         models.append(counts)
     return {
         "models": models,
+        **({"until": dict(until)} if until else {}),
         "invocations": list(invocations),
         "wall_s": sum(invocation["wall_s"] for invocation in invocations),
     }

@@ -198,6 +198,7 @@ class RunDirectory:
         answered: Mapping[tuple[str, str], int],
         invocation: Mapping[str, Any],
         served: Mapping[Served, int] | None = None,
+        until: Mapping[str, int] | None = None,
     ) -> None:
         """Write calls.json: what the run took, over all its invocations.
 
@@ -207,9 +208,10 @@ class RunDirectory:
             answered: as `calls_document` takes it.
             invocation: the present one, as `results.calls.invocation` makes it.
             served: as `calls_document` takes it; None where no reply named anything.
+            until: as `calls_document` takes it.
         """
         invocations = [*self._earlier_invocations, invocation]
-        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations, served or {})))
+        self.write("calls.json", to_json(calls_document(config, spent, answered, invocations, served or {}, until)))
 
     def write_errors(self) -> None:
         """Write errors.jsonl, from samples/: one line per sample that was not scored, by target and task."""

@@ -16,6 +16,7 @@ from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
 from rambla_ray.results.repeated import repeat_lines, times
+from rambla_ray.results.settled import ending_lines
 from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
 from rambla_ray.schema import Outcome, Role
 
@@ -235,7 +236,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in (*verdicts.lines(scores), *repeat_lines(scores)):
+    for line in (*ending_lines(scores, calls), *verdicts.lines(scores), *repeat_lines(scores)):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
@@ -263,7 +264,15 @@ def write_summary(directory: RunDirectory) -> None:
         lines += ["", *markdown_table(verdicts.COLUMNS, compared)]
     lines += [
         "",
-        *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *repeat_lines(scores), *effect_lines(scores))),
+        *(
+            f"- {markdown(line)}"
+            for line in (
+                *ending_lines(scores, calls),
+                *verdicts.lines(scores),
+                *repeat_lines(scores),
+                *effect_lines(scores),
+            )
+        ),
     ]
     lines += ["", *(f"- Note: {markdown(line)}" for line in directory.read_notes())]
     warned = (*warnings(scores), *_failure_lines(directory, scores))

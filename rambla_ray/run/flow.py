@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray.data
 
 from rambla_ray.actors.pool import PACKED, PoolActor, unpack
-from rambla_ray.run.blocks import source_blocks
+from rambla_ray.run.blocks import PLACE, source_blocks
 from rambla_ray.run.node_groups import NodeGroups
 from rambla_ray.run.placement import Level, blocks_at_once
 from rambla_ray.run.plan import Plan
@@ -37,10 +37,15 @@ class Flow:
     items: Mapping[tuple[str, str], Any]
     groups: NodeGroups = field(default_factory=NodeGroups)
 
-    def tables(self, stream: Stream) -> Iterator[pa.Table]:
-        """All samples of a stream, as they come out of the last pool, block by block."""
+    def tables(self, stream: Stream, *, is_held: bool = False) -> Iterator[pa.Table]:
+        """All samples of a stream, as they come out of the last pool, block by block.
+
+        Args:
+            stream: the stream.
+            is_held: its blocks wait until the ledger service admits their place in the run's order.
+        """
         _configure_ray_data(stream, verbose=self.plan.config.options.verbose)
-        blocks = {branch.targets: self._blocks(stream, branch) for branch in stream.branches}
+        blocks = {branch.targets: self._blocks(stream, branch, is_held=is_held) for branch in stream.branches}
         branches = [self._branch(stream, branch, blocks[branch.targets]) for branch in stream.branches]
         data = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
         if len(branches) > 1:
@@ -48,13 +53,16 @@ class Flow:
         everything = [block for own in blocks.values() for block in own]
         for level in stream.shared:
             data = self._freed(self._through(data, level, stream, everything), stream)
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        # What is fetched ahead comes out when more has followed it, which may wait for just this.
+        ahead = 0 if is_held else 1
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=ahead):
             for packed in batch[PACKED]:
                 yield unpack(packed.as_buffer())
 
-    def _blocks(self, stream: Stream, branch: Branch) -> list[dict[str, Any]]:
+    def _blocks(self, stream: Stream, branch: Branch, *, is_held: bool) -> list[dict[str, Any]]:
         """The blocks of a branch's targets, in the order in which they are asked."""
-        return source_blocks(branch.targets, self.plan.blocks(stream.path(branch)))
+        blocks = source_blocks(branch.targets, self.plan.blocks(stream.path(branch)))
+        return blocks if is_held else [{key: block[key] for key in block if key != PLACE} for block in blocks]
 
     def _branch(self, stream: Stream, branch: Branch, blocks: list[dict[str, Any]]) -> ray.data.Dataset:
         """The samples of a branch, as they come out of its last pool."""
@@ -81,6 +89,9 @@ class Flow:
         at_once = blocks_at_once(level, max(block["count"] for block in blocks), len(blocks))
         is_first = any(stream.path(branch)[0] is level for branch in stream.branches)
         is_last = any(stream.path(branch)[-1] is level for branch in stream.branches)
+        # None that waits for its place may keep another, whose place comes before, from being worked on. Where a pool
+        # may grow, which it does as tasks wait, so many are admitted that none of those waits.
+        is_full = PLACE in blocks[0] and pool.min_size == pool.largest
         work = cache(lambda: self.plan.longest_prompt(level)), lambda: self.plan.workload(level)
         params = level.config.params.planned(*work)
         return data.map(
@@ -103,7 +114,7 @@ class Flow:
                 min_size=pool.min_size,
                 max_size=pool.largest,
                 max_concurrent_calls_per_actor=at_once,
-                max_tasks_in_flight_per_actor=2 * at_once,
+                max_tasks_in_flight_per_actor=at_once if is_full else 2 * at_once,
             ),
             **self.groups.options(pool),
         )

@@ -11,6 +11,7 @@ from rambla_ray.config.task import TaskConfig
 from rambla_ray.data.source import load_dataset
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
+from rambla_ray.scoring.order import place
 from rambla_ray.tasks.transforms import Transform
 
 
@@ -38,6 +39,13 @@ def transformed(name: str, task: TaskConfig, items: list[Item], seed: int, varia
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
     return items
+
+
+def in_order_of(seed: int, items: dict[tuple[str, str], list[Item]]) -> dict[tuple[str, str], list[Item]]:
+    """The items of each cell in the order of a run that may end early; cells that share theirs still do."""
+    by_list = {id(own): own for own in items.values()}
+    ordered = {key: sorted(own, key=lambda item: place(seed, item.root_id)) for key, own in by_list.items()}
+    return {cell: ordered[id(own)] for cell, own in items.items()}
 
 
 def labelled(name: str, task: TaskConfig, items: list[Item]) -> list[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from rambla_ray.results.progress import Progress
 from rambla_ray.results.served import Served
 from rambla_ray.results.stream_writer import StreamWriter
 from rambla_ray.run.cluster import connected_cluster
+from rambla_ray.run.early_end import EarlyEnd
 from rambla_ray.run.flow import Flow
 from rambla_ray.run.ledger_service import start_ledger
 from rambla_ray.run.placement import Cluster, waiting_reason
@@ -49,6 +51,7 @@ class Run:
         flow: makes the streams' datasets.
         started: when this invocation started, as Unix time in seconds.
         drain_s: how long it waits for what is in flight when it is stopped, in seconds.
+        early: ends the run when it is settled; None where it asks all items.
         calls: how many were made in this invocation; known once it has ended.
         ended: how many samples have ended.
         answered: per (model, role), how many steps have an answer.
@@ -65,6 +68,7 @@ class Run:
     flow: Flow
     started: float
     drain_s: float
+    early: EarlyEnd | None
     calls: int = 0
     ended: int = 0
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -88,14 +92,14 @@ class Run:
         presence = Presence(Folder(plan.config.ledger, plan.config.options.modes))
         ledger = start_ledger(plan.config, streams, presence.segment)
         before = ledger.progress.remote()
-        for stream in streams:
-            for note in _notes(plan.config.label, stream, cluster):
-                print_error(note, "note")
+        early = EarlyEnd.of(plan, streams, ledger)
+        for note in (*_notes(plan.config.label, streams, cluster), *(early.notes if early else ())):
+            print_error(note, "note")
         described = {**plan.describe(), "placement": _described(streams)}
         items = {key: table_ref for keys, table in plan.tables() for table_ref in [ray.put(table)] for key in keys}
         directory.begin(plan.config, described, words)
         flow = Flow(plan, ledger, items)
-        return cls(plan, directory, cluster, streams, presence, ledger, before, flow, started, drain_s)
+        return cls(plan, directory, cluster, streams, presence, ledger, before, flow, started, drain_s, early)
 
     def __call__(self) -> dict[str, Any]:
         """Ask everything that the ledger does not hold, and write the run directory; returns metrics.json.
@@ -119,10 +123,12 @@ class Run:
             Progress(dict.fromkeys(labels, self.plan.samples_per_target), models, self.progress, labels) as shown,
         ):
             try:
-                for stream in self.streams:
-                    self._collect(stream, shown)
-                    if self.progress()["stopped"]:
-                        break
+                writers = [self._writer(stream) for stream in self.streams]
+                with contextlib.ExitStack() as closing:
+                    for stream, writer in zip(self.streams, writers, strict=True):
+                        self._collect(stream, writer, shown, closing)
+                        if self.progress()["stopped"]:
+                            break
             except KeyboardInterrupt:
                 gave_up = "what was in flight did not come back in time"
             except NotWritten as error:
@@ -148,13 +154,17 @@ class Run:
     def _expected(self) -> int:
         return self.plan.samples_per_target * len(self.plan.config.targets)
 
-    def _collect(self, stream: Stream, shown: Progress) -> None:
-        """Stream the samples of some targets into their files."""
-        spec = scoring_spec(self.plan.config, self.plan.expected)
-        writer = StreamWriter({target: self.directory.sample_writer(target, spec) for target in stream.targets})
+    def _writer(self, stream: Stream) -> StreamWriter:
+        """What writes the samples of some targets."""
+        spec = self.early.spec() if self.early else scoring_spec(self.plan.config, self.plan.expected)
+        return StreamWriter({target: self.directory.sample_writer(target, spec) for target in stream.targets})
+
+    def _collect(self, stream: Stream, writer: StreamWriter, shown: Progress, closing: contextlib.ExitStack) -> None:
+        """Stream the samples of some targets into their files. Those of a run that may end early are closed last."""
+        early = self.early
         is_full = False
         try:
-            for table in self.flow.tables(stream):
+            for table in self.flow.tables(stream, is_held=bool(early and early.is_held(stream))):
                 ended = table.filter(pc.not_equal(table["outcome"], ""))  # Others are not asked: the run is stopping.
                 try:
                     if not is_full:
@@ -165,14 +175,21 @@ class Run:
                 for counted in ended.group_by(["model", "outcome"]).aggregate([([], "count_all")]).to_pylist():
                     shown.add(counted["model"], counted["outcome"], counted["count_all"])
                 self.ended += ended.num_rows
+                if early:
+                    early.add(ended)
         finally:
             self.flow.groups.remove()
             self.answered += writer.answered
             self.served += writer.served
-            writer.close()
+            if early:
+                closing.callback(lambda: writer.close(early.kept()))
+            else:
+                writer.close()
 
     def progress(self) -> dict[str, Any]:
         """The ledger service's counts, `calls` being those of this invocation; see `LedgerService.progress`."""
+        if self.early:
+            self.early.advance()
         before, counts = ray.get([self.before, self.ledger.progress.remote()])
         counts["calls"] -= before["calls"]
         of_this_invocation: dict[str, Any] = counts
@@ -186,14 +203,15 @@ class Run:
             return None, gave_up
         self.calls = counts["calls"]
         kind, why = counts["stopped"] or ("", gave_up)
-        is_complete = self.ended == self._expected
-        return counts, "" if kind == "budget" and is_complete else why  # The last call may have been what was left.
+        is_complete = kind == "budget" and self.ended == self._expected  # The last call may have been what was left.
+        return counts, "" if is_complete or (self.early and self.early.is_settled) else why
 
     def _write_calls(self, counts: Mapping[str, Any] | None, *, finished: bool) -> None:
         """Write what the run took, as far as that is known. Raises NotWritten."""
         if counts is not None:
             now = invocation(self.started, counts["calls"], counts["work"], counts["lost"], finished=finished)
-            self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now, self.served)
+            saved = self.early.saved(self.ended) if self.early else None
+            self.directory.write_calls(self.plan.config, counts["spent"], self.answered, now, self.served, saved)
             self.directory.write_env(counts["models"])
 
 
@@ -218,8 +236,13 @@ def _described(streams: Sequence[Stream]) -> dict[str, Any]:
     }
 
 
-def _notes(label: Callable[[str], str], stream: Stream, cluster: Cluster) -> Iterator[str]:
-    """What a user should know about how the targets of a stream, which have labels, are placed."""
+def _notes(label: Callable[[str], str], streams: Sequence[Stream], cluster: Cluster) -> Iterator[str]:
+    """What a user should know about how the targets of some streams, which have labels, are placed."""
+    for stream in streams:
+        yield from _notes_of(label, stream, cluster)
+
+
+def _notes_of(label: Callable[[str], str], stream: Stream, cluster: Cluster) -> Iterator[str]:
     names = ", ".join(map(label, stream.targets))
     if len(stream.branches) > 1:
         yield f"asked side by side: {names}"

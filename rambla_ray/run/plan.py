@@ -17,12 +17,14 @@ from rambla_ray.config.workload import Workload
 from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
-from rambla_ray.run.blocks import blocks_of
+from rambla_ray.run.blocks import blocks_of, ordered_blocks
 from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
-from rambla_ray.run.items import labelled, selections_of, transformed
+from rambla_ray.run.items import in_order_of, labelled, selections_of, transformed
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
 from rambla_ray.schema import SCORE, Item, Role, Sample
+from rambla_ray.scoring.order import in_order
+from rambla_ray.scoring.settling import Cells
 from rambla_ray.tasks.stages import Generate
 
 # The column `fields` holds each item's fields as a JSON string.
@@ -50,6 +52,8 @@ class Plan:
             for name, task in config.tasks.items()
             for variant in task.variants
         }
+        if config.options.until is not None:
+            self._items = in_order_of(config.options.seed, self._items)
         for (name, _), items in self._items.items():
             check_draw_names(name, config.tasks[name].draws, items)
         for target in config.targets:
@@ -86,6 +90,16 @@ class Plan:
         """How many samples each (task, variant) has, for one target."""
         return {key: len(items) * self.config.tasks[key[0]].draws for key, items in self._items.items()}
 
+    @cached_property
+    def cells(self) -> Cells:
+        """What each target is asked, cell by cell."""
+        tasks = self.config.tasks
+        return Cells(
+            {cell: [item.root_id for item in items] for cell, items in self._items.items()},
+            {name: task.draws for name, task in tasks.items()},
+            {name: task.answer.label_names for name, task in tasks.items()},
+        )
+
     def samples(self, target: str) -> Iterator[Sample]:
         """A target's samples, by task, epoch and item."""
         for (name, variant), items in self._items.items():
@@ -109,6 +123,9 @@ class Plan:
 
     def blocks(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
         """The samples of one target of a stream, whose pools are settled, as blocks; see `blocks_of`."""
+        if self.config.options.until is not None:
+            order = in_order((item for own in self.cells.items.values() for item in own), self.config.options.seed)
+            return ordered_blocks(self.cells, order, levels[0].config)
         in_batches = any(level.config.batch for level in levels)
         items = {key: len(own) for key, own in self._items.items()}
         return blocks_of(self.expected, levels[0].config, items=items, in_batches=in_batches)
