@@ -164,9 +164,9 @@ class LedgerService:
         except TimeoutError:
             if other is not None and self._claims.is_silent(other, self._clock.now()):
                 self._deaths.declare(other)
-        else:
-            if line is not None:
-                return line
+            line = None
+        if line is not None:
+            return line
         (claim,) = await self.claim(owner, model, [(request_id, role)], [size])
         return claim
 
@@ -223,26 +223,25 @@ class LedgerService:
             self._stopped = (why, message)
             self._claims.drain()
             self._waiters.offer_room()
-            self._horizon.wake()
+            self._horizon.stop()
 
     async def stop(self, why: str, message: str) -> None:
         """Let nothing new be asked; the first reason stays.
 
         Args:
-            why: `interrupted`, `lease`, `results`, `budget`, `placement`, `settled`, or the kind of error that no
-                other call would escape.
+            why: `interrupted`, `lease`, `results`, `budget`, `placement`, `settled`, or an error that no other call
+                would escape.
             message: one line for the user.
         """
         self._stop(why, message)
 
     async def advance(self, place: int) -> None:
-        """In a run that may end early, let the items before a place in its order be asked."""
+        """See `Horizon.move`."""
         self._horizon.move(place)
 
     async def admit(self, place: int) -> bool | None:
-        """Whether items from a place on may be asked, after a while; None where the run is being stopped."""
-        admitted = self._stopped is None and await self._horizon.admits(place)
-        return admitted if self._stopped is None else None
+        """See `Horizon.admits`."""
+        return await self._horizon.admits(place)
 
     async def charge(self, owner: str, holding: Holding) -> bool:
         """A call gave no answer and was charged for, while its request goes on; whether the run is being stopped."""

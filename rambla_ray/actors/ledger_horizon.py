@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 WAIT_S = 1.0  # One call waits for so long before it is made again: the service may have started anew meanwhile.
@@ -13,29 +14,32 @@ class Horizon:
 
     def __init__(self) -> None:
         self._end = 0
+        self._is_stopped = False
         self._moved: asyncio.Event | None = None
 
     def move(self, end: int) -> None:
         """Let the items before a place be asked; it never moves back."""
         if end > self._end:
             self._end = end
-            self.wake()
+            self._wake()
 
-    def wake(self) -> None:
-        """Let all who wait look again."""
+    def stop(self) -> None:
+        """Let nothing more be asked."""
+        self._is_stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
         if self._moved is not None:
             self._moved.set()
             self._moved = None
 
-    async def admits(self, place: int) -> bool:
-        """Whether the items from a place on may be asked; if not, it has waited a while."""
-        if place >= self._end:
+    async def admits(self, place: int) -> bool | None:
+        """Whether the items from a place on may be asked; if not, it has waited a while. None once it has stopped."""
+        if place >= self._end and not self._is_stopped:
             self._moved = self._moved or asyncio.Event()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), WAIT_S)
-            except TimeoutError:
-                return False
-        return place < self._end
+        return None if self._is_stopped else place < self._end
 
 
 async def wait_for_turn(service: Any, place: int) -> bool:

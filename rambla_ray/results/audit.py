@@ -32,6 +32,8 @@ def audit(directory: RunDirectory) -> list[Check]:
     calls = directory.read_calls()
     finished = calls is not None and bool(calls["invocations"][-1]["finished"])
     checks = [_samples(directory, finished=finished), _answers(directory)]
+    if finished and "until" in read_spec(directory.samples):
+        checks.append(_ending(directory))
     if calls:
         checks.append(_calls(calls))
     return checks
@@ -67,6 +69,19 @@ def _samples(directory: RunDirectory, *, finished: bool) -> Check:
     line += f", still to come {to_come}" if to_come else ""
     line += f", not in the plan {surplus}" if surplus else ""
     return Check(line, not (lost or duplicate or surplus))
+
+
+def _ending(directory: RunDirectory) -> Check:
+    """Whether a run that could end early did so at the first look that settles it."""
+    from rambla_ray.results.score import ScoredTask  # It loads scipy and scikit-learn, which takes a second.
+    from rambla_ray.results.settled import is_first
+
+    spec = read_spec(directory.samples)
+    first = is_first(spec, lambda model, task: ScoredTask(directory.samples, model, task, None).cells)
+    ended = f"until: ended after {spec['until']['items']} of {spec['until']['of']} items"
+    return Check(
+        f"{ended}, {'the first look that settles it, or all' if first else 'and NOT where it settles'}", first
+    )
 
 
 def _answers(directory: RunDirectory) -> Check:

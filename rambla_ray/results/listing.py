@@ -12,6 +12,7 @@ from rich.table import Table
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.lease import LEASE
+from rambla_ray.results.settled import ended_early
 from rambla_ray.results.tables import add_row, plain_table
 from rambla_ray.storage import Folder
 
@@ -84,4 +85,4 @@ def _states(run: RunDirectory, calls: Mapping[str, Any] | None) -> Iterator[str]
         yield "never ended"
     elif not calls["invocations"][-1]["finished"]:
         yield "stopped; the same command continues it"
-    yield "finished"
+    yield f"finished{ended_early(run) if 'until' in (calls or {}) else ''}"

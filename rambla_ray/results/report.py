@@ -167,8 +167,9 @@ def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, An
     scores["limits"] = limits_of((directory.read_config() or {}).get("question", {}))
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
-    for pair in scores.get("comparisons", ()):
-        pair |= {side: labels.get(pair[side], pair[side]) for side in ("baseline", "model")}
+    until = scores.get("until") or {}
+    for pair in (*scores.get("comparisons", ()), *until.get("verdicts", ()), *until.get("wide", ())):
+        pair |= {side: labels.get(pair[side], pair[side]) for side in ("baseline", "model") if side in pair}
     for entry in calls["models"] if calls else ():
         if entry["role"] == Role.TARGET:
             entry["model"] = labels.get(entry["model"], entry["model"])

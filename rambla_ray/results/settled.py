@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from rambla_ray.config.until import Until
 from rambla_ray.display import counted
+from rambla_ray.errors import UserError
+from rambla_ray.results.directory import RunDirectory
 from rambla_ray.scoring import comparison, sequential
 from rambla_ray.scoring.cells import Cell
 from rambla_ray.scoring.settling import LEVEL, MOST, Cells, Settling, Verdict, accuracy_interval
@@ -169,6 +171,30 @@ def ending_lines(scores: Mapping[str, Any], calls: Mapping[str, Any] | None) -> 
             yield (
                 f"{one['baseline']} and {one['model']} differ by no more than "
                 f"{100 * until['rule']['equivalent']:.1f} points ({low:+.1f} to {high:+.1f})"
+            )
+
+
+def ended_early(run: RunDirectory) -> str:
+    """Behind the state of a run, that it ended before all items were asked; empty where it did not, or is damaged."""
+    try:
+        until = run.read_metrics().get("until")
+    except UserError:
+        return ""
+    return f", settled after {until['items']} of {until['of']}" if until and until["items"] < until["of"] else ""
+
+
+def ending_notes(specs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """For each run that ended early, what that means where it is compared with others, as a line.
+
+    Args:
+        specs: by a run's name, how it is scored.
+    """
+    for name, spec in specs.items():
+        until = spec.get("until")
+        if until and until["items"] < until["of"]:
+            yield (
+                f"{name} ended when it was settled, after {until['items']} of {until['of']} items: what is said here "
+                "is as if they had been that many from the start, and its own report has what holds at any time"
             )
 
 

@@ -91,6 +91,7 @@ def _compare(words: _Words) -> int:
     from rambla_ray.results import verdicts
     from rambla_ray.results.gates import Gate
     from rambla_ray.results.rivals import Contest
+    from rambla_ray.results.settled import ending_notes
     from rambla_ray.results.tables import console_on, print_line
 
     gates = [Gate.parse(text) for text in words.gates]
@@ -106,6 +107,9 @@ def _compare(words: _Words) -> int:
     for line in verdicts.lines(scores):
         print_line(console, line)
     console.print(verdicts.ranking_table(contest.ranking()))
+    specs = {rival.directory.folder.name: rival.spec for rival in contest.rivals}
+    for line in ending_notes(specs):
+        print_line(console, f"note: {line}")
     for line in (*contest.unmatched(), *verdicts.warnings(scores)):
         print_line(console, f"warning: {line}")
     for line in failures:

@@ -147,6 +147,8 @@ def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageL
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A plan as lines for a reader, from what `Plan.describe` returns."""
     yield from described["notes"]
+    if "until" in described:
+        yield "until: what follows is of all items; the run ends once it is settled, which may be earlier"
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         draws = f", {task['epochs']} draws of each item" if "epochs" in task else ""

@@ -63,8 +63,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What a user should know: each name that stands twice, dataset that `keep` took from, and pair of nothing."""
-        lines = {name: selection.describe() for name, selection in self._selections.items()}
-        of_datasets = [f"dataset {name}: {line}" for name, line in lines.items() if line]
+        found = {name: selection.describe() for name, selection in self._selections.items()}
+        of_datasets = [f"dataset {name}: {line}" for name, line in found.items() if line]
         return [*self.config.options.repeated, *of_datasets, *self._unpaired(), *repeat_notes(self.config)]
 
     def _unpaired(self) -> Iterator[str]:
@@ -155,6 +155,7 @@ class Plan:
         return {
             "synthetic": self.config.synthetic,
             "samples_per_target": self.samples_per_target,
+            **({"until": until.model_dump(mode="json")} if (until := self.config.options.until) else {}),
             "datasets": {name: _describe_selection(selection) for name, selection in self._selections.items()},
             "notes": self.notes,
             "tasks": {name: self._describe_task(name, loads[name]) for name in loads},
