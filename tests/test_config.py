@@ -177,10 +177,22 @@ def test_a_run_is_the_same_wherever_and_however_it_runs(words: str) -> None:
         "data=full",
         "task.dataset.path=x.json",
         'task.dataset.keep.final_decision=["yes"]',
+        "until={ci_width: 0.1}",
     ],
 )
 def test_another_question_is_another_run(words: str) -> None:
     assert loaded(words).run_id != loaded().run_id
+
+
+def test_who_is_compared_belongs_to_the_question_of_a_run_that_ends_when_it_is_decided() -> None:
+    for until, others in ((["until={decided: 0.05}"], True), (["until={ci_width: 0.1}"], False), ([], False)):
+        words = ["model=mock,openai_chat", *until]
+        assert (loaded(*words, "baseline=mock").run_id != loaded(*words).run_id) == others
+
+
+def test_a_run_that_may_end_early_takes_no_batches() -> None:
+    batched = ["model=openai_chat", "model.batch={max_wait_s: 60}", "until={ci_width: 0.1}"]
+    assert "until: model openai_chat asks in batches of its provider" in refusal(*batched)
 
 
 def test_a_run_is_named_for_its_models_and_tasks() -> None:

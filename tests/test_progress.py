@@ -71,6 +71,18 @@ def test_a_line_of_progress_has_samples_calls_and_the_budget(
     )
 
 
+def test_a_line_of_progress_says_how_far_each_of_several_targets_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_S", 0.001)
+    counts = Counts(5)
+    with progress.Progress({"m": 10, "n": 10}, ["m", "n"], counts, {"n": "n[seed=1]"}) as shown:
+        shown.add("n", "scored", 3)
+        assert counts.enough.wait(20)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ": 3/20 samples (3 scored), of each 10: m 0, n[seed=1] 3, 3 calls" in line
+
+
 def test_a_line_of_progress_says_how_far_batches_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +110,9 @@ def test_counts_that_cannot_be_had_are_not_shown(
     assert capsys.readouterr().err == ""
 
 
-def test_the_live_table_has_a_row_per_model_and_role(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_live_table_has_a_row_per_model_and_role_with_the_samples_of_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -109,7 +123,9 @@ def test_the_live_table_has_a_row_per_model_and_role(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "120")
     entry = {"model": "m", "role": "judge", "answered": 11, "retried": 5, "failed": 1}
     counts = Counts(2, notes=["look"], spent=[{**entry, "prompt_tokens": 1234, "completion_tokens": 77}])
-    with progress.Progress({"m": 10}, ["m"], counts):
+    with progress.Progress({"t": 10, "u": 10}, ["m"], counts) as shown:
+        shown.add("u", "scored", 7)
         assert counts.enough.wait(20)
     out = terminal.getvalue()
-    assert all(word in out for word in ("note: look", "0/10 samples", "judge", "11", "1234", "77"))
+    assert all(word in out for word in ("note: look", "7/20 samples", "judge", "11", "1234", "77"))
+    assert re.search(r"t +target +0/10 .*u +target +7/10 ", out, re.DOTALL), "a row for each target"

@@ -41,7 +41,9 @@ def facts(tmp_path: Path) -> list[str]:
         "model/bad.yaml": {"name": "mock", "params": {"flip": 0.4, "seed": 5}},
         "model/alike.yaml": {"name": "mock", "params": {"flip": 0.1}},
         "dataset/facts.yaml": {
-            "format": "table", "path": str(tmp_path / "facts.csv"), "demo": "facts.csv",
+            "format": "table",
+            "path": str(tmp_path / "facts.csv"),
+            "demo": "facts.csv",
             "fields": ["question", "answer"],
         },
         "task/facts.yaml": {

@@ -66,12 +66,15 @@ class EarlyEnd:
         if len(self._streams) > 1:
             before = ", ".join(self._plan.config.label(name) for each in self._streams[:-1] for name in each.targets)
             yield f"until is looked at while the last targets answer: {before} come before, and are asked all items"
-        if not self._streams[-1].together:
-            yield "until is looked at when the last of its models answers: those before are asked all items"
+        if not self._holds(self._streams[-1]):
+            yield "until is looked at when the last of a stream's models answer: those before are asked all items"
 
     def is_held(self, stream: Stream) -> bool:
         """Whether a stream's items are asked no further than is needed: not where others need all of them first."""
-        return stream is self._streams[-1] and stream.together
+        return stream is self._streams[-1] and self._holds(stream)
+
+    def _holds(self, stream: Stream) -> bool:
+        return stream.together and stream.head is None
 
     def add(self, ended: pa.Table) -> None:
         """Look at what has ended, and let the run end, or more items be asked."""

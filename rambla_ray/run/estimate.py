@@ -144,6 +144,13 @@ def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageL
     return calls_of(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
 
 
+HOW_ASKED = {
+    "side_by_side": "asked side by side",
+    "as_the_cluster_allows": "asked beside others where the cluster holds all their pools at once",
+    "alone": "asked in a stream of its own, in batches",
+}
+
+
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A plan as lines for a reader, from what `Plan.describe` returns."""
     yield from described["notes"]
@@ -164,8 +171,16 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         if system := task.get("example_system"):
             yield from (f"  system | {line}" for line in system.split("\n"))
         yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
-    for pools in described["streams"].values():
-        label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
+    labels = {
+        target: next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
+        for target, pools in described["streams"].items()
+    }
+    for kind, how in HOW_ASKED.items():
+        asked = [labels[target] for target in described["targets"][kind]]
+        if len(labels) > 1 and asked:
+            yield f"{how}: {', '.join(asked)}"
+    for target, pools in described["streams"].items():
+        label = labels[target]
         yield f"{label}: one stream of {described['samples_per_target']} samples"
         for pool in pools:
             cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""

@@ -46,11 +46,16 @@ class Flow:
         """
         _configure_ray_data(stream, verbose=self.plan.config.options.verbose)
         blocks = {branch.targets: self._blocks(stream, branch, is_held=is_held) for branch in stream.branches}
-        branches = [self._branch(stream, branch, blocks[branch.targets]) for branch in stream.branches]
+        sources = {targets: _source(own) for targets, own in blocks.items()}
+        everything = [block for own in blocks.values() for block in own]
+        if stream.head is not None:
+            sources = self._rephrased(stream, stream.head, everything)
+        branches = [
+            self._branch(stream, branch, sources[branch.targets], blocks[branch.targets]) for branch in stream.branches
+        ]
         data = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
         if len(branches) > 1:
             data = self._freed(data, stream)
-        everything = [block for own in blocks.values() for block in own]
         for level in stream.shared:
             data = self._freed(self._through(data, level, stream, everything), stream)
         # What is fetched ahead comes out when more has followed it, which may wait for just this.
@@ -64,9 +69,29 @@ class Flow:
         blocks = source_blocks(branch.targets, self.plan.blocks(stream.path(branch)))
         return blocks if is_held else [{key: block[key] for key in block if key != PLACE} for block in blocks]
 
-    def _branch(self, stream: Stream, branch: Branch, blocks: list[dict[str, Any]]) -> ray.data.Dataset:
+    def _rephrased(
+        self, stream: Stream, head: Level, blocks: list[dict[str, Any]]
+    ) -> dict[tuple[str, ...], ray.data.Dataset]:
+        """By branch, its samples as they come out of the pool that passes those of all, and has ended by then."""
+        rows: dict[str, list[pa.Table]] = {target: [] for target in stream.targets}
+        data = self._through(_source(blocks), head, stream, blocks)
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for number, packed in enumerate(batch[PACKED]):
+                if (samples := unpack(packed.as_buffer())).num_rows:
+                    rows[samples["model"][0].as_py()].append(batch.slice(number, 1))
+        self.groups.remove()
+        nothing = pa.table({PACKED: pa.array([], pa.binary())})  # Where the run is being stopped.
+        return {
+            branch.targets: ray.data.from_blocks(
+                [row for target in branch.targets for row in rows[target]] or [nothing]
+            )
+            for branch in stream.branches
+        }
+
+    def _branch(
+        self, stream: Stream, branch: Branch, data: ray.data.Dataset, blocks: list[dict[str, Any]]
+    ) -> ray.data.Dataset:
         """The samples of a branch, as they come out of its last pool."""
-        data: ray.data.Dataset = ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])
         for level in branch.levels:
             data = self._through(data, level, stream, blocks)
             if len(stream.branches) == 1:
@@ -118,6 +143,11 @@ class Flow:
             ),
             **self.groups.options(pool),
         )
+
+
+def _source(blocks: list[dict[str, Any]]) -> ray.data.Dataset:
+    """A dataset of places of items, a row for each block."""
+    return ray.data.from_blocks([pa.Table.from_pylist([block]) for block in blocks])
 
 
 def _configure_ray_data(stream: Stream, *, verbose: bool) -> None:

@@ -22,6 +22,7 @@ from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
 from rambla_ray.run.items import in_order_of, labelled, selections_of, transformed
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
+from rambla_ray.run.streams import describe_streams
 from rambla_ray.schema import SCORE, Item, Role, Sample
 from rambla_ray.scoring.order import in_order
 from rambla_ray.scoring.settling import Cells
@@ -163,6 +164,7 @@ class Plan:
                 target: [_describe_pool(level, loads) for level in self.levels(target)]
                 for target in self.config.targets
             },
+            "targets": describe_streams(self.config),
         }
 
     def workload(self, level: Level) -> Workload:
