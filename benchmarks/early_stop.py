@@ -14,7 +14,7 @@ item with a correlation of their marks: it says how many items are discordant, t
     width        items until the interval of an accuracy is as narrow as asked; beside it the n of Wilson's interval
     equivalence  models as good as each other: items until the 95 % interval of their difference is within ± a margin,
                  and the 90 % one; the n for 90 % power with two one-sided tests; how often the 90 % interval gets
-                 there within 2,000 items where the difference is the margin, which is wrong
+                 there within 890 items where the difference is the margin, which is wrong
     others       mean widths after 890 items, beside other intervals that are valid at any time (other_intervals.py)
 """
 
@@ -24,6 +24,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,12 +45,12 @@ Goal = Callable[[float, float], bool]
 Stop = tuple[int, float, float]  # After how many items, and the ends of the interval then.
 
 ITEMS = 890
-LONG, LONGEST = 2000, 20_000  # A run is given up there.
+LONGEST = 20_000  # A run is given up there.
 ACCURACIES = ((0.45, 0.55), (0.7, 0.8), (0.85, 0.95))
 CORRELATIONS = (0.0, 0.25, 0.5)
 WIDTHS = (0.1, 0.06)
 STAKES = (CONCENTRATION, 1, 3, 12, 24)
-MARGINS = (0.05, 0.03)
+EQUIVALENCES = ((0.05, 0.03), (0.1, 0.03), (0.05, 0.05), (0.1, 0.05), (0.2, 0.05))  # Discordance and margin.
 
 
 def decided_after(differences: Floats, options: Options) -> int | None:
@@ -97,6 +98,7 @@ def null(options: Options, discordance: float, cells: int, items: int) -> str:
 def dataset(options: Options, name: str, values: Floats) -> str:
     """How often an interval of the mean of all values leaves it out, when they are asked in a random order."""
     truth, low, wrong = float(values.mean()), float(min(0, values.min())), 0
+    options = replace(options, block=4 * options.block)  # Bounds hold what was found between looks.
     for generator in options.generators(2, truth, len(np.unique(values)), float((values != 0).mean())):
         goals = [lambda least, most: not least - 1e-9 <= truth <= most + 1e-9]
         wrong += stops(RunningInterval(ALPHA, low, 1), generator.permutation(values), options, goals) != [None]
@@ -127,8 +129,9 @@ def stakes(options: Options, first: float, second: float, correlation: float) ->
     won, lost = ((signs == sign).cumsum(axis=1) for sign in (1, -1))
     asked = []
     for a in STAKES:
-        log_wealth = np.maximum(_log_mixture(a, won, lost), _log_mixture(a, lost, won))
-        decided = (np.maximum.accumulate(log_wealth, axis=1) >= np.log(2 / ALPHA))[:, looks - 1]
+        more, fewer = np.ogrid[: won.max() + 1, : lost.max() + 1]
+        is_rejected = np.maximum(_log_mixture(a, more, fewer), _log_mixture(a, fewer, more)) >= np.log(2 / ALPHA)
+        decided = np.logical_or.accumulate(is_rejected[won, lost], axis=1)[:, looks - 1]
         asked.append(np.where(decided.any(axis=1), looks[decided.argmax(axis=1)], ITEMS).mean())
     return f"{first:5.2f} {second:5.2f} {correlation:5.2f} {' '.join(f'{one:11.0f}' for one in asked)}"
 
@@ -166,7 +169,7 @@ def equivalence(options: Options, discordance: float, margin: float) -> str:
     alike, apart = Pair.apart(0, discordance), Pair.apart(margin, discordance)
     strict, enough = ends(ALPHA, alike, LONGEST), ends(2 * ALPHA, alike, LONGEST)
     by_then = sum(stop is not None and stop[0] <= ITEMS for stop in enough)
-    wrong = sum(stop is not None for stop in ends(2 * ALPHA, apart, LONG))
+    wrong = sum(stop is not None for stop in ends(2 * ALPHA, apart, ITEMS))
     return (
         f"{discordance:11.2f} {margin:6.2f} {mean_items(strict, LONGEST):8.0f} {mean_items(enough, LONGEST):8.0f} "
         f"{100 * by_then / options.runs:6.0f} % {equivalence_items(discordance, margin, 0.9):8} "
@@ -219,8 +222,7 @@ def tables(options: Options) -> Iterator[tuple[str, str, Sequence[Callable[[], s
     head = (
         f"{'discordance':>11} {'margin':>6} {'at 95 %':>8} {'at 90 %':>8} {'by 890':>8} {'fixed n':>8} {'wrong':>22}"
     )
-    shares = [(share, margin) for share in (0.05, 0.1, 0.2) for margin in MARGINS]
-    yield "equivalence", head, [partial(equivalence, options, *one) for one in shares]
+    yield "equivalence", head, [partial(equivalence, options, *one) for one in EQUIVALENCES]
     lines = [partial(others, options, f"an accuracy of {one}", partial(marks, one), 1) for one in (0.5, 0.8, 0.95)]
     for share, cells in ((0.2, 1), (0.4, 1), (0.4, 4)):
         draw, name = (
