@@ -14,7 +14,7 @@ F spreads the stake over bets, as in the mixtures of Robbins (1970, Ann. Math. S
 Ramdas, McAuliffe & Sekhon (2021, Ann. Stat. 49, 1055-1080), and in Cover's universal portfolio, whose bets give the
 narrowest intervals of this kind (Orabona & Jun 2024, IEEE Trans. Inf. Theory 70, 436-455). For values of 0 and 1, a
 bet is a likelihood ratio, and 1 + λ the ratio of the odds that it backs to those of m. F is what makes the claim that
-both outcomes are alike likely (m = 1/2) face the chances q > 1/2 of a Beta(8, 8): E is then a beta-binomial mixture.
+both outcomes are alike likely (m = 1/2) face the chances q > 1/2 of a Beta(6, 6): E is then a beta-binomial mixture.
 
 The values must be drawn at random from the items that one asks about, or be asked in a random order, and not depend on
 each other: one value for each item.
@@ -31,7 +31,7 @@ from scipy.special import expit, logsumexp
 
 Floats = NDArray[np.float64]
 
-CONCENTRATION = 8.0  # Both parameters of the Beta; benchmarks/early_stop.py has what others would give.
+CONCENTRATION = 6.0  # Both parameters of the Beta; benchmarks/early_stop.py has what others would give.
 _BETS = np.geomspace(1 / 1000, 2000, 49)  # The bets λ, near enough to each other to stand for all between them.
 _AT_ONCE = 2048  # So many values are worked on at once, which a core's cache holds.
 _PRECISION = 1e-12
@@ -52,34 +52,63 @@ def _log_stakes(bets: Floats, concentration: float) -> Floats:
 _LOG_STAKES = _log_stakes(_BETS, CONCENTRATION)
 
 
-def mean_interval(values: ArrayLike, alpha: float, low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
-    """The interval of the mean after these values: all intervals, one after each value, hold it with 1 - alpha.
-
-    It is what is left by the bounds after every value so far, stretched to the mean of the values where that is
-    outside. If they leave nothing, which values with one mean seldom do, it is the interval after all values alone.
+class RunningInterval:
+    """The interval of a mean, as values come: it holds the mean at all times, with a probability of 1 - alpha.
 
     Args:
-        values: n numbers, each from `low` to `high`, in the order in which they came; without any, the interval is
-            all of that.
         alpha: the probability that the mean is ever outside, between 0 and 1.
         low: the least value that there can be.
         high: the greatest.
 
     Raises:
+        ValueError: an alpha that is no error; `high` not above `low`.
+    """
+
+    def __init__(self, alpha: float, low: float = 0.0, high: float = 1.0) -> None:
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha is {alpha}, not between 0 and 1")
+        if not low < high:
+            raise ValueError(f"values from {low} to {high}: the end is not above the beginning")
+        self._low, self._high = low, high
+        needed = math.log(2 / alpha)
+        self._below, self._above = _Side(needed), _Side(needed)
+
+    def add(self, values: ArrayLike) -> None:
+        """Take n more numbers, each from `low` to `high`, in the order in which they came.
+
+        Raises:
+            ValueError: a number outside, or NaN.
+        """
+        numbers = _checked(values, self._low, self._high)
+        width = self._high - self._low
+        self._below.add((numbers - self._low) / width)
+        self._above.add((self._high - numbers) / width)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What is left by the bounds after each value so far, stretched to the mean of the values if that is outside.
+
+        Where they leave nothing, which values with one mean seldom do, it is the interval after all values alone.
+        Before any value, it is all from `low` to `high`.
+        """
+        below, above = self._below.bound, 1 - self._above.bound
+        if below > above:
+            below, above = self._below.bound_of_all(), 1 - self._above.bound_of_all()
+        width, (least, most) = self._high - self._low, (self._below.mean, 1 - self._above.mean)
+        return max(self._low, self._low + width * min(below, least)), min(
+            self._high, self._low + width * max(above, most)
+        )
+
+
+def mean_interval(values: ArrayLike, alpha: float, low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """The ends of a `RunningInterval` after these values, (n,). They are those of the same values in several parts.
+
+    Raises:
         ValueError: a value outside, or NaN; an alpha that is no error; `high` not above `low`.
     """
-    numbers = _checked(values, low, high)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}, not between 0 and 1")
-    if not len(numbers):
-        return low, high
-    width, needed = high - low, math.log(2 / alpha)
-    sides = [(numbers - low) / width, (high - numbers) / width]
-    below, above = (_bound(side, needed) for side in sides)
-    if below > 1 - above:
-        below, above = (_bound_of_all(side, needed) for side in sides)
-    centre = min(max(float(numbers.mean()), low), high)
-    return min(low + width * below, centre), max(high - width * above, centre)
+    interval = RunningInterval(alpha, low, high)
+    interval.add(values)
+    return interval.ends
 
 
 def difference_interval(differences: ArrayLike, alpha: float, most: float = 1.0) -> tuple[float, float]:
@@ -106,7 +135,7 @@ def no_difference_p(differences: ArrayLike, most: float = 1.0) -> float:
     below. A difference of 0 changes nothing. So where differences are -1, 0 or 1, those of 0 are left out, and the
     claim about the others is that both signs are alike likely: of k others, s of them positive, E is
 
-        2 ∫ from 1/2 to 1 of (2q)^s (2 - 2q)^(k-s) dBeta(q; 8, 8).
+        2 ∫ from 1/2 to 1 of (2q)^s (2 - 2q)^(k-s) dBeta(q; 6, 6).
 
     Args:
         differences: n numbers from -most to most, in the order in which they came; without any, p is 1.
@@ -125,47 +154,59 @@ def no_difference_p(differences: ArrayLike, most: float = 1.0) -> float:
     return min(1.0, 2 * math.exp(-largest))
 
 
-def _bound(values: Floats, needed: float) -> float:
-    """The largest m that is rejected after any number of the values, from 0 to 1: where log E reaches `needed`.
+class _Side:
+    """The bets on one side: that the mean of values from 0 to 1 is above m.
 
-    Only those numbers of values are kept in view whose own bound is above the largest so far: few, after a first look.
+    Args:
+        needed: the log of what E must reach for m to be rejected.
     """
-    largest = 0.0
-    before, seen = np.zeros(len(_BETS)), 0
-    for begin in range(0, len(values), _AT_ONCE):
-        part = values[begin : begin + _AT_ONCE]
-        logs = np.log1p(np.outer(part, _BETS))
-        logs[0] += before
+
+    def __init__(self, needed: float) -> None:
+        self._needed = needed
+        self._logs = np.zeros(len(_BETS))  # The sums of log(1 + λx).
+        self._count, self._total = 0, 0.0
+        self.bound = 0.0  # The largest m that was rejected after any number of values.
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values; 1 without any."""
+        return self._total / self._count if self._count else 1.0
+
+    def add(self, values: Floats) -> None:
+        """Take n more values."""
+        for begin in range(0, len(values), _AT_ONCE):
+            self._add(values[begin : begin + _AT_ONCE])
+
+    def _add(self, values: Floats) -> None:
+        """The same. Only those numbers of values are kept in view whose own bound is above the largest so far."""
+        logs = np.log1p(np.outer(values, _BETS))
+        logs[0] += self._logs
         logs = logs.cumsum(axis=0)
-        counts = np.arange(seen + 1, seen + len(part) + 1)
-        before, seen = logs[-1], seen + len(part)
+        counts = np.arange(self._count + 1, self._count + len(values) + 1)
+        self._logs, self._count = logs[-1], int(counts[-1])
+        self._total = math.fsum([self._total, *values])
         while len(counts):
-            reached = _log_wealth(logs, counts, largest)
+            reached = _log_wealth(logs, counts, self.bound)
             first = int(reached.argmax())
-            if reached[first] < needed:
+            if reached[first] < self._needed:
                 break
-            largest = _root(logs[first], int(counts[first]), largest, needed)
-            in_view = reached >= needed
+            self.bound = self._root(logs[first], int(counts[first]), self.bound)
+            in_view = reached >= self._needed
             in_view[first] = False
             logs, counts = logs[in_view], counts[in_view]
-    return largest
 
+    def bound_of_all(self) -> float:
+        """The largest m that is rejected after all values alone."""
+        is_rejected = _log_wealth(self._logs, self._count, 0.0) >= self._needed
+        return self._root(self._logs, self._count, 0.0) if is_rejected else 0.0
 
-def _bound_of_all(values: Floats, needed: float) -> float:
-    """The same after all values alone."""
-    logs = np.log1p(np.outer(values, _BETS)).sum(axis=0)
-    if float(_log_wealth(logs, len(values), 0.0)) < needed:
-        return 0.0
-    return _root(logs, len(values), 0.0, needed)
+    def _root(self, logs: Floats, count: int, rejected: float) -> float:
+        """The m above a rejected one at which E is as large as needed. At 1 it is not above 1, since no value is."""
 
+        def surplus(at: float) -> float:
+            return float(_log_wealth(logs, count, at)) - self._needed
 
-def _root(logs: Floats, count: int, lower: float, needed: float) -> float:
-    """The m above `lower`, which is rejected, where log E is `needed`. At 1 it is no more than 0."""
-
-    def surplus(at: float) -> float:
-        return float(_log_wealth(logs, count, at)) - needed
-
-    return float(brentq(surplus, lower, 1.0, xtol=_PRECISION))
+        return float(brentq(surplus, rejected, 1.0, xtol=_PRECISION))
 
 
 def _log_wealth(logs: Floats, counts: int | NDArray[np.int64], at: float) -> Floats:
