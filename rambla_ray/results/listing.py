@@ -12,7 +12,6 @@ from rich.table import Table
 from rambla_ray.errors import UserError
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.lease import LEASE
-from rambla_ray.results.settled import ended_early
 from rambla_ray.results.tables import add_row, plain_table
 from rambla_ray.storage import Folder
 
@@ -85,4 +84,13 @@ def _states(run: RunDirectory, calls: Mapping[str, Any] | None) -> Iterator[str]
         yield "never ended"
     elif not calls["invocations"][-1]["finished"]:
         yield "stopped; the same command continues it"
-    yield f"finished{ended_early(run) if 'until' in (calls or {}) else ''}"
+    yield f"finished{_ended_early(run) if 'until' in (calls or {}) else ''}"
+
+
+def _ended_early(run: RunDirectory) -> str:
+    """Behind the state of a run, that it ended before all items were asked; empty where it did not, or is damaged."""
+    try:
+        until = run.read_metrics().get("until")
+    except UserError:
+        return ""
+    return f", settled after {until['items']} of {until['of']}" if until and until["items"] < until["of"] else ""

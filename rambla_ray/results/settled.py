@@ -14,8 +14,6 @@ import pyarrow as pa
 
 from rambla_ray.config.until import Until
 from rambla_ray.display import counted
-from rambla_ray.errors import UserError
-from rambla_ray.results.directory import RunDirectory
 from rambla_ray.scoring import comparison, sequential
 from rambla_ray.scoring.cells import Cell
 from rambla_ray.scoring.settling import LEVEL, MOST, Cells, Settling, Verdict, accuracy_interval
@@ -172,15 +170,6 @@ def ending_lines(scores: Mapping[str, Any], calls: Mapping[str, Any] | None) -> 
                 f"{one['baseline']} and {one['model']} differ by no more than "
                 f"{100 * until['rule']['equivalent']:.1f} points ({low:+.1f} to {high:+.1f})"
             )
-
-
-def ended_early(run: RunDirectory) -> str:
-    """Behind the state of a run, that it ended before all items were asked; empty where it did not, or is damaged."""
-    try:
-        until = run.read_metrics().get("until")
-    except UserError:
-        return ""
-    return f", settled after {until['items']} of {until['of']}" if until and until["items"] < until["of"] else ""
 
 
 def ending_notes(specs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
