@@ -197,11 +197,12 @@ class Plan:
         }
 
     def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:
-        """What asks somebody in a task: its stages, and what asks the reader, unless all answers are scores."""
+        """What asks somebody in a task: its stages, and the reader, unless all answers are scores, or of a panel."""
         reader, last = self.config.reader, task.generates[-1].role
-        players = self.config.roles[last].members if last != Role.TARGET else ()
-        models = [player.config for player in players] or self.config.targets.values()
-        if reader is None or task.answer.by == "likelihood" or all(model.params.produces == SCORE for model in models):
+        if reader is None or task.answer.by == "likelihood" or task.judges > 1:
+            return task.generates
+        models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
+        if all(model.params.produces == SCORE for model in models):
             return task.generates
         return (*task.generates, reader)
 
