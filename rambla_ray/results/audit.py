@@ -24,7 +24,10 @@ from rambla_ray.scoring.outcomes import finish
 from rambla_ray.tasks.stages import STAGES
 
 _READ = ("answer", "rambla_answer", "outcome")
-_READ_COLUMNS = [*_READ, *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind", "vote"))]
+_READ_COLUMNS = [
+    *_READ,
+    *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind", "vote")),
+]
 
 
 def audit(directory: RunDirectory) -> list[Check]:
@@ -81,7 +84,7 @@ def _answers(directory: RunDirectory) -> Check:
     for task in spec["tasks"]:
         if task not in tasks:
             raise Damaged(where, f"it has no task {task}, of which there are samples")
-        task_config = _task_config(tasks[task], f"{where}: task {task}").with_judges(judges)
+        task_config = stored_task(tasks[task], f"{where}: task {task}").with_judges(judges)
         for target in spec["models"]:
             for row in _rows(StoredTask(directory.samples, target, task)):
                 checked += 1
@@ -97,7 +100,7 @@ def _number_of_judges(question: Mapping[str, Any]) -> int:
     return 1 + len(question.get("roles", {}).get(Role.JUDGE, {}).get("others", ()))
 
 
-def _task_config(stored: Mapping[str, Any], where: str) -> TaskConfig:
+def stored_task(stored: Mapping[str, Any], where: str) -> TaskConfig:
     """A task as config.yaml holds it. Keys that are not known here are left out: they do not change what is read."""
     stages = []
     for stage in stored["stages"]:

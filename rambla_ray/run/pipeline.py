@@ -162,7 +162,7 @@ class Run:
 
     def _collect(self, stream: Stream, shown: Progress) -> None:
         """Stream the samples of some targets into their files."""
-        spec = scoring_spec(self.plan.config, self.plan.expected)
+        spec = scoring_spec(self.plan.config, self.plan.expected, self.plan.calibration)
         writer = StreamWriter({target: self.directory.sample_writer(target, spec) for target in stream})
         is_full = False
         try:

@@ -36,7 +36,8 @@ class Plan:
         config: the run.
 
     Raises:
-        UserError: data that cannot be read, labels that cannot be answered, too few items, a missing key or file.
+        UserError: data that cannot be read, labels that cannot be answered, too few items, a missing key or file, a
+            calibration of another judge.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -55,6 +56,11 @@ class Plan:
         for target in config.targets:
             for level in self.levels(target):
                 check_askable(level, config.tasks)
+        self.calibration: Mapping[str, Any] | None = None
+        if config.options.judge_calibration is not None:
+            from rambla_ray.results.judge_calibration import read_calibration  # It loads scipy, which takes a second.
+
+            self.calibration = read_calibration(config, config.options.judge_calibration)
 
     @property
     def notes(self) -> list[str]:
@@ -191,7 +197,11 @@ class Plan:
             "dataset": task.dataset,
             "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
             "not_asked": sum(bool(item.fault) for item in items),
-            "stages": [load.describe() for load in loads],
+            "stages": [
+                load.describe()
+                | ({"judges": task.judges} if task.judges > 1 and load.stage.role == Role.JUDGE else {})
+                for load in loads
+            ],
             **({"example_system": system} if (system := loads[0].stage.system) else {}),
             "example_prompt": loads[0].example,
         }

@@ -28,7 +28,9 @@ _STEPS = 300  # The likeliest shares are found in 50 steps on average.
 NOT_SCORED = Undefined("no sample was scored")
 OTHER_TARGETS = Undefined("the right answers differ, so that the judge's errors mean one thing here and another there")
 GIVES_SCORES = Undefined("the judge gives scores, not answers")
-BEYOND = Undefined("more samples were found right, or wrong, than a judge of this sensitivity and specificity can find")
+BEYOND = Undefined(
+    "more samples were found right, or wrong, than a judge of this sensitivity and specificity can find"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,9 @@ def corrected(cell: Cell, calibration: Mapping[str, Tally], labels: Sequence[str
     if set(calibration) != set(labels):
         return Undefined(f"judge_calibration has the labels {', '.join(sorted(calibration))}")
     (positive,), (negative,) = targets, set(labels) - targets
-    found = Tally.of(cell["root_id"].filter(scored).to_numpy(zero_copy_only=False).astype(str), cell.correct[cell.scored])
+    found = Tally.of(
+        cell["root_id"].filter(scored).to_numpy(zero_copy_only=False).astype(str), cell.correct[cell.scored]
+    )
     sensitivity, specificity = calibration[positive], calibration[negative]
     estimate = rogan_gladen(found, sensitivity, specificity)
     number = dict.fromkeys(("value", "ci95"), estimate) if isinstance(estimate, Undefined) else estimate
@@ -137,8 +141,8 @@ def rogan_gladen(found: Tally, sensitivity: Tally, specificity: Tally) -> dict[s
     The interval is a score interval, as all others are: those π at which Rao's score test does not reject. The test
     compares r = p - π Se - (1 - π)(1 - Sp) with its variance p'(1-p')/n + π² Se'(1-Se')/n₊ + (1-π)² Sp'(1-Sp')/n₋, in
     which p', Se' and Sp' are the likeliest values for which r would be 0. Where Se and Sp are known it is Wilson's
-    interval for p. Rows of one item count as fewer (Rao & Scott 1992). It is undefined where no π in [0, 1] passes, and
-    with Se + Sp ≤ 1 there is no number at all.
+    interval for p. Rows of one item count as fewer (Rao & Scott 1992). It is undefined where no π in [0, 1] passes,
+    and with Se + Sp ≤ 1 there is no number at all.
     """
     p, se, sp = found.share, sensitivity.share, specificity.share
     if se + sp <= 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,9 @@ class CellPanel:
         ]
 
 
-def run_numbers(judges: Sequence[str], panels: Iterable[CellPanel]) -> dict[str, Any]:
+def run_numbers(judges: Sequence[str], cells: Sequence[Ballots]) -> dict[str, Any]:
     """What metrics.json holds of the judges over all cells of a run: alpha, chance being that of votes in a cell."""
-    return {"judges": list(judges), "alpha": alpha_numbers(krippendorff([panel.ballots for panel in panels]))}
+    return {"judges": list(judges), "alpha": alpha_numbers(krippendorff(cells))}
 
 
 def alpha_numbers(alpha: Alpha) -> dict[str, Any]:
