@@ -176,7 +176,7 @@ def score(folder: Folder) -> dict[str, Any]:
                     chosen = samples.choice_probabilities(len(choice_labels))
                     own["calibration"] = cell_calibration(cell, chosen, choice_labels, task_spec["labels"])
                 own |= panels.add(samples, cell, task_spec)
-                if calibration and task_spec.get("judge"):
+                if calibration and task_spec.get("judge") and len(set(task_spec["labels"])) == 2:
                     own["corrected"] = corrected(cell, calibration, task_spec["labels"])
                 if (epochs := task_spec.get("epochs", 1)) > 1:
                     own["repeats"] = cell_repeats(cell, task_spec["labels"], epochs)

@@ -28,7 +28,10 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   limit=N              the first N items of each dataset
   epochs=N             how many independent answers to each item are drawn (default: 1; a task's own epochs win)
   seed=N               for shuffles and draws that set no seed of their own
-  roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  roles.judge=NAME     who plays a role other than the target (also roles.rephraser); several judges, separated by
+                       commas, each have a vote, and the majority is the answer
+  judge_calibration=PATH   a run in which the judges were the models of a similarity task, or a table with the columns
+                       verdict and label (csv, jsonl, json, parquet): scores are corrected for the judge's errors
   roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does); what it is
                        asked is reader.template
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it

@@ -100,12 +100,10 @@ def corrected(cell: Cell, calibration: Mapping[str, Tally], labels: Sequence[str
     Args:
         cell: the samples.
         calibration: by right label, how often the judge is right.
-        labels: the possible verdicts.
+        labels: the two possible verdicts.
     """
     answers, scored = set(cell["answer"].filter(pa.array(cell.scored)).to_pylist()), pa.array(cell.scored)
     targets = set(cell["target"].to_pylist())
-    if len(labels) != 2:
-        return Undefined(f"the judge answers with one of {len(labels)} labels, and not with one of two")
     if not answers:
         return NOT_SCORED
     if not answers <= set(labels):
