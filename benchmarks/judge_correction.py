@@ -2,16 +2,16 @@
 
     python benchmarks/judge_correction.py --repetitions 2000
 
-Each repetition simulates a calibration and a run: a judge of some sensitivity and specificity says of texts whose truth
-is known, half of them right, and of the answers to n items, whether they are right. From these come the corrected
-share and its interval: ours, and beside it, from the same counts,
+Each repetition simulates a calibration and a run: a judge of some sensitivity and specificity says of texts whose
+truth is known, half of them right, and of the answers to n items, whether they are right. From these come the
+corrected share and its interval: ours, and beside it, from the same counts,
 
     adjusted     Lang & Reiczigel (2014), a Wald interval about adjusted counts
     bootstrap    the 2.5th and 97.5th percentile of the corrected share of counts that are drawn from those found
 
 With `rows` above 1 each item was answered, and judged, as often; its rows share a part of their chance (intra-class
-correlation 0.3). The last table has Krippendorff's alpha of three judges, each right with some probability, on items of
-which a share has the first of two labels.
+correlation 0.3). The last table has Krippendorff's alpha of three judges, each right with some probability, on items
+of which a share has the first of two labels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Z = float(stats.norm.ppf(0.975))
 
 
 class Setting(NamedTuple):
-    """What is simulated: the true share, the judge, the size of the calibration, that of the run, and draws of items."""
+    """What is simulated: the true share, the judge, the size of the calibration and of the run, an item's rows."""
 
     truth: float
     sensitivity: float

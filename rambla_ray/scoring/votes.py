@@ -12,5 +12,5 @@ def majority_of(votes: Iterable[str]) -> str:
     Args:
         votes: labels; an empty one is no vote.
     """
-    first, *others = [*Counter(filter(None, votes)).most_common(2), ("", 0)]
-    return first[0] if first[1] > others[0][1] else "" if others else first[0]
+    (label, most), (_, second), *_ = [*Counter(filter(None, votes)).most_common(2), ("", 0), ("", 0)]
+    return label if most > second else ""
