@@ -104,7 +104,7 @@ def ballots_of(*rows: str) -> Ballots:
             ],
             0.743,
         ),
-        # By hand: the units have the disagreements 2, 0, 0, of four values 0 and two 1 chance gives 16/5.
+        # By hand: the units have the disagreements 2, 0, 2; of four values 0 and two 1, chance gives 16/5.
         (["0 0 1", "1 0 0"], 1 - 4 / (16 / 5)),
         (["0 1 0 1", "0 1 0 1"], 1.0),
     ],
