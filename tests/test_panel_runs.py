@@ -53,10 +53,8 @@ def test_the_majority_is_right_more_often_than_one_and_a_task_without_judge_is_a
 
 def test_a_run_that_is_stopped_between_judges_goes_on_to_the_same_bytes(bench: Command, tmp_path: Path) -> None:
     price = "price: {input_per_million: 1000000, output_per_million: 0}\n"  # A dollar for a token of a prompt.
-    conf = judges(tmp_path, jc="name: mock\nparams: {flip: 0.2, seed: 3}\npool: {max_concurrency: 2}\n" + price)
-    judges(tmp_path, {"ja": 0.3, "jb": 0.25})
-    conf_of_jc = tmp_path / "panel/model/jc.yaml"
-    conf_of_jc.write_text("name: mock\nparams: {flip: 0.2, seed: 3}\npool: {max_concurrency: 2}\n" + price)
+    slow = "name: mock\nparams: {flip: 0.2, seed: 3}\npool: {max_concurrency: 2}\n" + price
+    conf = judges(tmp_path, {"ja": 0.3, "jb": 0.25}, jc=slow)
     words = ["model=mock", "task=question_formation", "roles.judge=ja,jb,jc", conf]
     quiet = bench([*words, f"runs_dir={tmp_path / 'quiet'}"])
     paid = sum(entry["cost_usd"] or 0 for entry in json.loads(quiet.read("calls.json"))["models"])
