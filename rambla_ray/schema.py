@@ -198,7 +198,8 @@ class Step:
     """What one generate stage sent and got. Without an answer, `error_kind` and `error` say why.
 
     Where likelihoods were asked for, `choice_probabilities` are those of the choices if one of them is the answer: as
-    many numbers as `details.choice_logprobs`, which add up to 1.
+    many numbers as `details.choice_logprobs`, which add up to 1. Of a judge who is one of several, `vote` is the label
+    that was read from its answer, once the sample has ended; empty where none was.
     """
 
     stage: str
@@ -216,6 +217,7 @@ class Step:
     error: str = ""
     details: ReplyDetails = NO_DETAILS
     choice_probabilities: tuple[float, ...] = ()
+    vote: str = ""
 
     @property
     def failed(self) -> bool:

@@ -54,6 +54,8 @@ ROOMS = {
     "httpx2": ("rambla_ray.actors.api.openai_package",),
     "sklearn": ("rambla_ray.scoring.rambla",),
     "scipy": (
+        "rambla_ray.scoring.agreement",
+        "rambla_ray.scoring.correction",
         "rambla_ray.scoring.stats",
         "rambla_ray.scoring.significance",
         "rambla_ray.scoring.rambla",

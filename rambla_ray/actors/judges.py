@@ -42,6 +42,10 @@ class NLIParams(CheckpointParams):
         "unidirectional: the probability of entailment both ways, or forward alone",
     )
 
+    @property
+    def can_vote(self) -> bool:
+        return self.strategy in ("strict", "relaxed")
+
 
 class HuggingFaceEmbeddingsParams(CheckpointParams):
     """An encoder, and how its token vectors become one."""

@@ -154,7 +154,7 @@ class PoolActor:
             except Draining:
                 break
             sample.steps.append(step)
-            if not step.failed:
+            if not step.failed and (stage.role != Role.JUDGE or task.judges == 1):  # No judge reads another's answer.
                 overwrite(sample.fields, stage.output, step.text.strip())
         if self._is_last and has_passed(sample, task):
             await self._end(sample, task)

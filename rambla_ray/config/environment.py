@@ -24,6 +24,7 @@ from rambla_ray.schema import canonical_json
 BY_VALUE = frozenset(
     {
         *("runs_dir", "ledger", "address", "host", "path", "stages.generate.template_file", "params.base_url"),
+        "judge_calibration",
         *("params.model_name", "params.tokenizer_name", "params.loading_params.gguf_file"),
         *("params.loading_params.cache_dir", "params.adapter"),
     }

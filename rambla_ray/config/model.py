@@ -97,6 +97,11 @@ class ModelParams(Closed):
         """
         return None
 
+    @property
+    def can_vote(self) -> bool:
+        """Whether it answers with one of several labels, as each of several judges does, and not with a number."""
+        return self.produces == "text"
+
     def resolved(self) -> Self:
         """These params with what comes from the environment filled in, so that a run explains itself.
 

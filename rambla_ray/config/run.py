@@ -99,6 +99,10 @@ class RunOptions(Closed):
     verbose: bool = Field(False, description="let Ray's own log lines through")
     baseline: Name | None = omitted("the model that the others are compared with; each two are when not given")
     until: Until | None = omitted("end before all items are asked, once the answers settle what is asked here")
+    judge_calibration: Place | None = omitted(
+        "what shows how often the judge errs: the run directory of a similarity task whose model it is, or a table",
+        min_length=1,
+    )
     fail_if: FailIf = Field(default_factory=FailIf, description="gates on the result")
     budget: Budget = Field(default_factory=Budget, description="what the run may spend")
     chaos: Chaos = Field(default_factory=Chaos, description="faults to inject")
@@ -150,7 +154,7 @@ MODEL_KEYS = ("conf_dir", "pool", "rate")  # The command line takes these keys b
 OPERATIONAL = frozenset(
     {
         *("run_id", "runs_dir", "ledger", "address", "dry_run", "doctor", "verbose", "fail_if", "task", "model"),
-        *("budget", "chaos", "files_mode", "baseline"),
+        *("budget", "chaos", "files_mode", "baseline", "judge_calibration"),
     }
 )
 

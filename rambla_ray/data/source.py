@@ -40,14 +40,7 @@ def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
     """
     path = str(DEMO_DIR / config.demo) if demo else config.path
     where = f"dataset {name} ({path})"
-    try:
-        records = list(_read(path, config))
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {reason_of(error)}; {OTHER_FILE}") from None
-    except RecursionError:
-        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
-    except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
-        raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
+    records = _all(_read(path, config), where)
     items = adapt(records, config, where)
     twice = [root_id for root_id, count in Counter(item.root_id for item in items).items() if count > 1]
     if twice:
@@ -58,6 +51,31 @@ def load_dataset(config: DatasetConfig, name: str, *, demo: bool) -> Selection:
         return config.select(items)
     except ValueError as error:
         raise UserError(f"{where} {error}") from None
+
+
+def read_table(path: str, where: str) -> list[Any]:
+    """The records of a file of one of `FILE_FORMATS`.
+
+    Args:
+        path: local, or in a bucket.
+        where: what the file is, for messages.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _all(_read_file(path, "id"), where)
+
+
+def _all(records: Iterator[Any], where: str) -> list[Any]:
+    """All records. Raises UserError where they cannot be read."""
+    try:
+        return list(records)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {reason_of(error)}; {OTHER_FILE}") from None
+    except RecursionError:
+        raise UserError(f"{where} cannot be read: its values are nested too deeply; {OTHER_FILE}") from None
+    except (ValueError, csv.Error, NotImplementedError, ImportError) as error:
+        raise UserError(f"{where} cannot be read: {folded(str(error), 300)}") from None
 
 
 def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
@@ -76,6 +94,12 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
             return
         hint = f"a file needs one of the endings {', '.join(endings)}" if os.path.exists(local) else "no such file"
         raise ValueError(f"{hint}; {OTHER_FILE}")
+    yield from _read_file(path, config.id_column or ID_COLUMNS.get(config.format, "id"))
+
+
+def _read_file(path: str, id_column: str) -> Iterator[Any]:
+    """Records of a file, whose ending says what it holds; `id_column` gets the keys of an object of objects."""
+    suffix = Path(path).suffix.lower()
     with open_input(path) as stream:
         _refuse_larger_than_memory(stream.size())
         if suffix == ".parquet":
@@ -95,7 +119,7 @@ def _read(path: str, config: DatasetConfig) -> Iterator[Any]:
         yield from _json_lines(text)
     elif suffix == ".json":
         value = json.loads(text, object_pairs_hook=_unique_keys)
-        yield from _json_records(value, config.id_column or ID_COLUMNS.get(config.format, "id"))
+        yield from _json_records(value, id_column)
     else:
         yield from _separated(text, tabs=suffix in TAB_SEPARATED)
 

@@ -24,7 +24,10 @@ from rambla_ray.scoring.outcomes import finish
 from rambla_ray.tasks.stages import STAGES
 
 _READ = ("answer", "rambla_answer", "outcome")
-_READ_COLUMNS = [*_READ, *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind"))]
+_READ_COLUMNS = [
+    *_READ,
+    *(f"steps.list.element.{name}" for name in ("role", "text", "finish_reason", "error_kind", "vote")),
+]
 
 
 def audit(directory: RunDirectory) -> list[Check]:
@@ -90,12 +93,13 @@ def _answers(directory: RunDirectory) -> Check:
     config = directory.read_config()
     if config is None:
         raise UserError(f"{directory.folder.location} has no config.yaml; is it a run directory?")
-    tasks, where = config.get("question", {}).get("tasks", {}), directory.folder.child("config.yaml")
+    question, where = config.get("question", {}), directory.folder.child("config.yaml")
+    tasks, judges = question.get("tasks", {}), _number_of_judges(question)
     checked = differ = by_reader = 0
     for task in spec["tasks"]:
         if task not in tasks:
             raise Damaged(where, f"it has no task {task}, of which there are samples")
-        task_config = _task_config(tasks[task], f"{where}: task {task}")
+        task_config = stored_task(tasks[task], f"{where}: task {task}").with_judges(judges)
         for target in spec["models"]:
             for row in _rows(StoredTask(directory.samples, target, task)):
                 checked += 1
@@ -106,7 +110,12 @@ def _answers(directory: RunDirectory) -> Check:
     return Check(line, not differ)
 
 
-def _task_config(stored: Mapping[str, Any], where: str) -> TaskConfig:
+def _number_of_judges(question: Mapping[str, Any]) -> int:
+    """How many judges a run has, from the question in its config.yaml."""
+    return 1 + len(question.get("roles", {}).get(Role.JUDGE, {}).get("others", ()))
+
+
+def stored_task(stored: Mapping[str, Any], where: str) -> TaskConfig:
     """A task as config.yaml holds it. Keys that are not known here are left out: they do not change what is read."""
     stages = []
     for stage in stored["stages"]:
@@ -135,11 +144,12 @@ def _rows(stored: StoredTask) -> Iterator[dict[str, Any]]:
 
 
 def _reads_the_same(row: Mapping[str, Any], task: TaskConfig) -> bool:
-    """Whether a stored sample's last text gives the stored answers and outcome."""
+    """Whether a stored sample's last text, or those of its judges, give the stored answers, outcome and votes."""
     steps = [Step(stage="", model="", request_id="", prompt="", **step) for step in row["steps"]]
-    sample = Sample("", "", "", "", "", "", "", {}, steps)
+    sample = Sample("", "", "", "", "", "", "", {}, list(steps))
     finish(sample, task)
-    return (sample.answer, sample.rambla_answer, sample.outcome) == tuple(row[name] for name in _READ)
+    answers_match = (sample.answer, sample.rambla_answer, sample.outcome) == tuple(row[name] for name in _READ)
+    return answers_match and [step.vote for step in sample.steps] == [step.vote for step in steps]
 
 
 def _calls(calls: Mapping[str, Any]) -> Check:

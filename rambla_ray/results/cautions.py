@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,11 +35,20 @@ class Place(NamedTuple):
 def limits_of(question: Mapping[str, Any]) -> dict[Place, Limit]:
     """The limits of a run's models, from the question in its config.yaml; of those that have one there."""
     configs = {Place(Role.TARGET, name): model for name, model in question.get("targets", {}).items()}
-    configs |= {
-        Place(role, model["config_name"]): model["config"] for role, model in question.get("roles", {}).items()
-    }
+    panels = {role: [model, *model.get("others", ())] for role, model in question.get("roles", {}).items()}
+    configs |= {Place(role, one["config_name"]): one["config"] for role, panel in panels.items() for one in panel}
     found = {place: _limit_of(config.get("params", {})) for place, config in configs.items()}
+    for role, panel in panels.items():
+        names = [one["config_name"] for one in panel]
+        found[Place(role, ",".join(names))] = _common({found[Place(role, name)] for name in names})
     return {place: limit for place, limit in found.items() if limit}
+
+
+def _common(limits: Set[Limit | None]) -> Limit | None:
+    """The limit of several models, as far as they have the same."""
+    keys, tokens = ({getattr(limit, name, None) for limit in limits} for name in Limit._fields)
+    key = keys.pop() if len(keys) == 1 else None
+    return Limit(key, tokens.pop() if len(tokens) == 1 else None) if key else None
 
 
 def _limit_of(params: Mapping[str, Any]) -> Limit | None:
@@ -99,21 +108,23 @@ def served_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     found: dict[Place, _Found] = {}
     for cell in scores["cells"]:
         served = cell.get("served_by", [])
-        for role in dict.fromkeys(entry["role"] for entry in served):
-            of_role = [entry for entry in served if entry["role"] == role]
+        for role, config in dict.fromkeys((entry["role"], entry.get("config", "")) for entry in served):
+            of_role = [entry for entry in served if (entry["role"], entry.get("config", "")) == (role, config)]
             if differing(of_role):
-                one = _found_of(found, scores, cell, role)
+                one = _found_of(found, scores, cell, role, config)
                 one.cells[_name(cell)] += 1
                 one.served.update({_served_name(entry): entry["answers"] for entry in of_role})
     for one in found.values():
         yield f"{one.who}: its answers came from more than one: {_counted(one.served)} (in {one.where()})"
 
 
-def _found_of(found: dict[Place, _Found], scores: Mapping[str, Any], cell: Mapping[str, Any], role: str) -> _Found:
-    """What there is already of the model that played a role in a cell."""
+def _found_of(
+    found: dict[Place, _Found], scores: Mapping[str, Any], cell: Mapping[str, Any], role: str, config: str = ""
+) -> _Found:
+    """What there is already of the model that played a role in a cell: of several judges, of one or of all of them."""
     if role == Role.TARGET:
         return found.setdefault(Place(role, cell.get("config", cell["model"])), _Found(cell["model"]))
-    played_by = scores["roles"].get(role, "")
+    played_by = config or scores["roles"].get(role, "")
     return found.setdefault(Place(role, played_by), _Found(f"the {role}, {played_by}"))
 
 

@@ -49,7 +49,10 @@ def _to_yaml(value: object) -> bytes:
 
 
 def scoring_spec(
-    config: RunConfig, expected: Mapping[tuple[str, str], int], until: Mapping[str, Any] | None = None
+    config: RunConfig,
+    expected: Mapping[tuple[str, str], int],
+    calibration: Mapping[str, Any] | None = None,
+    until: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """How a run's samples are scored: what the metrics need beside the samples themselves. It is stored with them.
 
@@ -57,12 +60,15 @@ def scoring_spec(
         config: the run.
         expected: per (task, variant), how many samples each target has.
         until: of a run that may end early, as `settled.until_spec` makes it.
+        calibration: how often the judge errs, as `judge_calibration.read_calibration` gives it; None where no
+            calibration is given.
     """
     return {
         "synthetic": config.synthetic,
         "models": list(config.targets),
         **({"baseline": config.options.baseline} if config.options.baseline else {}),
         **({"until": until} if until else {}),
+        **({"judge_calibration": dict(calibration)} if calibration else {}),
         "roles": {
             str(role): ",".join(member.config_name for member in played.members)
             for role, played in config.roles.items()
@@ -120,7 +126,7 @@ class RunDirectory:
         run.folder.make_writable("runs_dir")
         stored = run.read_config()
         if stored is not None:
-            differing = _differences(stored.get("question", {}), config.question())
+            differing = differences(stored.get("question", {}), config.question())
             if differing:
                 raise UserError(
                     f"run_id={config.run_id} belongs to another config ({run.folder.location}); these keys differ: "
@@ -282,18 +288,18 @@ class RunDirectory:
             self._format_is_known = True
 
 
-def _differences(stored: Any, wanted: Any, where: str = "") -> list[str]:
+def differences(stored: Any, wanted: Any, where: str = "") -> list[str]:
     """The dotted keys at which two plain values differ, sorted."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         differing = []
         for key in sorted({*stored, *wanted}, key=str):
             inner = f"{where}.{key}" if where else str(key)
-            differing += _differences(stored.get(key), wanted.get(key), inner)
+            differing += differences(stored.get(key), wanted.get(key), inner)
         return differing
     if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
         return [
             key
             for place, (one, other) in enumerate(zip(stored, wanted, strict=True))
-            for key in _differences(one, other, f"{where}[{place}]")
+            for key in differences(one, other, f"{where}[{place}]")
         ]
     return [] if stored == wanted else [where]

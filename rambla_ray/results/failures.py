@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 
 from rambla_ray.display import one_line
 from rambla_ray.errors import ErrorKind
-from rambla_ray.results.samples import last_of_stages, open_file, sample_names
+from rambla_ray.results.samples import last_of_stages, open_file, sample_names, votes_of
 from rambla_ray.schema import Outcome, Role
 from rambla_ray.storage import Folder
 
 ERROR_CHARS = 500  # A sample's id and its error are cut to so many in errors.jsonl.
 MOST_REASONS = 3  # So many reasons are named, the commonest first.
 REASON_CHARS = 160  # Each is cut to so many characters.
-_LINE_STEP = ("stage", "role", "error_kind", "error", "text")
+_LINE_STEP = ("stage", "role", "model", "error_kind", "error", "text", "vote")
 _LINE_COLUMNS = ["sample_id", "outcome", *(f"steps.list.element.{name}" for name in _LINE_STEP)]
 _REASON_STEP = ("role", "model", "error_kind", "error")
 _REASON_COLUMNS = [f"steps.list.element.{name}" for name in _REASON_STEP]
@@ -48,10 +48,17 @@ def _error_line(row: Mapping[str, Any]) -> bytes:
         "error_kind": last["error_kind"],
         "error": one_line(last["error"], ERROR_CHARS) or f"no answer read from: '{one_line(last['text'])}'",
     }
+    if panel := votes_of(row["steps"]):
+        line["error"] = one_line(f"no majority: {'; '.join(map(_ballot, panel))}", ERROR_CHARS)
     if row["steps"] and row["steps"][-1]["role"] == Role.READER:
         reader = row["steps"][-1]
         line["reader"] = one_line(reader["error"], ERROR_CHARS) or f"replied: '{one_line(reader['text'])}'"
     return json.dumps(line).encode() + b"\n"
+
+
+def _ballot(step: Mapping[str, Any]) -> str:
+    """What one of several judges said."""
+    return f"{step['model']}: {step['vote'] or step['error'] or repr(step['text'])}"
 
 
 @dataclass(frozen=True, slots=True)

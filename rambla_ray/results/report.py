@@ -15,6 +15,7 @@ from rambla_ray.results.calibrated import calibration_lines
 from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
+from rambla_ray.results.judged import judge_lines, judge_warnings
 from rambla_ray.results.repeated import repeat_lines, times
 from rambla_ray.results.settled import ending_lines
 from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
@@ -90,9 +91,12 @@ def partial_line(scores: Mapping[str, Any]) -> str:
 def warnings(scores: Mapping[str, Any]) -> list[str]:
     """What a reader of the numbers should know first: one line for each."""
     lines = [partial_line(scores)] if scores["partial"] else []
-    for role, played_by in scores["roles"].items():
-        if role == "judge" and played_by in {cell.get("config", cell["model"]) for cell in scores["cells"]}:
-            lines.append(f"the judge, {played_by}, is also a model under test: it may judge itself kindly")
+    tested = {cell.get("config", cell["model"]) for cell in scores["cells"]}
+    lines += [
+        f"the judge, {judge}, is also a model under test: it may judge itself kindly"
+        for judge in scores["roles"].get(Role.JUDGE, "").split(",")
+        if judge in tested
+    ]
     for cell in scores["cells"]:
         readers = cell.get("readers")
         if readers and readers["differ"] > READERS_DIFFER * cell["n"]:
@@ -107,7 +111,13 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
             differ = f"the readers differ on {readers['differ']} of {cell['n']} answers{of_model}"
             lines.append(f"{where}: {differ}: {examples}")
     limits = scores.get("limits", {})
-    return [*lines, *cut_lines(scores, limits), *served_lines(scores), *verdicts.warnings(scores)]
+    return [
+        *lines,
+        *cut_lines(scores, limits),
+        *served_lines(scores),
+        *verdicts.warnings(scores),
+        *judge_warnings(scores),
+    ]
 
 
 def _failure_lines(directory: RunDirectory, scores: Mapping[str, Any]) -> list[str]:
@@ -237,7 +247,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in (*ending_lines(scores, calls), *verdicts.lines(scores), *repeat_lines(scores)):
+    for line in (*ending_lines(scores, calls), *verdicts.lines(scores), *repeat_lines(scores), *judge_lines(scores)):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
@@ -271,6 +281,7 @@ def write_summary(directory: RunDirectory) -> None:
                 *ending_lines(scores, calls),
                 *verdicts.lines(scores),
                 *repeat_lines(scores),
+                *judge_lines(scores),
                 *effect_lines(scores),
             )
         ),

@@ -28,10 +28,10 @@ SPEC_KEY = b"rambla_ray"  # The Parquet metadata with the scoring spec, so that 
 FORMAT_KEY = b"rambla_ray.format"  # The Parquet metadata with SAMPLES_FORMAT; files without it are of format 1.
 ROWS_PER_GROUP = 2048
 
-_TEXT_COLUMNS = ["steps.list.element.role", "steps.list.element.text"]
+_TEXT_COLUMNS = [f"steps.list.element.{name}" for name in ("role", "model", "text")]
 _OF_STEP = "steps.list.element."
 # A file of an earlier version is without these.
-LATER = {"epoch", *(f"{_OF_STEP}{name}" for name in (*DETAIL_FIELDS, "choice_probabilities"))}
+LATER = {"epoch", *(f"{_OF_STEP}{name}" for name in (*DETAIL_FIELDS, "choice_probabilities", "vote"))}
 
 
 def file_name(target: str, task: str) -> str:
@@ -183,6 +183,20 @@ def last_of_stages(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next((step for step in reversed(steps) if step["role"] != Role.READER), None)
 
 
+def votes_of(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a stored sample in which several judges answered; none where no judge did, or one alone."""
+    judges = [step for step in steps if step["role"] == Role.JUDGE]
+    return judges if 1 < len(judges) == len({step["model"] for step in judges}) else []
+
+
+def _text_that_was_read(steps: Sequence[dict[str, Any]]) -> str:
+    """The last text of a stored sample, or those of all its judges."""
+    if panel := votes_of(steps):
+        return " | ".join(step["text"] for step in panel)
+    last = last_of_stages(steps)
+    return last["text"] if last else ""
+
+
 class StoredTask:
     """The stored samples of one task of a target; there need not be any.
 
@@ -205,15 +219,14 @@ class StoredTask:
                 yield from file.iter_batches(columns)
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """The last texts of samples, the reader's aside, by their row in the file."""
+        """The last texts of samples, the reader's aside, by their row in the file; of several judges those of all."""
         with self._open() as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             begins = list(accumulate(sizes, initial=0))
             groups = [bisect_right(begins, row) - 1 for row in rows]
             read = {group: file.read_row_group(group, columns=_TEXT_COLUMNS)["steps"] for group in set(groups)}
             steps = (read[group][row - begins[group]].as_py() for group, row in zip(groups, rows, strict=True))
-            lasts = (last_of_stages(sample_steps) for sample_steps in steps)
-            return [last["text"] if last else "" for last in lasts]
+            return [_text_that_was_read(sample_steps) for sample_steps in steps]
 
     @contextmanager
     def _open(self) -> Iterator[Any]:

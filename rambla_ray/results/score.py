@@ -14,14 +14,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rambla_ray.results.effects import effects_of
+from rambla_ray.results.panel_votes import Panels
 from rambla_ray.results.samples import StoredTask, read_spec
 from rambla_ray.results.settled import settle
-from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps
+from rambla_ray.results.step_counts import STEP_NAMES, StepCounts, count_steps, of_several_judges
 from rambla_ray.schema import STEP_TYPE, Outcome, Role
 from rambla_ray.scoring import comparison, metrics
 from rambla_ray.scoring.calibration import cell_calibration
 from rambla_ray.scoring.cells import CELL_SCHEMA, Cell
 from rambla_ray.scoring.comparison import Marks
+from rambla_ray.scoring.correction import Tally, corrected, described, from_stored
 from rambla_ray.scoring.repeats import cell_repeats
 from rambla_ray.scoring.significance import holm
 from rambla_ray.scoring.undefined import Undefined, explained
@@ -129,13 +131,15 @@ def _of_steps(steps: pa.Array) -> dict[str, pa.Array]:
         return np.bincount(step_rows, weights=weights, minlength=len(steps)).astype(np.int64)
 
     last = pa.array(np.cumsum(counts) - 1, mask=counts == 0)
+    of_panel = of_several_judges(flat.field("role"), flat.field("model")).to_numpy(zero_copy_only=False)
+    was_judged = pa.array(summed(of_panel & has_answer) > 0)  # By any of several judges, the last or not.
     return {
         **{
             name: pa.array(summed(flat.field(name).to_numpy() * is_target))
             for name in ("prompt_tokens", "completion_tokens")
         },
         "target_answered": pa.array(summed(is_target & has_answer) > 0),
-        "error_kind": flat.field("error_kind").take(last).fill_null(""),
+        "error_kind": pc.if_else(was_judged, "", flat.field("error_kind").take(last).fill_null("")),
     }
 
 
@@ -155,6 +159,7 @@ def score(folder: Folder) -> dict[str, Any]:
     stored = lru_cache(TASKS_IN_MEMORY)(
         lambda model, task: ScoredTask(folder, model, task, spec["tasks"][task].get("scores_against"))
     )
+    panels, calibration = Panels(spec["roles"]), from_stored(spec.get("judge_calibration", {}).get("labels", {}))
     cells: list[dict[str, Any]] = []
     effects: list[dict[str, Any]] = []
     for model in spec["models"]:
@@ -171,6 +176,9 @@ def score(folder: Folder) -> dict[str, Any]:
                 if choice_labels := task_spec.get("choice_labels"):
                     chosen = samples.choice_probabilities(len(choice_labels))
                     own["calibration"] = cell_calibration(cell, chosen, choice_labels, task_spec["labels"])
+                own |= panels.add(samples, cell, task_spec)
+                if calibration and task_spec.get("judge") and len(set(task_spec["labels"])) == 2:
+                    own["corrected"] = corrected(cell, calibration, task_spec["labels"])
                 if (epochs := task_spec.get("epochs", 1)) > 1:
                     own["repeats"] = cell_repeats(cell, task_spec["labels"], epochs)
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
@@ -185,10 +193,20 @@ def score(folder: Folder) -> dict[str, Any]:
         "cells": cells,
         "effects": effects,
         "comparisons": _comparisons(spec, stored),
+        **panels.of_run(),
+        **_judge_calibration(spec, calibration),
     }
     if "until" in spec:
         settle(scores, spec, lambda model, task: stored(model, task).cells)
     return scores
+
+
+def _judge_calibration(spec: Mapping[str, Any], calibration: Mapping[str, Tally]) -> dict[str, Any]:
+    """How often the judge is right, by right label, and how that is known, under its key; empty where it is not."""
+    if not calibration:
+        return {}
+    numbers = {label: described(tally) for label, tally in calibration.items()}
+    return {"judge_calibration": {**spec["judge_calibration"], "labels": numbers}}
 
 
 def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTask]) -> list[dict[str, Any]]:

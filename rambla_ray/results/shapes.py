@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from rambla_ray.results.judge_shapes import CalibrationCounts, Corrected, JudgeCalibration, Panel, RunPanel
+from rambla_ray.results.shape import Estimate, Interval, Shape
 from rambla_ray.schema import Outcome
-
-
-class Shape(BaseModel):
-    """What must be in a document, of just these types."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", defer_build=True)
 
 
 def _all_outcomes(counts: dict[str, int]) -> dict[str, int]:
@@ -24,20 +20,10 @@ def _all_outcomes(counts: dict[str, int]) -> dict[str, int]:
     return counts
 
 
-_Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-
-class _Estimate(Shape):
-    """A number and its interval."""
-
-    value: float
-    ci95: _Interval | None
-
-
 class _Accuracy(Shape):
     value: float | None
-    ci95: _Interval | None
-    bounds: _Interval | None
+    ci95: Interval | None
+    bounds: Interval | None
 
 
 class _Example(Shape):
@@ -54,7 +40,7 @@ class _Readers(Shape):
 class _Paired(Shape):
     n: int
     with_: str = Field(alias="with")
-    difference: _Estimate | None
+    difference: Estimate | None
     right_to_wrong: int
     wrong_to_right: int
     consistency: float | None
@@ -62,7 +48,7 @@ class _Paired(Shape):
 
 
 class _Score(Shape):
-    roc_auc: _Estimate | None
+    roc_auc: Estimate | None
 
 
 class _Cut(Shape):
@@ -72,6 +58,7 @@ class _Cut(Shape):
 
 class _ServedBy(Shape):
     role: str
+    config: str = ""
     model: str
     system_fingerprint: str
     provider: str
@@ -84,7 +71,7 @@ class _CalibrationError(Shape):
 
 class _RocAreas(Shape):
     value: float | None
-    ci95: _Interval | None
+    ci95: Interval | None
 
 
 class _RiskCoverage(Shape):
@@ -93,7 +80,7 @@ class _RiskCoverage(Shape):
 
 class _Calibration(Shape):
     n: int
-    brier: _Estimate | None
+    brier: Estimate | None
     ece: _CalibrationError
     auroc: _RocAreas | None
     risk_coverage: _RiskCoverage
@@ -101,7 +88,7 @@ class _Calibration(Shape):
 
 class _OverItems(Shape):
     value: float | None
-    ci95: _Interval | None
+    ci95: Interval | None
 
 
 class _Repeats(Shape):
@@ -127,23 +114,26 @@ class _Cell(Shape):
     cut: _Cut | None = None
     cut_by_role: dict[str, int] = {}
     served_by: list[_ServedBy] = []
-    label_bias: dict[str, _Estimate | None] | None = None
+    label_bias: dict[str, Estimate | None] | None = None
     calibration: _Calibration | None = None
     repeats: _Repeats | None = None
+    panel: Panel | None = None
+    corrected: Corrected | None = None
+    null_reasons: dict[str, str] = {}
 
 
 class _Effect(Shape):
     model: str
     task: str
-    slope: _Estimate | None = None
+    slope: Estimate | None = None
 
 
 class _Compared(Shape):
     """Two models on the same samples."""
 
     n: int | None
-    difference: _Estimate | None
-    bounds: _Interval | None
+    difference: Estimate | None
+    bounds: Interval | None
     scored_alone: dict[str, int] | None
     right_alone: dict[str, int] | None
     p_holm: float | None
@@ -203,6 +193,8 @@ class Metrics(Shape):
     effects: list[_Effect]
     comparisons: list[_Comparison] = []
     until: _Until | None = None
+    panel: RunPanel | None = None
+    judge_calibration: JudgeCalibration | None = None
 
 
 class _ModelCalls(Shape):
@@ -265,9 +257,13 @@ class _StoredModel(Shape):
     params: dict[str, Any] = {}
 
 
-class _StoredRole(Shape):
+class _StoredPlayer(Shape):
     config_name: str
     config: _StoredModel
+
+
+class _StoredRole(_StoredPlayer):
+    others: list[_StoredPlayer] = []
 
 
 class _Question(Shape):
@@ -308,6 +304,7 @@ class ScoringSpec(Shape):
     synthetic: bool
     models: list[str]
     baseline: str | None = None
+    judge_calibration: CalibrationCounts | None = None
     roles: dict[str, str]
     tasks: dict[str, _TaskScoring]
     until: _UntilSpec | None = None

@@ -14,7 +14,14 @@ from rambla_ray.results.served import NAMED, listed
 from rambla_ray.schema import Role
 
 CUT = "length"  # The finish reason of an answer that is as long as its limit.
-STEP_NAMES = ("role", "error_kind", "finish_reason", "reasoning_tokens", *NAMED)  # What is looked at of a step.
+STEP_NAMES = (
+    "role",
+    "model",
+    "error_kind",
+    "finish_reason",
+    "reasoning_tokens",
+    *NAMED,
+)  # What is looked at of a step.
 
 
 @dataclass(slots=True)
@@ -22,7 +29,7 @@ class StepCounts:
     """Counts of the steps of one cell.
 
     `cut` are samples of which any answer is cut; `cut_by_role` says in which roles. `reasoning_tokens` are the
-    target's. `served_by` has an entry for each role and what its replies named.
+    target's. `served_by` has an entry for each role and what its replies named; of several judges for each of them.
     """
 
     cut: int = 0
@@ -73,12 +80,21 @@ def _count_cut(cut: pa.Table, counts: defaultdict[str, StepCounts]) -> None:
         counts[step["variant"]].cut_by_role[step["role"]] += 1
 
 
+def of_several_judges(roles: pa.Array, models: pa.Array) -> pa.Array:
+    """Of n steps, which are those of judges, where there are several; none where there is one."""
+    is_judge = pc.equal(roles, Role.JUDGE.value)
+    has_several = pc.count_distinct(models.filter(is_judge)).as_py() > 1
+    return is_judge if has_several else pa.repeat(False, len(roles))
+
+
 def _count_served(answers: pa.Table, counts: defaultdict[str, StepCounts]) -> None:
     """Count answers by who served them."""
-    found = answers.group_by(["variant", "role", *NAMED]).aggregate([([], "count_all")]).to_pylist()
-    by_role: defaultdict[tuple[str, str], list[tuple[tuple[str, ...], int]]] = defaultdict(list)
+    of_panel = of_several_judges(answers["role"], answers["model"])
+    answers = answers.append_column("config", pc.if_else(of_panel, answers["model"], ""))
+    found = answers.group_by(["variant", "role", "config", *NAMED]).aggregate([([], "count_all")]).to_pylist()
+    by_role: defaultdict[tuple[str, str, str], list[tuple[tuple[str, ...], int]]] = defaultdict(list)
     for group in found:
         names = tuple(group[name] for name in NAMED)
-        by_role[group["variant"], group["role"]].append((names, group["count_all"]))
-    for (variant, role), served in sorted(by_role.items()):
-        counts[variant].served_by += listed(served, role=role)
+        by_role[group["variant"], group["role"], group["config"]].append((names, group["count_all"]))
+    for (variant, role, config), served in sorted(by_role.items()):
+        counts[variant].served_by += listed(served, role=role, **({"config": config} if config else {}))

@@ -30,6 +30,11 @@ def _check_produces(level: Level, tasks: Mapping[str, TaskConfig]) -> None:
             "roles.reader=<model>"
         )
     for name, task in tasks.items():
+        if Role.JUDGE in level.roles and task.judges > 1 and not level.config.params.can_vote:
+            raise UserError(
+                f"model {level.name} gives a number that says how alike two texts are, which is no vote, and task "
+                f"{name} has a panel of {task.judges} judges; leave it out of roles.judge, or let it judge alone"
+            )
         for stage in task.generates:
             if stage.role in level.roles and not isinstance(stage, Compare):
                 raise UserError(

@@ -30,7 +30,10 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   until={ci_width: 0.06}   end once each accuracy is known so closely; until={decided: 0.05}: once it is known which
                        of each two models is better, at this error, or with equivalent: 0.03 that they differ by less
   seed=N               for shuffles and draws that set no seed of their own
-  roles.judge=NAME     who plays a role other than the target (also roles.rephraser)
+  roles.judge=NAME     who plays a role other than the target (also roles.rephraser); several judges, separated by
+                       commas, each have a vote, and the majority is the answer
+  judge_calibration=PATH   a run in which the judges were the models of a similarity task, or a table with the columns
+                       verdict and label (csv, jsonl, json, parquet): scores are corrected for the judge's errors
   roles.reader=NAME    a model that reads the answers which the rules cannot read (default: nobody does); what it is
                        asked is reader.template
   run_id=NAME          name of the run; made from the config when not given, so that the same command continues it

@@ -101,7 +101,8 @@ class EarlyEnd:
         }
         items = {cell: len(own) for cell, own in cells.items.items()}
         seed = self._plan.config.options.seed
-        return scoring_spec(self._plan.config, expected, until_spec(self._rule, seed, items, asked, len(order)))
+        until = until_spec(self._rule, seed, items, asked, len(order))
+        return scoring_spec(self._plan.config, expected, self._plan.calibration, until)
 
     def kept(self) -> Kept | None:
         """What of the samples the run is about; None where it is not settled, and so about all."""

@@ -164,8 +164,9 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             if stage["role"] == Role.READER:
                 yield f"  {stage['role']} reads what the rules cannot: at most {stage['calls']} requests"
                 continue
+            who = f"each of {stage['judges']} judges" if "judges" in stage else stage["role"]
             yield (
-                f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
+                f"  {who} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
                 f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
             )
         if system := task.get("example_system"):

@@ -156,7 +156,11 @@ class Run:
 
     def _writer(self, stream: Stream) -> StreamWriter:
         """What writes the samples of some targets."""
-        spec = self.early.spec() if self.early else scoring_spec(self.plan.config, self.plan.expected)
+        spec = (
+            self.early.spec()
+            if self.early
+            else scoring_spec(self.plan.config, self.plan.expected, self.plan.calibration)
+        )
         return StreamWriter({target: self.directory.sample_writer(target, spec) for target in stream.targets})
 
     def _collect(self, stream: Stream, writer: StreamWriter, shown: Progress, closing: contextlib.ExitStack) -> None:

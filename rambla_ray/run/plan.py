@@ -39,7 +39,8 @@ class Plan:
         config: the run.
 
     Raises:
-        UserError: data that cannot be read, labels that cannot be answered, too few items, a missing key or file.
+        UserError: data that cannot be read, labels that cannot be answered, too few items, a missing key or file, a
+            calibration of another judge.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -60,6 +61,11 @@ class Plan:
         for target in config.targets:
             for level in self.levels(target):
                 check_askable(level, config.tasks)
+        self.calibration: Mapping[str, Any] | None = None
+        if config.options.judge_calibration is not None:
+            from rambla_ray.results.judge_calibration import read_calibration  # It loads scipy, which takes a second.
+
+            self.calibration = read_calibration(config, config.options.judge_calibration)
 
     @property
     def notes(self) -> list[str]:
@@ -211,17 +217,22 @@ class Plan:
             "dataset": task.dataset,
             "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
             "not_asked": sum(bool(item.fault) for item in items),
-            "stages": [load.describe() for load in loads],
+            "stages": [
+                load.describe()
+                | ({"judges": task.judges} if task.judges > 1 and load.stage.role == Role.JUDGE else {})
+                for load in loads
+            ],
             **({"example_system": system} if (system := loads[0].stage.system) else {}),
             "example_prompt": loads[0].example,
         }
 
     def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:
-        """What asks somebody in a task: its stages, and what asks the reader, unless all answers are scores."""
+        """What asks somebody in a task: its stages, and the reader, unless all answers are scores, or of a panel."""
         reader, last = self.config.reader, task.generates[-1].role
-        players = self.config.roles[last].members if last != Role.TARGET else ()
-        models = [player.config for player in players] or self.config.targets.values()
-        if reader is None or task.answer.by == "likelihood" or all(model.params.produces == SCORE for model in models):
+        if reader is None or task.answer.by == "likelihood" or task.judges > 1:
+            return task.generates
+        models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
+        if all(model.params.produces == SCORE for model in models):
             return task.generates
         return (*task.generates, reader)
 
