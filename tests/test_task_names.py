@@ -99,6 +99,12 @@ def test_a_pair_without_an_item_in_common_is_remarked_on(conf: Path) -> None:
     assert not any("in common" in note for note in Plan(loaded("task=all")).notes)
 
 
+def test_no_task_has_the_name_of_all_tasks(conf: Path) -> None:
+    write(conf, "all", TASK)
+    for word in ("task=all", "task=mcqabaseline", "task.pair_with=all"):
+        assert "task/all.yaml: 'all' means every task" in refusal(f"conf_dir={conf}", word)
+
+
 # Variants
 
 

@@ -166,8 +166,8 @@ def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, An
     scores["limits"] = limits_of((directory.read_config() or {}).get("question", {}))
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
-    for pair in scores.get("comparisons", ()):
-        pair |= {side: labels.get(pair[side], pair[side]) for side in ("baseline", "model")}
+    for entry in verdicts.leave_out_earlier(scores):
+        entry |= {side: labels.get(entry[side], entry[side]) for side in ("a", "b")}
     for entry in calls["models"] if calls else ():
         if entry["role"] == Role.TARGET:
             entry["model"] = labels.get(entry["model"], entry["model"])
@@ -245,7 +245,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
             print_line(console, line)
         if calls:
             console.print(calls_table(calls))
-    for line in directory.read_notes():
+    for line in (*directory.read_notes(), *verdicts.notes(scores)):
         print_line(console, f"note: {line}")
     for line in (*warnings(scores), *_failure_lines(directory, scores)):
         print_line(console, f"warning: {line}")
@@ -265,7 +265,7 @@ def write_summary(directory: RunDirectory) -> None:
         "",
         *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *repeat_lines(scores), *effect_lines(scores))),
     ]
-    lines += ["", *(f"- Note: {markdown(line)}" for line in directory.read_notes())]
+    lines += ["", *(f"- Note: {markdown(line)}" for line in (*directory.read_notes(), *verdicts.notes(scores)))]
     warned = (*warnings(scores), *_failure_lines(directory, scores))
     lines += ["", *(f"- **Warning:** {markdown(line)}" for line in warned)]
     lines += ["", f"{markdown(calls_line(calls))}.", ""]

@@ -197,12 +197,10 @@ def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTas
             for model, variants in cells.items()
         }
         for pair in pairs:
-            first, second = marks[pair.baseline], marks[pair.model]
-            for variant in (variant for variant in task_spec["variants"] if variant in first and variant in second):
-                pair.add(task, variant, first[variant], second[variant])
-    numbers = [pair.numbers() for pair in pairs]
-    comparison.adjust(numbers)
-    return [explained(each) for each in numbers]
+            a, b = marks[pair.a], marks[pair.b]
+            for variant in (variant for variant in task_spec["variants"] if variant in a and variant in b):
+                pair.add(task, variant, a[variant], b[variant])
+    return [explained(entry) for entry in comparison.adjusted(entry for pair in pairs for entry in pair.entries())]
 
 
 def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from rambla_ray.schema import Outcome
 
@@ -138,28 +138,34 @@ class _Effect(Shape):
     slope: _Estimate | None = None
 
 
-class _Compared(Shape):
-    """Two models on the same samples."""
-
-    n: int | None
-    difference: _Estimate | None
-    bounds: _Interval | None
-    scored_alone: dict[str, int] | None
-    right_alone: dict[str, int] | None
-    p_holm: float | None
-    detectable: float | None
-
-
-class _ComparedCell(_Compared):
-    task: str
-    variant: str
+class _ScoredAlone(Shape):
+    a: int
+    b: int
+    neither: int
 
 
 class _Comparison(Shape):
-    baseline: str
-    model: str
-    cells: list[_ComparedCell]
-    suite: _Compared
+    """Two models on the same samples of a task's variant, or of all tasks."""
+
+    a: str
+    b: str
+    task: str
+    variant: str
+    n: int | None
+    difference: _Estimate | None
+    a_only: int | None
+    b_only: int | None
+    scored_alone: _ScoredAlone | None
+    holm_p: float | None
+    bounds: _Interval | None
+    detectable: float | None
+
+
+def of_this_form(comparisons: Any) -> Any:
+    """A run's comparisons but for those of an earlier version, which had an entry for each two models with all cells."""
+    if not isinstance(comparisons, list):
+        return comparisons
+    return [one for one in comparisons if not (isinstance(one, dict) and "cells" in one)]
 
 
 class _Partial(Shape):
@@ -176,7 +182,7 @@ class Metrics(Shape):
     roles: dict[str, str]
     cells: list[_Cell]
     effects: list[_Effect]
-    comparisons: list[_Comparison] = []
+    comparisons: Annotated[list[_Comparison], BeforeValidator(of_this_form)] = []
 
 
 class _ModelCalls(Shape):
