@@ -15,6 +15,7 @@ from rambla_ray.results.calibrated import calibration_lines
 from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
+from rambla_ray.results.phrased import phrasing_lines
 from rambla_ray.results.repeated import repeat_lines, times
 from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
 from rambla_ray.schema import Outcome, Role
@@ -235,7 +236,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in (*verdicts.lines(scores), *repeat_lines(scores)):
+    for line in (*verdicts.lines(scores), *repeat_lines(scores), *phrasing_lines(scores)):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
@@ -263,7 +264,15 @@ def write_summary(directory: RunDirectory) -> None:
         lines += ["", *markdown_table(verdicts.COLUMNS, compared)]
     lines += [
         "",
-        *(f"- {markdown(line)}" for line in (*verdicts.lines(scores), *repeat_lines(scores), *effect_lines(scores))),
+        *(
+            f"- {markdown(line)}"
+            for line in (
+                *verdicts.lines(scores),
+                *repeat_lines(scores),
+                *phrasing_lines(scores),
+                *effect_lines(scores),
+            )
+        ),
     ]
     lines += ["", *(f"- Note: {markdown(line)}" for line in (*directory.read_notes(), *verdicts.notes(scores)))]
     warned = (*warnings(scores), *_failure_lines(directory, scores))

@@ -174,7 +174,10 @@ def score(folder: Folder) -> dict[str, Any]:
                     own["repeats"] = cell_repeats(cell, task_spec["labels"], epochs)
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
-            effects += effects_of(model, task, variants, task_spec["variants"], cells[-len(variants) :])
+            effects += effects_of(
+                *(model, task, variants, task_spec["variants"], cells[-len(variants) :]),
+                are_phrasings=task_spec.get("phrasings", False),
+            )
     _adjust(cells)
     return {
         **explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),

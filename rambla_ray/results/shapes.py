@@ -132,10 +132,26 @@ class _Cell(Shape):
     repeats: _Repeats | None = None
 
 
+class _OfPhrasing(Shape):
+    variant: str
+    value: float
+
+
+class _Phrasings(Shape):
+    of: int
+    n: int
+    accuracy: _Estimate | None
+    lowest: _OfPhrasing | None
+    highest: _OfPhrasing | None
+    sd: float | None
+    same_answer: _Estimate | None
+
+
 class _Effect(Shape):
     model: str
     task: str
     slope: _Estimate | None = None
+    phrasings: _Phrasings | None = None
 
 
 class _ScoredAlone(Shape):
@@ -162,7 +178,7 @@ class _Comparison(Shape):
 
 
 def of_this_form(comparisons: Any) -> Any:
-    """A run's comparisons but for those of an earlier version, which had an entry for each two models with all cells."""
+    """A run's comparisons but for those of an earlier version, whose entries held all cells of two models."""
     if not isinstance(comparisons, list):
         return comparisons
     return [one for one in comparisons if not (isinstance(one, dict) and "cells" in one)]
@@ -263,6 +279,7 @@ class _TaskScoring(Shape):
     variants: list[str]
     expected: dict[str, int]
     epochs: int = 1
+    phrasings: bool = False
     judge: str = ""
     scores_against: str | None = None
     choice_labels: list[str] = []
