@@ -167,7 +167,7 @@ def test_variants_that_differ_are_taken() -> None:
         ("template: '{question}', template_file: ask.txt", "template and template_file exclude each other"),
         ("template_file: 3", "template_file: Input should be a valid string"),
         ("template_file: [ask.txt]", "template_file: Input should be a valid string"),
-        ("template_file: null", "key 'generate.template' is missing"),
+        ("template_file: null", "generate: it has no prompt"),
         ("template: ''", "a template needs at least one {placeholder}"),
         ("template: '{question:>1000000000}'", "{question:>1000000000} is wider than 1,000"),
         ("template: '{question:1001}'", "is wider than 1,000"),
