@@ -236,7 +236,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in (*verdicts.lines(scores), *repeat_lines(scores), *phrasing_lines(scores)):
+    for line in (*phrasing_lines(scores), *verdicts.lines(scores), *repeat_lines(scores)):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
