@@ -72,7 +72,7 @@ class Pair:
     def entries(self) -> list[dict[str, Any]]:
         """What metrics.json holds of them: the cells, and last all of them together.
 
-        Each `holm_p` is still to be adjusted, see `adjust`.
+        Each `holm_p` is still to be adjusted, see `adjusted`.
         """
         whole = _Common.together(self._all).numbers()
         if self._cells and not self._all:
