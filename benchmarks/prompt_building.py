@@ -10,7 +10,6 @@ import time
 
 from rambla_ray.config import load as config
 from rambla_ray.run.plan import Plan
-from rambla_ray.tasks import prompts
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     for sample in plan.samples("mock"):
         stage = loaded.tasks[sample.task].generates[0]
         count += 1
-        characters += len(prompts.render(stage.template, {n: sample.fields.get(n, "") for n in stage.reads()}))
+        characters += len(stage.render({n: sample.fields.get(n, "") for n in stage.reads()}))
     rendered = time.perf_counter()
     print(f"{'config':<28}{configured - began:8.2f} s")
     print(f"{'items, mutations, examples':<28}{planned - configured:8.2f} s")

@@ -35,7 +35,6 @@ sys.path.insert(0, str(REPOSITORY))
 
 from rambla_ray.config import load as config
 from rambla_ray.run.plan import Plan
-from rambla_ray.tasks import prompts
 
 MODEL, MAX_TOKENS, DTYPE = "smollm2", 32, "bfloat16"
 MOCK_REQUESTS = 1500
@@ -48,7 +47,7 @@ def demo_prompts() -> list[str]:
     loaded = config.load(["model=mock", "task=conclusion_generation", "roles.judge=mock"])
     (task,) = loaded.tasks.values()
     stage = task.generates[0]
-    return [prompts.render(stage.template, sample.fields) for sample in Plan(loaded).samples("mock")]
+    return [stage.render(sample.fields) for sample in Plan(loaded).samples("mock")]
 
 
 @contextlib.contextmanager

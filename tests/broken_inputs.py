@@ -9,6 +9,7 @@ import broken_files as files
 import broken_words as words
 from broken_input import BrokenInput
 from broken_keys import FILES
+from broken_phrasings import phrasings
 
 # By kind, what makes the inputs, which takes a moment.
 MAKERS: Mapping[str, Callable[[], Iterator[BrokenInput]]] = {
@@ -28,6 +29,7 @@ MAKERS: Mapping[str, Callable[[], Iterator[BrokenInput]]] = {
     "interpolations": files.interpolations,
     "templates": words.templates,
     "template files": files.template_files,
+    "phrasings": phrasings,
     "datasets": files.datasets,
     "environment": files.environments,
     "checkpoints": files.checkpoints,

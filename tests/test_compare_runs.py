@@ -80,8 +80,8 @@ def test_a_model_meets_its_namesake_and_one_without_meets_all(tmp_path: Path) ->
 def test_samples_meet_by_task_variant_and_item(tmp_path: Path, compared: Any) -> None:
     first = stored(tmp_path / "one", {"a": 1.0})
     second = stored(tmp_path / "two", {"b": 0.0}, items=range(30, 90))
-    (pair,) = contest(first, second).comparisons()
-    assert (pair["suite"]["n"], pair["suite"]["difference"]["value"]) == (10, -1)
+    _, whole = contest(first, second).comparisons()
+    assert (whole["a"], whole["b"], whole["n"], whole["difference"]["value"]) == ("b", "a", 10, -1)
     status, out, _ = compared(first, second)
     assert status == 0
     assert "a is better than b in t: b has -100.0 points" in out
@@ -94,7 +94,7 @@ def test_runs_are_compared_as_the_models_of_one_run_are(tmp_path: Path) -> None:
     whole = stored(tmp_path / "run", models, tasks=("t", "u"))
     inside = RunDirectory(Folder(str(whole))).score()["comparisons"]
     rivals = rivals_of([RunDirectory(Folder(str(whole)))])
-    outside = Contest(rivals, baseline="a").comparisons()
+    outside = Contest(rivals, baseline="b").comparisons()
     assert inside == outside
 
 
@@ -118,6 +118,7 @@ def test_the_ranking_is_over_what_all_have(tmp_path: Path) -> None:
         ("accuracy>=-0.02", 3),
         ("accuracy>=-1", 0),
         ("t:accuracy<0", 0),
+        ("all:accuracy<0", 0),
         ("u : accuracy.high < 0", 0),
         ("accuracy.low>0", 3),
         ("coverage>=0", 0),
@@ -181,9 +182,10 @@ def test_a_run_of_a_newer_version_is_refused(tmp_path: Path, compared: Any) -> N
 
 
 def test_an_undefined_number_meets_no_gate() -> None:
-    nothing = {"n": 0, "difference": None, "p_holm": None, "scored_alone": {"model": 0, "baseline": 0, "neither": 4}}
-    pair = {"model": "b", "baseline": "a", "cells": [], "suite": nothing}
-    assert Gate.parse("accuracy>=-1").failures([pair]) == [
+    names = {"a": "b", "b": "a", "task": "all", "variant": ""}
+    scored = {"a": 0, "b": 0, "neither": 4}
+    nothing = {**names, "n": 0, "difference": None, "holm_p": None, "scored_alone": scored}
+    assert Gate.parse("accuracy>=-1").failures([nothing]) == [
         "gate accuracy>=-1 is not met: accuracy of b against a is undefined"
     ]
 
@@ -230,9 +232,10 @@ def test_a_model_that_gives_scores_is_not_compared(tmp_path: Path) -> None:
         writer.add(to_table([sample(f"i{item}", "0.75", "01"[item % 2], model=model) for item in range(3)]))
         writer.close()
     scores = directory.score()
-    (pair,) = scores["comparisons"]
-    assert pair["cells"][0]["difference"] is None
-    assert pair["null_reasons"]["cells[0].n"] == "a model gives scores, not answers"
+    for one in scores["comparisons"]:
+        assert one["difference"] is one["scored_alone"] is None
+        assert one["null_reasons"]["n"] == "a model gives scores, not answers"
     check_shape(scores, Metrics, "metrics.json")
+    assert Gate.parse("t:coverage>=0").failures(scores["comparisons"]), "what is undefined holds no gate"
     with pytest.raises(UserError, match="no scored sample in common"):
         Contest(rivals_of([RunDirectory(Folder(str(run))), directory])).comparisons()

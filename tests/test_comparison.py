@@ -19,6 +19,10 @@ from rambla_ray.scoring.significance import detectable, holm
 from rambla_ray.scoring.stats import no_difference
 from rambla_ray.storage import Folder
 
+CONTRACT = {
+    *("a", "b", "task", "variant", "n", "difference", "a_only", "b_only", "mcnemar_p", "holm_p"),
+    *("bounds", "detectable"),
+}
 Outcomes = dict[
     str, list[tuple[str, bool | None]]
 ]  # By task, per item its id and whether it is right; None: unscored.
@@ -50,34 +54,45 @@ def drawn(seed: int, share: float, items: int = 60, unscored: float = 0.1, task:
 
 def test_a_comparison_is_what_counting_pairs_gives(tmp_path: Path) -> None:
     first, second = drawn(1, 0.6), drawn(2, 0.8)
-    ((pair, *others),) = [directory_of(tmp_path, {"a": first, "b": second}).score()["comparisons"]]
-    assert not others
+    cell, whole = directory_of(tmp_path, {"a": first, "b": second}).score()["comparisons"]
     both = [(x, y) for (_, x), (_, y) in zip(first["t"], second["t"], strict=True) if None not in (x, y)]
     names = [i for (i, x), (_, y) in zip(first["t"], second["t"], strict=True) if (x, y) == (False, True)]
-    lost, won = both.count((True, False)), both.count((False, True))
-    cell = pair["cells"][0]
-    assert (pair["baseline"], pair["model"], cell["task"], cell["variant"]) == ("a", "b", "t", "")
+    a_only, b_only = both.count((True, False)), both.count((False, True))
+    assert set(cell) == CONTRACT | {"a_items", "b_items", "scored_alone", "null_reasons"}
+    assert [cell[name] for name in ("a", "b", "task", "variant")] == ["a", "b", "t", ""]
     assert cell["n"] == len(both)
-    assert cell["difference"]["value"] == pytest.approx((won - lost) / len(both))
-    assert cell["right_alone"] == {"baseline": lost, "model": won}
-    assert cell["won"]["model"] == sorted(names)
-    assert cell["p"] == scipy_stats.binomtest(won, won + lost).pvalue
+    assert cell["difference"]["value"] == pytest.approx((a_only - b_only) / len(both))
+    assert (cell["a_only"], cell["b_only"]) == (a_only, b_only)
+    assert cell["b_items"] == sorted(names)
+    assert cell["mcnemar_p"] == scipy_stats.binomtest(b_only, b_only + a_only).pvalue
     alone = [
         sum(x is None and y is not None for (_, x), (_, y) in zip(p, q, strict=True))
         for p, q in ((first["t"], second["t"]), (second["t"], first["t"]))
     ]
-    assert [cell["scored_alone"][side] for side in ("model", "baseline")] == alone
+    assert [cell["scored_alone"][side] for side in ("b", "a")] == alone
     least = [sum(bool(x) for _, x in side["t"]) for side in (first, second)]
     most = [sum(x is not False for _, x in side["t"]) for side in (first, second)]
-    assert cell["bounds"] == pytest.approx([(least[1] - most[0]) / 60, (most[1] - least[0]) / 60])
-    assert pair["suite"]["p"] == cell["p"], "of one cell, the suite is that cell"
+    assert cell["bounds"] == pytest.approx([(least[0] - most[1]) / 60, (most[0] - least[1]) / 60])
+    assert whole["task"] == "all"
+    own = {name: value for name, value in cell.items() if name not in ("a_items", "b_items")}
+    assert whole == {**own, "task": "all"}, "of one cell, all tasks are that cell"
 
 
 def test_each_two_are_compared_or_each_with_the_baseline(tmp_path: Path) -> None:
-    assert [(pair.baseline, pair.model) for pair in pairs_of("abc", None)] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [(pair.a, pair.b) for pair in pairs_of("abc", None)] == [("a", "b"), ("a", "c"), ("b", "c")]
     answers = {name: drawn(seed, 0.7) for seed, name in enumerate("abc")}
     found = directory_of(tmp_path, answers, baseline="b").score()["comparisons"]
-    assert [(pair["baseline"], pair["model"]) for pair in found] == [("b", "a"), ("b", "c")]
+    assert [(one["a"], one["b"], one["task"]) for one in found] == [
+        *(("a", "b", "t"), ("a", "b", "all")),
+        *(("c", "b", "t"), ("c", "b", "all")),
+    ]
+
+
+def test_a_positive_difference_says_that_the_model_is_better_than_the_baseline(tmp_path: Path) -> None:
+    answers = {"better": drawn(1, 1.0, unscored=0), "worse": drawn(1, 0.0, unscored=0)}
+    for baseline, difference in (("worse", 1), ("better", -1), ("", 1)):
+        found = directory_of(tmp_path / f"on {baseline}", answers, baseline=baseline).score()["comparisons"]
+        assert [one["difference"]["value"] for one in found] == [difference] * 2
 
 
 def test_p_values_are_adjusted_over_the_run(tmp_path: Path) -> None:
@@ -86,21 +101,22 @@ def test_p_values_are_adjusted_over_the_run(tmp_path: Path) -> None:
         for seed, (name, share) in enumerate({"a": 0.5, "b": 0.7, "c": 0.9}.items())
     }
     found = directory_of(tmp_path, answers).score()["comparisons"]
-    cells = {f"{n}{cell['task']}": cell for n, pair in enumerate(found) for cell in pair["cells"]}
-    assert len(cells) == 6
-    assert {name: cell["p_holm"] for name, cell in cells.items()} == holm({n: c["p"] for n, c in cells.items()})
-    suites = {str(n): pair["suite"] for n, pair in enumerate(found)}
-    assert {name: one["p_holm"] for name, one in suites.items()} == holm({n: s["p"] for n, s in suites.items()})
+    for tasks, size in ((("t", "u"), 6), (("all",), 3)):
+        family = {f"{one['a']}{one['b']}{one['task']}": one for one in found if one["task"] in tasks}
+        assert len(family) == size
+        adjusted = holm({name: one["mcnemar_p"] for name, one in family.items()})
+        assert {name: one["holm_p"] for name, one in family.items()} == adjusted
 
 
 def test_the_suite_counts_items_and_not_samples(tmp_path: Path) -> None:
     """The same answers under two tasks say as much as under one, so neither p nor what can be shown gets better."""
     first, second = drawn(1, 0.5, unscored=0)["t"], drawn(2, 0.75, unscored=0)["t"]
     twice = {"a": {"t": first, "u": first}, "b": {"t": second, "u": second}}
-    suite = directory_of(tmp_path, twice).score()["comparisons"][0]["suite"]
-    change = [bool(y) - bool(x) for (_, x), (_, y) in zip(first, second, strict=True)]
+    suite = directory_of(tmp_path, twice).score()["comparisons"][-1]
+    change = [bool(x) - bool(y) for (_, x), (_, y) in zip(first, second, strict=True)]
+    assert suite["task"] == "all"
     assert suite["n"] == 120
-    assert suite["p"] == pytest.approx(no_difference(change, range(60)).p)
+    assert suite["mcnemar_p"] == pytest.approx(no_difference(change, range(60)).p)
     assert suite["detectable"] == pytest.approx(detectable(60, sum(map(abs, change))))
 
 
@@ -137,10 +153,10 @@ def compared(tmp_path: Path, first: list[bool | None], second: list[bool | None]
 @pytest.mark.parametrize(
     ("first", "second", "verdict"),
     [
-        ([False] * 40, [True] * 40, "b is better than a in t: b has +100.0 points"),
-        ([True] * 40, [False] * 40, "a is better than b in t: b has -100.0 points"),
-        ([True, False] * 20, [False, True] * 20, "no difference is shown between a and b in t: b has +0.0 points"),
-        ([True] * 40, [True] * 40, "no difference is shown between a and b in t: b has +0.0 points"),
+        ([False] * 40, [True] * 40, "b is better than a in t: a has -100.0 points"),
+        ([True] * 40, [False] * 40, "a is better than b in t: a has +100.0 points"),
+        ([True, False] * 20, [False, True] * 20, "no difference is shown between a and b in t: a has +0.0 points"),
+        ([True] * 40, [True] * 40, "no difference is shown between a and b in t: a has +0.0 points"),
         ([None] * 40, [True] * 40, ""),
     ],
 )
@@ -158,10 +174,10 @@ def test_the_verdict(first: list[bool | None], second: list[bool | None], verdic
         (
             [True] * 40,
             [True] * 20 + [None] * 20,
-            "0 of b alone, 20 of a alone; whatever the rest would have been, the change is -50.0 to +0.0 points",
+            "20 of a alone, 0 of b alone; whatever the rest would have been, the difference is +0.0 to +50.0 points",
         ),
         ([True] * 40, [True] * 20 + [False] * 20, ""),
-        ([False] * 9 + [None] * 30 + [True], [True] * 9 + [True] + [None] * 30, "is -52.5 to +97.5 points"),
+        ([False] * 9 + [None] * 30 + [True], [True] * 9 + [True] + [None] * 30, "is -97.5 to +52.5 points"),
         ([None] * 20 + [True] * 20, [None] * 20 + [False] * 20, ""),
     ],
 )

@@ -145,6 +145,38 @@ def test_unknown_keys_of_json_files_are_passed_over(
     assert capsys.readouterr().out == before
 
 
+# As scoring 4 had it for each two models, before `comparisons` was one flat list.
+COMPARED: dict[str, Any] = {
+    "n": 4,
+    "scored_alone": {"baseline": 0, "model": 0, "neither": 0},
+    "difference": {"value": -0.25, "ci95": [-0.7, 0.3]},
+    "bounds": [-0.25, -0.25],
+    "won": {"baseline": ["3"], "model": []},
+    "right_alone": {"baseline": 1, "model": 0},
+    "p": 1.0,
+    "detectable": None,
+    "p_holm": 1.0,
+}
+NESTED: dict[str, Any] = {
+    "baseline": "mock",
+    "model": "other",
+    "cells": [{"task": "paraphrase", "variant": "", **COMPARED}],
+    "suite": {name: value for name, value in COMPARED.items() if name != "won"},
+    "null_reasons": {"cells[0].detectable": "so few samples show no difference"},
+}
+
+
+def test_comparisons_in_an_earlier_form_are_left_out_with_a_note(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(run, "metrics.json", lambda metrics: metrics.update(comparisons=[NESTED]))
+    assert job.main([str(run), "--recompute"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "note: how its models compare stands there as an earlier version wrote it, and is not shown" in out
+    assert "Models on the same samples" not in out
+    assert f"this version scores as {SCORING} does" in out
+
+
 def add_to_config(config: Any) -> None:
     config["host"] = "?"
     config["options"]["epochs"] = 1

@@ -43,7 +43,7 @@ def missing(value: Any, where: str = "") -> Iterator[str]:
 
 def explained(metrics: Any) -> None:
     """Check that the nulls and the reasons of each part are the same places."""
-    for part in (metrics, *metrics["cells"], *metrics["effects"]):
+    for part in (metrics, *metrics["cells"], *metrics["effects"], *metrics["comparisons"]):
         reasons = {place: reason for place, reason in part["null_reasons"].items() if part.get(place) != {}}
         assert set(missing(part)) == set(reasons)
         assert all(part["null_reasons"].values())

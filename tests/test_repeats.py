@@ -156,14 +156,13 @@ def test_draws_are_paired_by_their_epoch_and_items_are_the_clusters(
             for item in range(4)
         ]
         directory = store(tmp_path, how, samples, model=model)
-    (pair,) = directory.score()["comparisons"]
-    (cell,) = pair["cells"]
+    cell, _ = directory.score()["comparisons"]
     assert cell["n"] == 8
-    assert cell["right_alone"] == {"baseline": 4, "model": 4 * changes[1]}
-    assert cell["won"]["baseline"] == list("0123")
-    assert cell["difference"]["value"] == (0 if changes[1] else -0.5)
+    assert (cell["a_only"], cell["b_only"]) == (4, 4 * changes[1])
+    assert cell["a_items"] == list("0123")
+    assert cell["difference"]["value"] == (0 if changes[1] else 0.5)
     differences = [-1.0 if item < 4 else float(changes[1]) for item in range(8)]
-    assert cell["p"] == no_difference(differences, [item % 4 for item in range(8)]).p > 2**-7
+    assert cell["mcnemar_p"] == no_difference(differences, [item % 4 for item in range(8)]).p > 2**-7
 
 
 def test_a_task_is_paired_with_the_draws_that_the_other_has(tmp_path: Path) -> None:

@@ -115,14 +115,14 @@ def test_the_first_look_that_decides_is_what_a_table_says() -> None:
     order = in_order({root_id for _, root_id in made}, 7)
 
     def difference(item: str) -> int | None:
-        before, after = made["a", item], made["b", item]
-        if "failed" in (before.outcome, after.outcome):
+        a, b = made["a", item], made["b", item]
+        if "failed" in (a.outcome, b.outcome):
             return None
-        return (after.answer == after.target) - (before.answer == before.target)
+        return (a.answer == a.target) - (b.answer == b.target)
 
     def decides(end: int) -> bool:
         found = [change for item in order[:end] if (change := difference(item)) is not None]
-        return duel(np.array(found, np.float64), 0.05, None).verdict is Verdict.WORSE
+        return duel(np.array(found, np.float64), 0.05, None).verdict is Verdict.BETTER
 
     first = next(end for end in ends(600) if decides(end))
     assert settled_after(Until(decided=0.05), list(made.values()), list(models), 600) == first
@@ -131,9 +131,9 @@ def test_the_first_look_that_decides_is_what_a_table_says() -> None:
 @pytest.mark.parametrize(
     ("shares", "rule", "verdict"),
     [
-        ({"a": 0.5, "b": 0.9}, Until(decided=0.05), Verdict.BETTER),
-        ({"a": 0.9, "b": 0.5}, Until(decided=0.05), Verdict.WORSE),
-        ({"a": 0.9, "b": 0.5}, Until(decided=0.05, equivalent=0.2), Verdict.WORSE),
+        ({"a": 0.9, "b": 0.5}, Until(decided=0.05), Verdict.BETTER),
+        ({"a": 0.5, "b": 0.9}, Until(decided=0.05), Verdict.WORSE),
+        ({"a": 0.5, "b": 0.9}, Until(decided=0.05, equivalent=0.2), Verdict.WORSE),
         ({"a": 1.0, "b": 1.0}, Until(decided=0.05, equivalent=0.1), Verdict.EQUIVALENT),
         ({"a": 1.0, "b": 1.0}, Until(decided=0.05), Verdict.OPEN),
         ({"a": 0.8, "b": 0.8}, Until(decided=0.05, equivalent=0.01), Verdict.OPEN),
@@ -202,10 +202,10 @@ def test_an_item_counts_once_however_often_it_is_drawn_and_in_however_many_cells
             ]
         )
     )
-    of_item = {"i0": 2 / 3, "i1": -1.0}
+    of_item = {"i0": -2 / 3, "i1": 1.0}
     assert settling.differences("a", "b").tolist() == pytest.approx([of_item[item] for item in settling.order])
     assert sorted(settling.shares("a", ("t", ""))) == [0.5, 1]
-    assert settling.differences("a", "b", ("u", "")).tolist() == [1]
+    assert settling.differences("a", "b", ("u", "")).tolist() == [-1]
 
 
 def test_a_cell_that_has_no_more_items_does_not_hold_up_the_others() -> None:

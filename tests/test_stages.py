@@ -13,7 +13,8 @@ from rambla_cases import recorded
 
 from rambla_ray.errors import UserError
 from rambla_ray.schema import Item
-from rambla_ray.tasks.stages import AddDistractors, Generate, ShuffleContext, Transform, check_order, parse_stage
+from rambla_ray.tasks.stages import AddDistractors, Generate, ShuffleContext, check_order, parse_stage
+from rambla_ray.tasks.transforms import Transform
 
 DRAWN_IN_RAMBLA = 1234
 

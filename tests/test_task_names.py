@@ -99,6 +99,12 @@ def test_a_pair_without_an_item_in_common_is_remarked_on(conf: Path) -> None:
     assert not any("in common" in note for note in Plan(loaded("task=all")).notes)
 
 
+def test_no_task_has_the_name_of_all_tasks(conf: Path) -> None:
+    write(conf, "all", TASK)
+    for word in ("task=all", "task=mcqabaseline", "task.pair_with=all"):
+        assert "task/all.yaml: 'all' means every task" in refusal(f"conf_dir={conf}", word)
+
+
 # Variants
 
 
@@ -161,7 +167,7 @@ def test_variants_that_differ_are_taken() -> None:
         ("template: '{question}', template_file: ask.txt", "template and template_file exclude each other"),
         ("template_file: 3", "template_file: Input should be a valid string"),
         ("template_file: [ask.txt]", "template_file: Input should be a valid string"),
-        ("template_file: null", "key 'generate.template' is missing"),
+        ("template_file: null", "generate: it has no prompt"),
         ("template: ''", "a template needs at least one {placeholder}"),
         ("template: '{question:>1000000000}'", "{question:>1000000000} is wider than 1,000"),
         ("template: '{question:1001}'", "is wider than 1,000"),

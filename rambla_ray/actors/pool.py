@@ -35,7 +35,6 @@ from rambla_ray.schema import (
     to_table,
 )
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
-from rambla_ray.tasks import prompts
 from rambla_ray.tasks.reader import ReaderStage, shown_fields
 from rambla_ray.tasks.stages import Compare, Generate
 
@@ -177,7 +176,8 @@ class PoolActor:
         if self._first.is_untried:  # A pool that plays the reader alone has waited for something to read.
             load(self._models)
         model = self._models[sample.model] if stage.role == Role.TARGET else self._first
-        return await model.ask(stage, sample.fields, self._request(sample, stage, is_last=is_last))
+        phrased = stage.phrased(sample.variant)
+        return await model.ask(phrased, sample.fields, self._request(sample, stage, is_last=is_last))
 
     def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
         """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
@@ -193,4 +193,4 @@ class PoolActor:
         }
         if isinstance(stage, Compare) and self._first.scores:
             return Request(sample.fields[stage.left], sample.fields[stage.right], **own)
-        return Request(prompts.render(stage.template, sample.fields), system=stage.system or "", **own)
+        return Request(stage.phrased(sample.variant).render(sample.fields), system=stage.system or "", **own)

@@ -35,6 +35,7 @@ CONFIG_NAMES = frozenset(
 # Azure's deployment and version, which nobody but the endpoint is sent.
 BY_NAME = frozenset({"params.engine", "params.api_version"})
 ADAPTERS = ("params", "adapters")  # All that is in it is a path or hub id.
+TEMPLATE_FILES = "stages.generate.template_files."  # What is in it is a path, whatever it is called.
 # All that is in these is sent to the endpoint alone, too, whatever it is called.
 EXTRAS = (("params", "extra_headers"), ("params", "extra_body"))
 
@@ -108,7 +109,8 @@ def key_of(place: Place) -> str:
 
 def is_by_value(place: Place) -> bool:
     """Whether what stands at a place is used, and stored as it is."""
-    return key_of(place) in BY_VALUE or place[:2] == ADAPTERS
+    key = key_of(place)
+    return key in BY_VALUE or key.startswith(TEMPLATE_FILES) or place[:2] == ADAPTERS
 
 
 def is_by_name(place: Place) -> bool:

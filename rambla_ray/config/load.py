@@ -23,6 +23,7 @@ from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.resolve import COMMAND_LINE, Overrides, Resolved, checked, override
 from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
+from rambla_ray.config.sections import ALL_TASKS
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.config.templates import read_templates
 from rambla_ray.config.words import as_typed
@@ -49,8 +50,11 @@ def load(words: Sequence[str]) -> RunConfig:
 def _load(words: Sequence[str]) -> RunConfig:
     line = _read_words(words, RunOptions)
     options = line.options
-    names = [*(line.folder.names("task") if "all" in options.task else ()), *options.task]
-    own = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != "all"}
+    known = line.folder.names("task")
+    if ALL_TASKS in known:
+        raise UserError(f"task/{ALL_TASKS}.yaml: '{ALL_TASKS}' means every task, so that none has the name: rename it")
+    names = [*(known if ALL_TASKS in options.task else ()), *options.task]
+    own = {name: _load_task(line, name) for name in dict.fromkeys(names) if name != ALL_TASKS}
     judges = len(options.roles.get(Role.JUDGE, "").split(","))
     tasks = {name: task.with_epochs_of_run(options.epochs).with_judges(judges) for name, task in own.items()}
     datasets = _load_datasets(line, {name: task.dataset for name, task in tasks.items()})
@@ -80,7 +84,7 @@ def _load(words: Sequence[str]) -> RunConfig:
         players = {player.config_name: player.config for player in config.players}
         options.until.check(config.targets, {**players, **config.targets})
     of_file = replace(line, overrides={**line.overrides, "task": []})
-    check_pairs(tasks, datasets, line.folder.names("task"), lambda name: _load_task(of_file, name))
+    check_pairs(tasks, datasets, known, lambda name: _load_task(of_file, name))
     return config.under_its_earlier_name() if _has_earlier_directory(config) else config
 
 

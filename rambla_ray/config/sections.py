@@ -20,6 +20,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 # Two names, of a model and a task, and an ending make a file's name, which has at most 255 characters.
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 RunName = Annotated[str, Field(pattern=NAME, max_length=200)]
+ALL_TASKS = "all"  # In `task=`, and where models are compared: every task of the run. No task has this name.
 MOST_JUDGES = 25  # Of a panel.
 
 

@@ -25,7 +25,7 @@ from rambla_ray.errors import ErrorKind, choose_from
 from rambla_ray.schema import Item, Role, Sample, Step, draw_name
 from rambla_ray.tasks.closed import Closed, draws_per_item
 from rambla_ray.tasks.stages import STAGES, Generate, check_order, parse_stage
-from rambla_ray.tasks.transforms import Stage, Transform
+from rambla_ray.tasks.transforms import Stage
 
 Choice = Annotated[str, Field(pattern=r"^\w[\w -]*$")]
 
@@ -186,8 +186,13 @@ class TaskConfig(Closed):
     @property
     def variants(self) -> tuple[str, ...]:
         """The values that vary inside this task; a single empty one when nothing does."""
-        by_stage = [stage.variants() for stage in self.stages if isinstance(stage, Transform)]
+        by_stage = [stage.variants() for stage in self.stages]
         return next((variants for variants in by_stage if variants != ("",)), ("",))
+
+    @property
+    def phrased(self) -> Generate | None:
+        """The stage that asks in several phrasings, which are the task's variants; None where none does."""
+        return next((stage for stage in self.generates if stage.templates), None)
 
     @cached_property
     def generates(self) -> tuple[Generate, ...]:

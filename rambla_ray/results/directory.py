@@ -81,6 +81,7 @@ def scoring_spec(
                 "expected": {variant: expected.get((name, variant), 0) for variant in task.variants},
                 # What most tasks lack is left out, so that samples of earlier versions have the same specification.
                 **({"epochs": task.draws} if task.draws > 1 else {}),
+                **({"phrasings": True} if task.phrased else {}),
                 **({"judge": task.judge} if task.judge else {}),
                 **({"scores_against": task.answer.scores_against} if task.answer.scores_against else {}),
                 **({"choice_labels": task.answer.choice_labels} if task.answer.by == "likelihood" else {}),

@@ -7,6 +7,7 @@ from typing import Any
 
 from rambla_ray.scoring import metrics, original
 from rambla_ray.scoring.cells import Cell
+from rambla_ray.scoring.phrasings import phrasings
 from rambla_ray.scoring.undefined import without_nan
 
 
@@ -16,10 +17,13 @@ def effects_of(
     cells: Mapping[str, Cell],
     variants: Sequence[str],
     numbers_of_cells: Sequence[Mapping[str, Any]],
+    *,
+    are_phrasings: bool = False,
 ) -> list[dict[str, Any]]:
     """What changes from variant to variant of a task, in a list of one.
 
-    The list is empty with fewer than two variants, or without a sample of the first, which others are compared with.
+    The list is empty with fewer than two variants, or without a sample of the first, which others are compared with;
+    of phrasings also where the model gives scores, not answers.
 
     Args:
         model: the model under test.
@@ -27,11 +31,16 @@ def effects_of(
         cells: those of the variants that have samples, in the plan's order.
         variants: all of the plan.
         numbers_of_cells: what metrics.json holds of each of `cells`.
+        are_phrasings: the variants are phrasings of the same prompt.
     """
     if len(cells) < 2 or variants[0] not in cells:
         return []
+    if are_phrasings and any("score" in numbers for numbers in numbers_of_cells):
+        return []
     reasons: dict[str, str] = {}
-    effects = metrics.variant_effects(cells)
+    effects = metrics.variant_effects(cells, "phrasing" if are_phrasings else "")
+    if are_phrasings:
+        effects["phrasings"] = phrasings(cells)
     if effects["by"] == "n":
         rambla = {numbers["variant"]: numbers["rambla"] for numbers in numbers_of_cells}
         effects["rambla"] = _relative_changes(rambla, variants, reasons)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rambla_ray.config.sections import ALL_TASKS
 from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import UserError, choose_from
 
@@ -26,9 +27,9 @@ def _of_difference(read: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapp
     return lambda one: read(one["difference"]) if one["difference"] else None
 
 
-def _coverage(one: Mapping[str, Any]) -> float:
+def _coverage(one: Mapping[str, Any]) -> float | None:
     alone = one["scored_alone"]
-    return float((alone["model"] - alone["baseline"]) / (one["n"] + sum(alone.values())))
+    return float((alone["a"] - alone["b"]) / (one["n"] + sum(alone.values()))) if alone else None
 
 
 METRICS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
@@ -36,17 +37,17 @@ METRICS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "accuracy.low": _of_difference(lambda difference: float(difference["ci95"][0])),
     "accuracy.high": _of_difference(lambda difference: float(difference["ci95"][1])),
     "coverage": _coverage,
-    "p": lambda one: one["p_holm"],
+    "p": lambda one: one["holm_p"],
 }
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A bound on the change of a metric from the baseline to a model, over all tasks or in one of them.
+    """A bound on the change of a metric from the baseline (b) to a model (a), over all tasks or in one of them.
 
     Args:
         text: as it was written.
-        task: `task` or `task variant`; empty for all tasks together.
+        task: `task` or `task variant`; `all` for all tasks together.
         metric: a key of `METRICS`.
         sign: how the metric compares with the bound.
         bound: shares, not points.
@@ -72,27 +73,20 @@ class Gate:
             bound = float(found["bound"])
         except ValueError:
             raise UserError(f"--gate '{shown}': '{found['bound']}' is no number") from None
-        return cls(text.strip(), (found["task"] or "").strip(), found["metric"], found["sign"], bound)
+        return cls(text.strip(), (found["task"] or ALL_TASKS).strip(), found["metric"], found["sign"], bound)
 
     def failures(self, comparisons: list[dict[str, Any]]) -> list[str]:
         """Where it does not hold, a line each. Raises UserError where no two were compared in its task."""
-        lines, met = [], False
-        for pair in comparisons:
-            for one in self._comparisons_of(pair):
-                met = True
-                value = METRICS[self.metric](one)
-                if value is None or not _SIGNS[self.sign](value, self.bound):
-                    seen = "undefined" if value is None else f"{value:+.4f}"
-                    where = f" in {self.task}" if self.task else ""
-                    lines.append(
-                        f"gate {self.text} is not met: {self.metric} of {pair['model']} against {pair['baseline']}"
-                        f"{where} is {seen}"
-                    )
-        if not met:
+        meant = [one for one in comparisons if self.task in (one["task"], f"{one['task']} {one['variant']}")]
+        if not meant:
             raise UserError(f"--gate '{one_line(self.text, SHOWN_CHARACTERS)}': no task {self.task} was compared")
+        lines = []
+        for one in meant:
+            value = METRICS[self.metric](one)
+            if value is None or not _SIGNS[self.sign](value, self.bound):
+                seen = "undefined" if value is None else f"{value:+.4f}"
+                where = "" if self.task == ALL_TASKS else f" in {self.task}"
+                lines.append(
+                    f"gate {self.text} is not met: {self.metric} of {one['a']} against {one['b']}{where} is {seen}"
+                )
         return lines
-
-    def _comparisons_of(self, pair: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        if not self.task:
-            return [pair["suite"]]
-        return [cell for cell in pair["cells"] if self.task in (cell["task"], f"{cell['task']} {cell['variant']}")]

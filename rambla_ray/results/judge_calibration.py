@@ -200,9 +200,11 @@ def _samples(tasks: Iterable[StoredTask]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _asks(stage: Generate) -> tuple[str, str]:
-    """What a stage asks, whatever the fields are called that its texts stand in."""
-    template = stage.template
+def _asks(stage: Generate) -> list[tuple[str, str]]:
+    """What a stage asks, in each of its phrasings, whatever the fields are called that its texts stand in."""
+    templates = [phrased.template or "" for phrased in stage.phrasings.values() or [stage]]
     if isinstance(stage, Compare):
-        template = template.replace(f"{{{stage.left}}}", "{1}").replace(f"{{{stage.right}}}", "{2}")
-    return stage.system or "", template
+        templates = [
+            template.replace(f"{{{stage.left}}}", "{1}").replace(f"{{{stage.right}}}", "{2}") for template in templates
+        ]
+    return [(stage.system or "", template) for template in templates]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rambla_ray.results.cautions import cut_lines, limits_of, served_lines
 from rambla_ray.results.directory import RunDirectory
 from rambla_ray.results.failures import count_failures
 from rambla_ray.results.judged import judge_lines, judge_warnings
+from rambla_ray.results.phrased import phrasing_lines
 from rambla_ray.results.repeated import repeat_lines, times
 from rambla_ray.results.settled import ending_lines
 from rambla_ray.results.tables import PLAIN_WIDTH, add_row, markdown, markdown_table, plain_table, print_line
@@ -178,8 +179,8 @@ def read_labelled(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, An
     for entry in [*scores["cells"], *scores["effects"]]:
         entry["config"], entry["model"] = entry["model"], labels.get(entry["model"], entry["model"])
     until = scores.get("until") or {}
-    for pair in (*scores.get("comparisons", ()), *until.get("verdicts", ()), *until.get("wide", ())):
-        pair |= {side: labels.get(pair[side], pair[side]) for side in ("baseline", "model") if side in pair}
+    for entry in (*verdicts.leave_out_earlier(scores), *until.get("verdicts", ()), *until.get("wide", ())):
+        entry |= {side: labels.get(entry[side], entry[side]) for side in ("a", "b", "model") if side in entry}
     for entry in calls["models"] if calls else ():
         if entry["role"] == Role.TARGET:
             entry["model"] = labels.get(entry["model"], entry["model"])
@@ -241,13 +242,22 @@ def calls_line(calls: Mapping[str, Any] | None) -> str:
     )
 
 
+def _findings(scores: Mapping[str, Any], calls: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the numbers of a run come to, as lines."""
+    yield from ending_lines(scores, calls)
+    yield from phrasing_lines(scores)
+    yield from verdicts.lines(scores)
+    yield from repeat_lines(scores)
+    yield from judge_lines(scores)
+
+
 def print_run(directory: RunDirectory, console: Console, *, details: bool = False) -> None:
     """Print a run from its directory alone; `details` adds what changed against the clean answers, and all calls."""
     scores, calls = read_labelled(directory)
     console.print(score_table(scores))
     if compared := verdicts.comparisons_table(scores):
         console.print(compared)
-    for line in (*ending_lines(scores, calls), *verdicts.lines(scores), *repeat_lines(scores), *judge_lines(scores)):
+    for line in _findings(scores, calls):
         print_line(console, line)
     if details:
         effects = effects_table(scores)
@@ -257,7 +267,7 @@ def print_run(directory: RunDirectory, console: Console, *, details: bool = Fals
             print_line(console, line)
         if calls:
             console.print(calls_table(calls))
-    for line in directory.read_notes():
+    for line in (*directory.read_notes(), *verdicts.notes(scores)):
         print_line(console, f"note: {line}")
     for line in (*warnings(scores), *_failure_lines(directory, scores)):
         print_line(console, f"warning: {line}")
@@ -275,18 +285,9 @@ def write_summary(directory: RunDirectory) -> None:
         lines += ["", *markdown_table(verdicts.COLUMNS, compared)]
     lines += [
         "",
-        *(
-            f"- {markdown(line)}"
-            for line in (
-                *ending_lines(scores, calls),
-                *verdicts.lines(scores),
-                *repeat_lines(scores),
-                *judge_lines(scores),
-                *effect_lines(scores),
-            )
-        ),
+        *(f"- {markdown(line)}" for line in (*_findings(scores, calls), *effect_lines(scores))),
     ]
-    lines += ["", *(f"- Note: {markdown(line)}" for line in directory.read_notes())]
+    lines += ["", *(f"- Note: {markdown(line)}" for line in (*directory.read_notes(), *verdicts.notes(scores)))]
     warned = (*warnings(scores), *_failure_lines(directory, scores))
     lines += ["", *(f"- **Warning:** {markdown(line)}" for line in warned)]
     lines += ["", f"{markdown(calls_line(calls))}.", ""]

@@ -26,7 +26,7 @@ from rambla_ray.scoring import comparison
 from rambla_ray.scoring.cells import DrawIds
 from rambla_ray.scoring.comparison import Marks, Pair
 from rambla_ray.scoring.stats import mean
-from rambla_ray.scoring.undefined import Undefined, explained
+from rambla_ray.scoring.undefined import explained
 
 SHOWN_IDS = 3  # So many samples are named that one side alone has, and whose items differ.
 _COLUMNS = ["root_id", "epoch", "variant", "label", "fields", "steps.list.element.stage"]
@@ -160,17 +160,20 @@ class Contest:
                 )
 
     def comparisons(self) -> list[dict[str, Any]]:
-        """As `comparisons` in metrics.json. Raises UserError where two have no sample in common."""
-        numbers = []
+        """As `comparisons` in metrics.json, each rival against its baseline, which is b.
+
+        Raises:
+            UserError: two have no sample in common.
+        """
+        entries = []
         for baseline, rival in self.pairs():
-            pair = Pair(baseline.name, rival.name)
+            pair = Pair(rival.name, baseline.name)
             for name in (name for name in baseline.marks if name in rival.marks):
-                pair.add(*name, baseline.marks[name], rival.marks[name])
-            numbers.append(pair.numbers())
-            if not any(cell["n"] for cell in numbers[-1]["cells"] if not isinstance(cell["n"], Undefined)):
+                pair.add(*name, rival.marks[name], baseline.marks[name])
+            entries += pair.entries()
+            if entries[-1]["n"] in (0, comparison.GIVES_SCORES):
                 raise UserError(f"{baseline.name} and {rival.name} have no scored sample in common")
-        comparison.adjust(numbers)
-        return [explained(each) for each in numbers]
+        return [explained(entry) for entry in comparison.adjusted(entries)]
 
     def unmatched(self) -> Iterator[str]:
         """For each two that are compared, how many samples one of them alone has, and some of these, as a line."""

@@ -183,7 +183,10 @@ def score(folder: Folder) -> dict[str, Any]:
                     own["repeats"] = cell_repeats(cell, task_spec["labels"], epochs)
                 paired = _paired(cell, task, variant, spec["tasks"], partial(stored, model))
                 cells.append(explained({"model": model, "task": task, "variant": variant, **own, "paired": paired}))
-            effects += effects_of(model, task, variants, task_spec["variants"], cells[-len(variants) :])
+            effects += effects_of(
+                *(model, task, variants, task_spec["variants"], cells[-len(variants) :]),
+                are_phrasings=task_spec.get("phrasings", False),
+            )
     _adjust(cells)
     scores = {
         **explained({"partial": _partial(sum(cell["n"] for cell in cells), spec)}),
@@ -219,12 +222,10 @@ def _comparisons(spec: Mapping[str, Any], stored: Callable[[str, str], ScoredTas
             for model, variants in cells.items()
         }
         for pair in pairs:
-            first, second = marks[pair.baseline], marks[pair.model]
-            for variant in (variant for variant in task_spec["variants"] if variant in first and variant in second):
-                pair.add(task, variant, first[variant], second[variant])
-    numbers = [pair.numbers() for pair in pairs]
-    comparison.adjust(numbers)
-    return [explained(each) for each in numbers]
+            a, b = marks[pair.a], marks[pair.b]
+            for variant in (variant for variant in task_spec["variants"] if variant in a and variant in b):
+                pair.add(task, variant, a[variant], b[variant])
+    return [explained(entry) for entry in comparison.adjusted(entry for pair in pairs for entry in pair.entries())]
 
 
 def _read_by(cell: Cell, by_reader: int) -> dict[str, int]:

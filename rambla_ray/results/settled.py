@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rambla_ray.config.sections import ALL_TASKS
 from rambla_ray.config.until import Until
 from rambla_ray.display import counted
 from rambla_ray.scoring import comparison, sequential
@@ -85,26 +86,22 @@ def settle(scores: dict[str, Any], spec: Mapping[str, Any], cells_of: CellsOf) -
             shares = settling.shares(cell["model"], (cell["task"], cell["variant"]))
             interval = list(accuracy_interval(shares))
             cell["accuracy"] |= {"value": float(shares.mean()), "ci95": interval, "interval": ANYTIME}
-    for pair in scores["comparisons"]:
-        sides = pair["baseline"], pair["model"]
-        for one in pair["cells"]:
-            _compare_anew(one, settling, sides, (one["task"], one["variant"]))
-        _compare_anew(pair["suite"], settling, sides, None)
-    comparison.adjust(scores["comparisons"])
+    for entry in scores["comparisons"]:
+        _compare_anew(entry, settling)
+    comparison.adjusted(scores["comparisons"])
     scores["until"] = _ending(settling, spec["until"], is_partial=scores["partial"] is not None)
 
 
-def _compare_anew(
-    one: dict[str, Any], settling: Settling, sides: tuple[str, str], cell: tuple[str, str] | None
-) -> None:
-    if one["difference"] is None:
+def _compare_anew(entry: dict[str, Any], settling: Settling) -> None:
+    if entry["difference"] is None:
         return
-    differences = settling.differences(*sides, cell)
+    cell = None if entry["task"] == ALL_TASKS else (entry["task"], entry["variant"])
+    differences = settling.differences(entry["a"], entry["b"], cell)
     p = sequential.no_difference_p(differences, MOST)
     interval = list(sequential.difference_interval(differences, LEVEL, MOST))
-    one["difference"] = {"value": float(differences.mean()), "ci95": interval, "interval": ANYTIME}
-    one |= {"p": p, "p_holm": p, "detectable": None}
-    one.setdefault("null_reasons", {})["detectable"] = NOT_ASKED.reason
+    entry["difference"] = {"value": float(differences.mean()), "ci95": interval, "interval": ANYTIME}
+    entry |= {"mcnemar_p": p, "holm_p": p, "detectable": None}
+    entry.setdefault("null_reasons", {})["detectable"] = NOT_ASKED.reason
 
 
 def _ending(settling: Settling, until: Mapping[str, Any], *, is_partial: bool) -> dict[str, Any]:
@@ -122,13 +119,13 @@ def _ending(settling: Settling, until: Mapping[str, Any], *, is_partial: bool) -
     return ending
 
 
-def _verdict(settling: Settling, baseline: str, model: str) -> dict[str, Any]:
-    found = settling.verdict(baseline, model)
+def _verdict(settling: Settling, a: str, b: str) -> dict[str, Any]:
+    found = settling.verdict(a, b)
     mean = Undefined("no item was scored of both") if found.mean is None else found.mean
     return explained(
         {
-            "baseline": baseline,
-            "model": model,
+            "a": a,
+            "b": b,
             "items": found.items,
             "difference": mean,
             "p": found.p,
@@ -167,7 +164,7 @@ def ending_lines(scores: Mapping[str, Any], calls: Mapping[str, Any] | None) -> 
         if one["verdict"] == Verdict.EQUIVALENT:
             low, high = (100 * bound for bound in one["interval"])
             yield (
-                f"{one['baseline']} and {one['model']} differ by no more than "
+                f"{one['a']} and {one['b']} differ by no more than "
                 f"{100 * until['rule']['equivalent']:.1f} points ({low:+.1f} to {high:+.1f})"
             )
 

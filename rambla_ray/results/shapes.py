@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rambla_ray.results.judge_shapes import CalibrationCounts, Corrected, JudgeCalibration, Panel, RunPanel
 from rambla_ray.results.shape import Estimate, Interval, Shape
@@ -122,34 +122,56 @@ class _Cell(Shape):
     null_reasons: dict[str, str] = {}
 
 
+class _OfPhrasing(Shape):
+    variant: str
+    value: float
+
+
+class _Phrasings(Shape):
+    of: int
+    n: int
+    accuracy: Estimate | None
+    lowest: _OfPhrasing | None
+    highest: _OfPhrasing | None
+    sd: float | None
+    same_answer: Estimate | None
+
+
 class _Effect(Shape):
     model: str
     task: str
     slope: Estimate | None = None
+    phrasings: _Phrasings | None = None
 
 
-class _Compared(Shape):
-    """Two models on the same samples."""
-
-    n: int | None
-    difference: Estimate | None
-    bounds: Interval | None
-    scored_alone: dict[str, int] | None
-    right_alone: dict[str, int] | None
-    p_holm: float | None
-    detectable: float | None
-
-
-class _ComparedCell(_Compared):
-    task: str
-    variant: str
+class _ScoredAlone(Shape):
+    a: int
+    b: int
+    neither: int
 
 
 class _Comparison(Shape):
-    baseline: str
-    model: str
-    cells: list[_ComparedCell]
-    suite: _Compared
+    """Two models on the same samples of a task's variant, or of all tasks."""
+
+    a: str
+    b: str
+    task: str
+    variant: str
+    n: int | None
+    difference: Estimate | None
+    a_only: int | None
+    b_only: int | None
+    scored_alone: _ScoredAlone | None
+    holm_p: float | None
+    bounds: Interval | None
+    detectable: float | None
+
+
+def of_this_form(comparisons: Any) -> Any:
+    """A run's comparisons but for those of an earlier version, whose entries held all cells of two models."""
+    if not isinstance(comparisons, list):
+        return comparisons
+    return [one for one in comparisons if not (isinstance(one, dict) and "cells" in one)]
 
 
 class _Partial(Shape):
@@ -165,9 +187,9 @@ class _Wide(Shape):
 
 
 class _Verdict(Shape):
-    baseline: str
-    model: str
-    interval: _Interval
+    a: str
+    b: str
+    interval: Interval
     verdict: str
 
 
@@ -191,7 +213,7 @@ class Metrics(Shape):
     roles: dict[str, str]
     cells: list[_Cell]
     effects: list[_Effect]
-    comparisons: list[_Comparison] = []
+    comparisons: Annotated[list[_Comparison], BeforeValidator(of_this_form)] = []
     until: _Until | None = None
     panel: RunPanel | None = None
     judge_calibration: JudgeCalibration | None = None
@@ -285,6 +307,7 @@ class _TaskScoring(Shape):
     variants: list[str]
     expected: dict[str, int]
     epochs: int = 1
+    phrasings: bool = False
     judge: str = ""
     scores_against: str | None = None
     choice_labels: list[str] = []

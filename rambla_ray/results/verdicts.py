@@ -7,11 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
+from rambla_ray.config.sections import ALL_TASKS
 from rambla_ray.display import counted
+from rambla_ray.results import shapes
+from rambla_ray.results.documents import WRITE_ANEW
 from rambla_ray.results.tables import add_row, plain_table
 
 COLUMNS = (
-    *("model", "against", "task", "n", "change, points", "95 % interval"),
+    *("model", "against", "task", "n", "difference, points", "95 % interval"),
     *("right alone", "p (Holm)", "n can show"),
 )
 RANKING_COLUMNS = ("rank", "model", "n", "accuracy", "95 % interval")
@@ -20,9 +23,23 @@ SURE = 0.05  # A difference is called one where the adjusted p is below.
 COVERAGE_GAP = 0.02  # Models that were scored on shares of the samples that differ by more get a warning.
 
 
+def leave_out_earlier(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons of a run, from which those in the form of an earlier version are taken out; see `notes`."""
+    found = scores.get("comparisons", [])
+    scores["comparisons"] = shapes.of_this_form(found)
+    scores["has_earlier_comparisons"] = len(scores["comparisons"]) < len(found)
+    return list(scores["comparisons"])
+
+
+def notes(scores: Mapping[str, Any]) -> Iterator[str]:
+    """A line where comparisons are not shown, because an earlier version wrote them in another form."""
+    if scores["has_earlier_comparisons"]:
+        yield f"how its models compare stands there as an earlier version wrote it, and is not shown; {WRITE_ANEW}"
+
+
 def rows(scores: Mapping[str, Any]) -> list[list[str]]:
     """A row for each cell of each two models, and one for all their tasks where there are several cells."""
-    return [_row(pair, name, one) for pair in _pairs(scores) for name, one in _named(pair) if one["difference"]]
+    return [_row(name, one) for pair in _pairs(scores) for name, one in _named(pair) if one["difference"]]
 
 
 def ranking_table(ranking: Sequence[Mapping[str, Any]]) -> Table:
@@ -52,18 +69,18 @@ def lines(scores: Mapping[str, Any]) -> Iterator[str]:
         name, one = _named(pair)[-1]
         if not one["difference"]:
             continue
-        model, baseline, points = pair["model"], pair["baseline"], 100 * one["difference"]["value"]
+        a, b, points = one["a"], one["b"], 100 * one["difference"]["value"]
         low, high = (100 * bound for bound in one["difference"]["ci95"])
         where = "" if name == SUITE else f" in {name}"
         seen = (
-            f"{points:+.1f} points ({low:+.1f} to {high:+.1f}), p {one['p_holm']:.2g}, {counted(one['n'], 'sample')}"
+            f"{points:+.1f} points ({low:+.1f} to {high:+.1f}), p {one['holm_p']:.2g}, {counted(one['n'], 'sample')}"
         )
-        if one["p_holm"] < SURE:
-            better, worse = (model, baseline) if points > 0 else (baseline, model)
-            yield f"{better} is better than {worse}{where}: {model} has {seen}"
+        if one["holm_p"] < SURE:
+            better, worse = (a, b) if points > 0 else (b, a)
+            yield f"{better} is better than {worse}{where}: {a} has {seen}"
         else:
             shows = f"; so many show {100 * one['detectable']:.1f} points" if one["detectable"] else ""
-            yield f"no difference is shown between {baseline} and {model}{where}: {model} has {seen}{shows}"
+            yield f"no difference is shown between {a} and {b}{where}: {a} has {seen}{shows}"
 
 
 def warnings(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -76,34 +93,37 @@ def warnings(scores: Mapping[str, Any]) -> Iterator[str]:
         alone, (low, high) = one["scored_alone"], (100 * bound for bound in one["bounds"])
         others = f", and {counted(len(found) - 1, 'row')} more" if len(found) > 1 else ""
         yield (
-            f"{pair['model']} and {pair['baseline']} were not scored on the same samples of {name}{others}: "
-            f"{alone['model']} of {pair['model']} alone, {alone['baseline']} of {pair['baseline']} alone; whatever "
-            f"the rest would have been, the change is {low:+.1f} to {high:+.1f} points"
+            f"{one['a']} and {one['b']} were not scored on the same samples of {name}{others}: {alone['a']} of "
+            f"{one['a']} alone, {alone['b']} of {one['b']} alone; whatever the rest would have been, the difference "
+            f"is {low:+.1f} to {high:+.1f} points"
         )
 
 
-def _pairs(scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(scores.get("comparisons", ()))  # Earlier versions had none.
+def _pairs(scores: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The comparisons of each two models; the first versions had none."""
+    pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in scores.get("comparisons", ()):
+        pairs.setdefault((one["a"], one["b"]), []).append(one)
+    return list(pairs.values())
 
 
-def _named(pair: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The comparisons of two models, each with what it is called; that of all tasks is the last."""
-    cells = [(f"{cell['task']} {cell['variant']}".rstrip(), cell) for cell in pair["cells"]]
-    return cells if len(cells) == 1 else [*cells, (SUITE, pair["suite"])]
+def _named(pair: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The comparisons of two models, each with what it is called; that of all tasks is the last, of several cells."""
+    cells = [(f"{one['task']} {one['variant']}".rstrip(), one) for one in pair if one["task"] != ALL_TASKS]
+    return cells if len(cells) == 1 else [*cells, *((SUITE, one) for one in pair if one["task"] == ALL_TASKS)]
 
 
-def _row(pair: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> list[str]:
+def _row(name: str, one: Mapping[str, Any]) -> list[str]:
     low, high = one["difference"]["ci95"]
-    alone = one["right_alone"]
     return [
-        pair["model"],
-        pair["baseline"],
+        one["a"],
+        one["b"],
         name,
         str(one["n"]),
         f"{100 * one['difference']['value']:+.1f}",
         f"{100 * low:.1f} to {100 * high:.1f}",
-        f"{alone['model']} : {alone['baseline']}",
-        f"{one['p_holm']:.3g}",
+        f"{one['a_only']} : {one['b_only']}",
+        f"{one['holm_p']:.3g}",
         f"{100 * one['detectable']:.1f}" if one["detectable"] else "—",
     ]
 
@@ -111,11 +131,11 @@ def _row(pair: Mapping[str, Any], name: str, one: Mapping[str, Any]) -> list[str
 def _gap(one: Mapping[str, Any]) -> float:
     """How much more of the samples were scored of one model than of the other, as a share of all."""
     alone = one["scored_alone"]
-    return float(abs(alone["model"] - alone["baseline"]) / (one["n"] + sum(alone.values())))
+    return float(abs(alone["a"] - alone["b"]) / (one["n"] + sum(alone.values())))
 
 
 def _is_unequal(one: Mapping[str, Any]) -> bool:
     """Whether the models were scored on samples that differ so much that it may matter."""
     (low, high), alone = one["bounds"], one["scored_alone"]
-    is_open = one["p_holm"] is not None and one["p_holm"] < SURE and low <= 0 <= high
-    return (is_open and alone["model"] + alone["baseline"] > 0) or _gap(one) > COVERAGE_GAP
+    is_open = one["holm_p"] is not None and one["holm_p"] < SURE and low <= 0 <= high
+    return (is_open and alone["a"] + alone["b"] > 0) or _gap(one) > COVERAGE_GAP

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from rambla_ray.run.placement import Level
 from rambla_ray.schema import Item, Role
-from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
 CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
@@ -28,29 +27,35 @@ class StageLoad:
         prompts: for each item that can be asked, the digest of its prompt, about how many tokens that has, and how
             many answers to it are drawn.
         example: the prompt of the first item.
+        phrasings: the same in each phrasing, where there are several.
         choices: how many choices are asked for by their likelihood; 0 where a text is.
     """
 
     stage: Generate
     prompts: NDArray[np.void]
     example: str
-    choices: int = 0
+    phrasings: Mapping[str, str]
+    choices: int
 
     @classmethod
-    def of(cls, stage: Generate, items: Sequence[Item], choices: Sequence[str] = (), draws: int = 1) -> StageLoad:
+    def of(
+        cls, stage: Generate, items: Sequence[tuple[str, Item]], choices: Sequence[str] = (), draws: int = 1
+    ) -> StageLoad:
         """The load of a stage that gets these items, at least one, and asks for a text, or how likely choices are.
 
         Args:
             stage: the stage.
-            items: what it gets.
+            items: what it gets, each with its variant of the task.
             choices: those that it asks for the likelihood of, if it does.
             draws: how many answers to each are drawn.
         """
         before = f"{stage.system}\n" if stage.system else ""
-        texts = (before + _prompt(stage, item) for item in items if not item.fault)
+        texts = (before + _prompt(stage, variant, item) for variant, item in items if not item.fault)
         asked = f"\n{list(choices)}" if choices else ""  # The same prompt is another call where a text is asked for.
         sizes = ((_digest(text + asked), len(text) // CHARS_PER_TOKEN + 1, draws) for text in texts)
-        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), _prompt(stage, items[0]), len(choices))
+        variants = stage.variants() if stage.templates else ()
+        phrasings = {variant: _prompt(stage, variant, items[0][1]) for variant in variants}
+        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), _prompt(stage, *items[0]), phrasings, len(choices))
 
     @property
     def calls(self) -> int:
@@ -74,15 +79,17 @@ class StageLoad:
         }
 
 
-def longest_of(stage: Generate, items: Sequence[Item]) -> int:
-    """The bytes of the longest prompt of a stage, its own system prompt included."""
-    sizes = (len(_prompt(stage, item).encode(errors="surrogatepass")) for item in items if not item.fault)
+def longest_of(stage: Generate, items: Sequence[tuple[str, Item]]) -> int:
+    """The bytes of the longest prompt of a stage, its own system prompt included; see `StageLoad.of`."""
+    asked = (_prompt(stage, variant, item) for variant, item in items if not item.fault)
+    sizes = (len(prompt.encode(errors="surrogatepass")) for prompt in asked)
     return max(sizes, default=0) + len((stage.system or "").encode())
 
 
-def _prompt(stage: Generate, item: Item) -> str:
+def _prompt(stage: Generate, variant: str, item: Item) -> str:
     """The prompt of an item; what an earlier stage is still to write is missing in it."""
-    return prompts.render(stage.template, {name: item.fields.get(name, "") for name in stage.reads()})
+    phrased = stage.phrased(variant)
+    return phrased.render({name: item.fields.get(name, "") for name in phrased.reads()})
 
 
 def _digest(prompt: str) -> bytes:
@@ -171,7 +178,11 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             )
         if system := task.get("example_system"):
             yield from (f"  system | {line}" for line in system.split("\n"))
-        yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
+        phrasings = task.get("example_prompts", {})
+        if task["example_prompt"] not in phrasings.values():
+            yield from (f"  | {line}" for line in task["example_prompt"].split("\n"))
+        for name, prompt in phrasings.items():
+            yield from (f"  {name} | {line}" for line in prompt.split("\n"))
     labels = {
         target: next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
         for target, pools in described["streams"].items()

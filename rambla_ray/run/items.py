@@ -30,6 +30,13 @@ def selections_of(config: RunConfig) -> dict[str, Selection]:
     return loaded
 
 
+def by_variant(name: str, task: TaskConfig, items: list[Item], seed: int) -> dict[str, list[Item]]:
+    """The items of each variant of a task; phrasings share theirs. Raises UserError."""
+    if task.phrased is not None:
+        return dict.fromkeys(task.variants, transformed(name, task, items, seed, task.variants[0]))
+    return {variant: transformed(name, task, items, seed, variant) for variant in task.variants}
+
+
 def transformed(name: str, task: TaskConfig, items: list[Item], seed: int, variant: str) -> list[Item]:
     """The items of one variant of a task, as its stages that ask nobody make them. Raises UserError."""
     try:

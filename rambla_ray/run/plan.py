@@ -19,7 +19,7 @@ from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of, ordered_blocks
 from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
-from rambla_ray.run.items import in_order_of, labelled, selections_of, transformed
+from rambla_ray.run.items import by_variant, in_order_of, labelled, selections_of
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
 from rambla_ray.run.streams import describe_streams
@@ -50,9 +50,9 @@ class Plan:
             name: labelled(name, task, self._selections[task.dataset].items) for name, task in config.tasks.items()
         }
         self._items = {
-            (name, variant): transformed(name, task, loaded[name], config.options.seed, variant)
+            (name, variant): items
             for name, task in config.tasks.items()
-            for variant in task.variants
+            for variant, items in by_variant(name, task, loaded[name], config.options.seed).items()
         }
         if config.options.until is not None:
             self._items = in_order_of(config.options.seed, self._items)
@@ -204,9 +204,9 @@ class Plan:
                 written.add(stage.output)
         return longest
 
-    def _items_of(self, name: str) -> list[Item]:
-        """The items of a task, those of its variants one after another."""
-        return [item for variant in self.config.tasks[name].variants for item in self._items[name, variant]]
+    def _items_of(self, name: str) -> list[tuple[str, Item]]:
+        """The items of a task, each with its variant, those of its variants one after another."""
+        return [(variant, item) for variant in self.config.tasks[name].variants for item in self._items[name, variant]]
 
     def _describe_task(self, name: str, loads: Sequence[StageLoad]) -> dict[str, Any]:
         task, items = self.config.tasks[name], self._items_of(name)
@@ -215,8 +215,8 @@ class Plan:
             **({"epochs": task.draws} if task.draws > 1 else {}),
             "variants": [variant for variant in task.variants if variant],
             "dataset": task.dataset,
-            "labels": dict(sorted(Counter(item.fields[task.answer.target] for item in items).items())),
-            "not_asked": sum(bool(item.fault) for item in items),
+            "labels": dict(sorted(Counter(item.fields[task.answer.target] for _, item in items).items())),
+            "not_asked": sum(bool(item.fault) for _, item in items),
             "stages": [
                 load.describe()
                 | ({"judges": task.judges} if task.judges > 1 and load.stage.role == Role.JUDGE else {})
@@ -224,6 +224,7 @@ class Plan:
             ],
             **({"example_system": system} if (system := loads[0].stage.system) else {}),
             "example_prompt": loads[0].example,
+            **next(({"example_prompts": load.phrasings} for load in loads if load.phrasings), {}),
         }
 
     def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:

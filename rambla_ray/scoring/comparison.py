@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rambla_ray.config.sections import ALL_TASKS
 from rambla_ray.scoring.cells import Cell, DrawIds, Mask, as_mask
 from rambla_ray.scoring.significance import detectable, holm, mcnemar_exact
 from rambla_ray.scoring.stats import NoDifference, mean, no_difference
@@ -49,70 +50,78 @@ class Pair:
     """Two models, cell by cell.
 
     Args:
-        baseline: the one that the other is measured against.
-        model: the other.
+        a: the one whose accuracy less that of the other is the difference.
+        b: the other; the baseline, where there is one.
     """
 
-    baseline: str
-    model: str
+    a: str
+    b: str
     _cells: list[dict[str, Any]] = field(default_factory=list)
     _all: list[_Common] = field(default_factory=list)
 
-    def add(self, task: str, variant: str, baseline: Marks, model: Marks) -> None:
+    def add(self, task: str, variant: str, a: Marks, b: Marks) -> None:
         """Compare them in one more cell."""
-        common = _Common.of(baseline, model)
-        if baseline.gives_scores or model.gives_scores:
-            numbers: dict[str, Any] = dict.fromkeys(common.numbers(), GIVES_SCORES)
+        common = _Common.of(a, b)
+        numbers = common.numbers()
+        if a.gives_scores or b.gives_scores:
+            numbers = dict.fromkeys(numbers, GIVES_SCORES)
         else:
-            numbers = common.numbers()
             self._all.append(common)
-        p = numbers["p"]
-        self._cells.append({"task": task, "variant": variant, **numbers, "p_holm": p})
+        self._cells.append(self._entry(task, variant, numbers))
 
-    def numbers(self) -> dict[str, Any]:
-        """What metrics.json holds of them; each `p_holm` is still to be adjusted, see `adjust`."""
-        suite = _Common.together(self._all).numbers()
-        del suite["won"]  # The cells name them.
-        return {
-            "baseline": self.baseline,
-            "model": self.model,
-            "cells": self._cells,
-            "suite": {**suite, "p_holm": suite["p"]},
-        }
+    def entries(self) -> list[dict[str, Any]]:
+        """What metrics.json holds of them: the cells, and last all of them together.
+
+        Each `holm_p` is still to be adjusted, see `adjusted`.
+        """
+        whole = _Common.together(self._all).numbers()
+        if self._cells and not self._all:
+            whole = dict.fromkeys(whole, GIVES_SCORES)
+        del whole["a_items"], whole["b_items"]  # The cells name them.
+        return [*self._cells, self._entry(ALL_TASKS, "", whole)]
+
+    def _entry(self, task: str, variant: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        names = {"a": self.a, "b": self.b, "task": task, "variant": variant}
+        return {**names, **numbers, "holm_p": numbers["mcnemar_p"]}
 
 
 def pairs_of(models: Sequence[str], baseline: str | None) -> list[Pair]:
     """Who is compared with whom: each two models, in their order, or each with the baseline."""
     if baseline is not None:
-        return [Pair(baseline, model) for model in models if model != baseline]
+        return [Pair(model, baseline) for model in models if model != baseline]
     return [Pair(first, second) for place, first in enumerate(models) for second in models[place + 1 :]]
 
 
-def adjust(comparisons: Iterable[Mapping[str, Any]]) -> None:
-    """Adjust the p-values of a run's comparisons (Holm 1979): those of all cells together, and those of the suites."""
-    pairs = list(comparisons)
-    for family in ([cell for pair in pairs for cell in pair["cells"]], [pair["suite"] for pair in pairs]):
-        tests = {str(number): one for number, one in enumerate(family) if isinstance(one["p"], float)}
-        for number, adjusted in holm({number: one["p"] for number, one in tests.items()}).items():
-            tests[number]["p_holm"] = adjusted
+def adjusted(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run's comparisons with their p-values adjusted (Holm 1979): cells together, and those over all tasks."""
+    entries = list(comparisons)
+    for over_all in (False, True):
+        tests = {
+            str(number): entry
+            for number, entry in enumerate(entries)
+            if (entry["task"] == ALL_TASKS) == over_all and isinstance(entry["mcnemar_p"], float)
+        }
+        for number, p in holm({number: entry["mcnemar_p"] for number, entry in tests.items()}).items():
+            tests[number]["holm_p"] = p
+    return entries
 
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """The samples that both models have: n root_ids, and of each model which were scored, and which right."""
+    """The samples that both models have: n root_ids, and of a and b which were scored, and which right."""
 
     items: pa.Array
     scored: tuple[Mask, Mask]
     right: tuple[Mask, Mask]
 
     @classmethod
-    def of(cls, baseline: Marks, model: Marks) -> _Common:
-        place = model.draws.places_in(baseline.draws)
-        first, second = place.drop_null().to_numpy(), as_mask(place.is_valid())
+    def of(cls, a: Marks, b: Marks) -> _Common:
+        place = a.draws.places_in(b.draws)
+        of_a, of_b = as_mask(place.is_valid()), place.drop_null().to_numpy()
         return cls(
-            model.draws.items.filter(pa.array(second)),
-            (baseline.scored[first], model.scored[second]),
-            (baseline.right[first], model.right[second]),
+            a.draws.items.filter(pa.array(of_a)),
+            (a.scored[of_a], b.scored[of_b]),
+            (a.right[of_a], b.right[of_b]),
         )
 
     @classmethod
@@ -129,48 +138,50 @@ class _Common:
     def numbers(self) -> dict[str, Any]:
         """The comparison.
 
-        `difference` is the accuracy of the model less that of the baseline on the samples that were scored of both,
-        with the score interval over items of `stats.mean`. `p` is that of McNemar's exact test where each item
-        stands once, and else that of the same score test over items. `detectable` is the smallest difference that
-        so many samples show with 80 % power (Connor 1987). `bounds` are what the difference could be if all that was
-        not scored had been, right or wrong.
+        `difference` is the accuracy of a less that of b on the samples that were scored of both, with the score
+        interval over items of `stats.mean`. `mcnemar_p` is that of McNemar's exact test where each item stands once,
+        and else that of the same score test over items. `detectable` is the smallest difference that so many samples
+        show with 80 % power (Connor 1987). `bounds` are what the difference could be if all that was not scored had
+        been, right or wrong.
         """
         both = self.scored[0] & self.scored[1]
         items = self.items.filter(pa.array(both))
-        before, after = (right[both] for right in self.right)
-        lost, won = before & ~after, after & ~before
+        a, b = (right[both] for right in self.right)
+        a_alone, b_alone = a & ~b, b & ~a
         groups = items.dictionary_encode().indices.to_numpy()
-        change = after.astype(np.float64) - before
+        change = a.astype(np.float64) - b
         estimate = mean(change, groups, -1, 1)
         each_once = len(items.unique()) == len(items)
         test = no_difference(change, groups) if len(change) else NoDifference(1.0, 0.0)
-        discordant = int((lost | won).sum())
+        discordant = int((a_alone | b_alone).sum())
         # Where each item's gains and losses cancel out, there is no variance to compare with.
         is_known = not each_once and test.variance > 0 and discordant > 0
         design_effect = test.variance * len(change) ** 2 / discordant if is_known else 1.0
-        p = mcnemar_exact(int(lost.sum()), int(won.sum())) if each_once else test.p
+        p = mcnemar_exact(int(a_alone.sum()), int(b_alone.sum())) if each_once else test.p
         return {
             "n": int(both.sum()),
+            "difference": {"value": estimate.value, "ci95": list(estimate.ci95)} if estimate else NO_COMMON,
+            "a_only": int(a_alone.sum()),
+            "b_only": int(b_alone.sum()),
+            "a_items": _named(items, a_alone),
+            "b_items": _named(items, b_alone),
             "scored_alone": {
-                "baseline": int((self.scored[0] & ~both).sum()),
-                "model": int((self.scored[1] & ~both).sum()),
+                "a": int((self.scored[0] & ~both).sum()),
+                "b": int((self.scored[1] & ~both).sum()),
                 "neither": int((~self.scored[0] & ~self.scored[1]).sum()),
             },
-            "difference": {"value": estimate.value, "ci95": list(estimate.ci95)} if estimate else NO_COMMON,
+            "mcnemar_p": p if estimate else NO_COMMON,
             "bounds": self._bounds(),
-            "won": {"baseline": _named(items, lost), "model": _named(items, won)},
-            "right_alone": {"baseline": int(lost.sum()), "model": int(won.sum())},
-            "p": p if estimate else NO_COMMON,
             "detectable": detectable(len(change), discordant, design_effect) or TOO_FEW,
         }
 
     def _bounds(self) -> list[float] | Undefined:
         if not len(self.items):
             return NO_COMMON
-        (least, most), (model_least, model_most) = (
+        (a_least, a_most), (b_least, b_most) = (
             (right.mean(), (right | ~scored).mean()) for right, scored in zip(self.right, self.scored, strict=True)
         )
-        return [float(model_least - most), float(model_most - least)]
+        return [float(a_least - b_most), float(a_most - b_least)]
 
 
 def _named(items: pa.Array, chosen: Mask) -> list[str]:

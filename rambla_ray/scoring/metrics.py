@@ -169,11 +169,12 @@ def _no_change(was: Mask, is_now: Mask, items: Rows) -> float:
     return mcnemar_exact(int((was & ~is_now).sum()), int((is_now & ~was).sum()))
 
 
-def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
+def variant_effects(variants: Mapping[str, Cell], by: str = "") -> dict[str, Any]:
     """What changes from variant to variant of one task, on items scored in both.
 
     Args:
         variants: the cell of each variant (`n=10`), in the plan's order; the first is what others are compared with.
+        by: what varies, where the names of the variants do not say it.
 
     Returns:
         `variants`: per variant its accuracy and its difference from the first, each with its interval; where variants
@@ -194,7 +195,7 @@ def variant_effects(variants: Mapping[str, Cell]) -> dict[str, Any]:
                 "difference": Undefined(COMPARED_WITH) if name == names[0] else _difference(first, cell),
             }
         )
-    effects: dict[str, Any] = {"by": names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
+    effects: dict[str, Any] = {"by": by or names[0].partition("=")[0], "compared_with": names[0], "variants": rows}
     if effects["by"] == "n":
         effects["slope"] = _slope({float(name.removeprefix("n=")): cell for name, cell in variants.items()})
     return effects

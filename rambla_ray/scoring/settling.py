@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import reduce
-from itertools import combinations
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from rambla_ray.config.until import Until
 from rambla_ray.schema import Outcome
 from rambla_ray.scoring import sequential
 from rambla_ray.scoring.cells import Cell, as_mask
+from rambla_ray.scoring.comparison import pairs_of
 from rambla_ray.scoring.order import ends, in_order
 
 RIGHT, WRONG, UNSCORED, WAITING, ABSENT = 1, 0, -1, -2, -3  # What is known of a draw; the last one is not planned.
@@ -56,7 +56,7 @@ class Duel(NamedTuple):
         level: the error of the decision.
         interval: of the mean difference, at that level; where the question is whether they are equivalent, at twice
             the level.
-        verdict: on the one that is compared with the other.
+        verdict: on a, beside b.
     """
 
     items: int
@@ -68,10 +68,10 @@ class Duel(NamedTuple):
 
 
 def duel(differences: Floats, level: float, equivalent: float | None) -> Duel:
-    """The verdict on two targets.
+    """The verdict on target a beside b.
 
     Args:
-        differences: of each item, in the order in which they were asked.
+        differences: a's accuracy less b's, of each item, in the order in which they were asked.
         level: the error of the decision.
         equivalent: targets that differ by no more are settled as well; None where they are not. Only one end of an
             interval can be wrong, so that one of twice the error is enough (two one-sided tests, Schuirmann 1987).
@@ -95,10 +95,8 @@ def accuracy_interval(shares: Floats) -> tuple[float, float]:
 
 
 def rivals_of(targets: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
-    """Who is compared with whom: (the one compared with, the other)."""
-    if baseline is None:
-        return list(combinations(targets, 2))
-    return [(baseline, target) for target in targets if target != baseline]
+    """Who is compared with whom, as `comparison.pairs_of` has it: each two targets, or each with the baseline."""
+    return [(pair.a, pair.b) for pair in pairs_of(targets, baseline)]
 
 
 class Cells(NamedTuple):
@@ -199,21 +197,18 @@ class Settling:
         """Of each item of a cell that has a scored draw, the share of right, for the first items of the order."""
         return _means(self._marks[self._row[target], self._cells[cell].draws, :end])
 
-    def differences(
-        self, baseline: str, target: str, cell: tuple[str, str] | None = None, end: int | None = None
-    ) -> Floats:
-        """Of each item, by how much a target is right more often than another, over one cell or all of them."""
+    def differences(self, a: str, b: str, cell: tuple[str, str] | None = None, end: int | None = None) -> Floats:
+        """Of each item, by how much target a is right more often than b, over one cell or all of them."""
         draws = self._cells[cell].draws if cell else slice(None)
-        before, after = (self._marks[self._row[name], draws, :end] for name in (baseline, target))
-        return _mean_differences(before, after)
+        return _mean_differences(*(self._marks[self._row[name], draws, :end] for name in (a, b)))
 
-    def verdict(self, baseline: str, target: str, end: int | None = None) -> Duel:
-        """What is settled between two targets that are compared.
+    def verdict(self, a: str, b: str, end: int | None = None) -> Duel:
+        """What is settled of target a beside b.
 
         The error of the rule is shared equally among the pairs (Bonferroni), so that it holds for all together.
         """
         level = (self._rule.decided or LEVEL) / len(self.rivals)
-        return duel(self.differences(baseline, target, end=end), level, self._rule.equivalent)
+        return duel(self.differences(a, b, end=end), level, self._rule.equivalent)
 
     def wide(self, end: int | None = None) -> Iterator[tuple[str, tuple[str, str], float]]:
         """The cells whose interval is wider than the rule asks for, each with that width; those that have no more
@@ -253,10 +248,10 @@ def _means(marks: Marks) -> Floats:
     return means
 
 
-def _mean_differences(before: Marks, after: Marks) -> Floats:
+def _mean_differences(a: Marks, b: Marks) -> Floats:
     """Of each item with a draw that was scored of both, the mean difference; marks are (cells and draws, items)."""
-    both = (before >= WRONG) & (after >= WRONG)
+    both = (a >= WRONG) & (b >= WRONG)
     counts = both.sum(axis=0)
-    change = after.astype(np.int64) - before
-    means: Floats = (change * both).sum(axis=0)[counts > 0] / counts[counts > 0]
+    difference = a.astype(np.int64) - b
+    means: Floats = (difference * both).sum(axis=0)[counts > 0] / counts[counts > 0]
     return means

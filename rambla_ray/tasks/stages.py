@@ -6,35 +6,84 @@ writes, so that a task whose stages do not fit together is refused when its file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
+from rambla_ray.display import SHOWN_CHARACTERS, one_line
 from rambla_ray.errors import choose_from
 from rambla_ray.schema import Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.closed import omitted
 from rambla_ray.tasks.prompts import SystemPrompt, Template
-from rambla_ray.tasks.transforms import AddDistractors, FewShot, Mutate, ShuffleContext, Stage, Transform
+from rambla_ray.tasks.transforms import AddDistractors, FewShot, Mutate, ShuffleContext, Stage
+
+_PHRASING = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # It becomes a part of sample ids.
+
+
+def _named_phrasings(templates: dict[str, str]) -> dict[str, str]:
+    if len(templates) < 2:
+        raise ValueError("phrasings are two at least; write a single one as template")
+    if wrong := [name for name in templates if not _PHRASING.fullmatch(name)]:
+        shown = one_line(wrong[0], SHOWN_CHARACTERS)
+        raise ValueError(f"'{shown}' is no name of a phrasing: use letters, digits, hyphens and underscores")
+    return templates
 
 
 class Generate(Stage):
-    """Ask a role: render the template, send it, write what came back into a field."""
+    """Ask a role: render the template, send it, write what came back into a field.
+
+    With `templates` the task has a variant for each, and each is asked as by a stage of its own; see `phrased`.
+    """
 
     kind: ClassVar[str] = "generate"
     role: Role = Field(description="who answers: target, rephraser or judge")
-    template: Template = Field(description="the prompt; {name} stands for a field")
+    template: Template | None = omitted("the prompt; {name} stands for a field")
+    templates: Annotated[dict[str, Template], AfterValidator(_named_phrasings)] | None = omitted(
+        "the prompt in several phrasings by their names, in place of template; each is a variant of the task"
+    )
     output: str = Field("response", alias="writes", description="the field that takes the answer")
     system: SystemPrompt | None = omitted(
         "a system prompt, in place of the model config's own; as it stands, without placeholders"
     )
 
+    @model_validator(mode="after")
+    def _is_put_in_one_way(self) -> Self:
+        if self.template is None and self.templates is None:
+            raise ValueError("it has no prompt: give it a template, or several phrasings as templates: {name: prompt}")
+        if self.template is not None and self.templates is not None:
+            raise ValueError("template and templates exclude each other; drop one of them, or null it")
+        return self
+
     def reads(self) -> frozenset[str]:
-        return prompts.placeholders(self.template)
+        return frozenset().union(*map(prompts.placeholders, (self.templates or {"": self.template or ""}).values()))
 
     def writes(self) -> frozenset[str]:
         return frozenset({self.output})
+
+    def variants(self) -> tuple[str, ...]:
+        return tuple(self.templates or ("",))
+
+    @cached_property
+    def phrasings(self) -> Mapping[str, Self]:
+        """By variant, the stage with its template alone; empty where there is but one."""
+        return {
+            name: self.model_copy(update={"template": template, "templates": None})
+            for name, template in (self.templates or {}).items()
+        }
+
+    def phrased(self, variant: str) -> Self:
+        """What asks the samples of a variant of the task: a stage with one template."""
+        return self.phrasings.get(variant, self)
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """The prompt of a stage with one template. Raises KeyError on a missing field."""
+        if self.template is None:
+            raise ValueError("a stage with several phrasings is asked in one of them")
+        return prompts.render(self.template, fields)
 
 
 class Compare(Generate):
@@ -79,9 +128,7 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
         ValueError: a stage reads a field that does not exist, a transform stands after a generate, or the roles are
             not in the order in which the stream passes them.
     """
-    multiplying = [stage.kind for stage in stages if isinstance(stage, Transform) and len(stage.variants()) > 1]
-    if len(multiplying) > 1:
-        raise ValueError(f"stages {' and '.join(multiplying)} both have variants; a task can have one such stage")
+    _refuse_products([stage for stage in stages if stage.variants() != ("",)])
     order: list[Role] = [role for role in Role if role != Role.READER]
     reached = -1
     for number, stage in enumerate(stages, start=1):
@@ -104,3 +151,10 @@ def check_order(stages: Sequence[Stage], fields: frozenset[str]) -> frozenset[st
     if reached < 0:
         raise ValueError("no generate stage: nobody is asked")
     return fields
+
+
+def _refuse_products(varying: Sequence[Stage]) -> None:
+    """Raise a ValueError where several stages have variants, unless each has the same single one."""
+    if len(varying) > 1 and {stage.variants() for stage in varying} != {varying[0].variants()[:1]}:
+        kinds = " and ".join(stage.kind for stage in varying)
+        raise ValueError(f"stages {kinds} both have variants; a task can have one such stage")

@@ -36,6 +36,10 @@ class Stage(Closed):
     def writes(self) -> frozenset[str]:
         """The fields it sets; one that exists already is kept as `original_<field>`."""
 
+    def variants(self) -> tuple[str, ...]:
+        """The values by which this stage multiplies the task; a single empty one when it does not."""
+        return ("",)
+
 
 class Transform(Stage):
     """A pure function of all items of a task."""
@@ -55,10 +59,6 @@ class Transform(Stage):
             raise ValueError(f"variant {twice[0]} is there twice; leave one out")
         return self
 
-    def variants(self) -> tuple[str, ...]:
-        """The values by which this stage multiplies the task; a single empty one when it does not."""
-        return ("",)
-
     @abstractmethod
     def apply(self, items: Sequence[Item], seed: int, variant: str) -> list[Item]:
         """The items after this stage, in the same order.
@@ -66,7 +66,7 @@ class Transform(Stage):
         Args:
             items: all items of the task.
             seed: the run's seed, for stages that set none of their own.
-            variant: one of `variants()`.
+            variant: one of `variants()`; where that is a single empty one, it may be another stage's.
 
         Raises:
             UserError: too few items for what the stage does.
