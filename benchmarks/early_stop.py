@@ -10,7 +10,8 @@ item with a correlation of their marks: it says how many items are discordant, t
                  models that are as good as each other on all of them, or an interval leaves out the mean over all
     gap          one is 10 points better, 890 items: how often that is decided, and after how many items on average;
                  beside it the n with which McNemar's exact test decides as often (99.9 % at most), if it looks once
-    stakes       the mean number asked for that gap if the stake were spread by a Beta(a, a) of another a
+    stakes       the mean number asked for that gap if the stake were spread by a Beta(a, a) of another a; and if the
+                 error were divided among several comparisons
     width        items until the interval of an accuracy is as narrow as asked; beside it the n of Wilson's interval
     equivalence  models as good as each other: items until the 95 % interval of their difference is within ± a margin,
                  and the 90 % one; the n for 90 % power with two one-sided tests; how often the 90 % interval gets
@@ -50,6 +51,7 @@ ACCURACIES = ((0.45, 0.55), (0.7, 0.8), (0.85, 0.95))
 CORRELATIONS = (0.0, 0.25, 0.5)
 WIDTHS = (0.1, 0.06)
 STAKES = (CONCENTRATION, 1, 3, 12, 24)
+PARTS = (2, 5, 10)
 EQUIVALENCES = ((0.05, 0.03), (0.1, 0.03), (0.05, 0.05), (0.1, 0.05), (0.2, 0.05))  # Discordance and margin.
 
 
@@ -121,19 +123,19 @@ def gap(options: Options, first: float, second: float, correlation: float) -> st
 
 
 def stakes(options: Options, first: float, second: float, correlation: float) -> str:
-    """The mean number of items asked with other stakes, by the formula for pairs."""
-    pair = Pair.of(first, second, correlation)
-    draws = (pair.draw(generator, ITEMS) for generator in options.generators(3, first, second, correlation))
-    signs = np.stack(list(draws))
+    """The mean number of items asked with other stakes, and with a part of the error, by the formula for pairs."""
+    draws = options.generators(3, first, second, correlation)
+    signs = np.stack([Pair.of(first, second, correlation).draw(generator, ITEMS) for generator in draws])
     looks = np.array(options.looks(ITEMS))
     won, lost = ((signs == sign).cumsum(axis=1) for sign in (1, -1))
+    more, fewer = np.ogrid[: won.max() + 1, : lost.max() + 1]
     asked = []
-    for a in STAKES:
-        more, fewer = np.ogrid[: won.max() + 1, : lost.max() + 1]
-        is_rejected = np.maximum(_log_mixture(a, more, fewer), _log_mixture(a, fewer, more)) >= np.log(2 / ALPHA)
+    for a, parts in (*((a, 1) for a in STAKES), *((CONCENTRATION, parts) for parts in PARTS)):
+        needed = np.log(2 * parts / ALPHA)
+        is_rejected = np.maximum(_log_mixture(a, more, fewer), _log_mixture(a, fewer, more)) >= needed
         decided = np.logical_or.accumulate(is_rejected[won, lost], axis=1)[:, looks - 1]
         asked.append(np.where(decided.any(axis=1), looks[decided.argmax(axis=1)], ITEMS).mean())
-    return f"{first:5.2f} {second:5.2f} {correlation:5.2f} {' '.join(f'{one:11.0f}' for one in asked)}"
+    return f"{first:5.2f} {second:5.2f} {correlation:5.2f} {' '.join(f'{one:7.0f}' for one in asked)}"
 
 
 def _log_mixture(a: float, won: NDArray[np.int64], lost: NDArray[np.int64]) -> Floats:
@@ -214,8 +216,8 @@ def tables(options: Options) -> Iterator[tuple[str, str, Sequence[Callable[[], s
         f"{'fixed n':>8} {'× fixed':>8}"
     )
     yield "gap", head, [partial(gap, options, *one) for one in gaps]
-    spread = " ".join(f"{f'a = {a:.0f}':>11}" for a in STAKES)
-    head = f"{'accuracies':>11} {'corr.':>5} {spread}"
+    spread = [*(f"a = {a:.0f}" for a in STAKES), *(f"5 % / {parts}" for parts in PARTS)]
+    head = f"{'accuracies':>11} {'corr.':>5} {' '.join(f'{one:>7}' for one in spread)}"
     yield "stakes", head, [partial(stakes, options, *one) for one in gaps]
     head = f"{'accuracy':>8} {'width':>6} {'asked':>7} {'fixed n':>8} {'× fixed':>8} {'held':>22}"
     yield "width", head, [partial(width, options, accuracy) for accuracy in (0.5, 0.8, 0.95)]

@@ -128,4 +128,4 @@ def test_the_live_table_has_a_row_per_model_and_role_with_the_samples_of_targets
         assert counts.enough.wait(20)
     out = terminal.getvalue()
     assert all(word in out for word in ("note: look", "7/20 samples", "judge", "11", "1234", "77"))
-    assert re.search(r"t +target +0/10 .*u +target +7/10 ", out, re.DOTALL), "a row for each target"
+    assert re.search(r"t[ │]+target[ │]+0/10 .*u[ │]+target[ │]+7/10 ", out, re.DOTALL), "a row for each target"

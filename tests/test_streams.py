@@ -199,6 +199,24 @@ def test_more_local_models_than_gpus_run_in_turn_and_a_local_rephraser_is_loaded
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_judges_that_do_not_fit_together_follow_one_another_behind_targets_side_by_side(
+    tmp_path: Path, bench: Callable[[Sequence[str]], Bench]
+) -> None:
+    conf = write(tmp_path, str(tiny_llama.build(tmp_path / "base", max_position_embeddings=8192)))
+    for name in "xy":
+        with (tmp_path / f"conf/model/{name}.yaml").open("a") as file:
+            file.write("pool: {num_gpus: 2}\n")  # All that the cluster has.
+    done = bench([conf, "model=a,b", "task=conclusion_generation", "roles.judge=x,y", "limit=3"])
+    assert done.status in (0, 2), done.err  # a random model need not answer yes or no
+    placement = json.loads(done.read("plan.json"))["placement"]
+    assert [placed["together"] for placed in placement.values()] == [False, False]
+    assert "x (judge), then y (judge)" in done.err
+    assert sum(cell["n"] for cell in json.loads(done.read("metrics.json"))["cells"]) == 2 * 3
+    asked = {name: len(model["actors"]) for name, model in json.loads(done.read("env.json"))["models"].items()}
+    assert asked == {"a": 1, "b": 1, "x": 1, "y": 1}
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_rejected_key_of_one_target_stops_the_others(
     tmp_path: Path, bench: Callable[[Sequence[str]], Bench]
 ) -> None:

@@ -149,6 +149,27 @@ def test_a_run_that_is_not_settled_asks_all_and_says_so(facts: list[str], bench:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_target_does_not_run_ahead_of_a_slow_judge(facts: list[str], bench: Benches, tmp_path: Path) -> None:
+    judge = {"name": "mock", "params": {"flip": 0.1, "latency_s": 0.05}, "pool": {"max_concurrency": 4}}
+    (tmp_path / "conf/model/judge.yaml").write_text(yaml.safe_dump(judge))
+    task = yaml.safe_load((tmp_path / "conf/task/facts.yaml").read_text())
+    task["stages"].append({"generate": {"role": "judge", "template": "Right? {response}", "writes": "verdict"}})
+    task["answer"]["reads"] = "verdict"
+    (tmp_path / "conf/task/facts.yaml").write_text(yaml.safe_dump(task))
+    words = [*facts, "model=good", "roles.judge=judge", "pool.max_concurrency=16", "until={ci_width: 0.35}"]
+    run = bench(words)
+    assert run.status == 0, run.err
+    asked = json.loads(run.read("metrics.json"))["until"]["items"]
+    calls = {model["role"]: model["calls"] for model in json.loads(run.read("calls.json"))["models"]}
+    assert asked <= calls["judge"] <= calls["target"] <= asked + 2 * (16 + 4) + 32
+    assert all(check.holds for check in audit(directory_of(run)))
+    before = run.read("metrics.json")
+    again = bench(words)
+    assert "no calls, every answer came from the ledger" in again.out
+    assert again.read("metrics.json") == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_targets_that_come_one_after_another_are_looked_at_together(
     facts: list[str], bench: Benches, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def audit(directory: RunDirectory) -> list[Check]:
     finished = calls is not None and bool(calls["invocations"][-1]["finished"])
     checks = [_samples(directory, finished=finished), _answers(directory)]
     if finished and "until" in read_spec(directory.samples):
-        checks.append(_ending(directory))
+        checks.append(check_ending(directory))
     if calls:
         checks.append(_calls(calls))
     return checks
@@ -74,7 +74,7 @@ def _samples(directory: RunDirectory, *, finished: bool) -> Check:
     return Check(line, not (lost or duplicate or surplus))
 
 
-def _ending(directory: RunDirectory) -> Check:
+def check_ending(directory: RunDirectory) -> Check:
     """Whether a run that could end early did so at the first look that settles it."""
     from rambla_ray.results.score import ScoredTask  # It loads scipy and scikit-learn, which takes a second.
     from rambla_ray.results.settled import is_first

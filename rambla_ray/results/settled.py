@@ -197,5 +197,5 @@ def _saved(calls: Mapping[str, Any] | None) -> str:
     made = sum(model["calls"] for model in calls["models"])
     reused = sum(model["reused"] for model in calls["models"])
     of_ledger = f" and {reused:,} answers from the ledger" if reused else ""
-    beyond = f", {counted(until['beyond'], 'sample')} of them beyond" if until["beyond"] else ""
+    beyond = f", {counted(until['beyond'], 'sample')} beyond stay in the ledger" if until["beyond"] else ""
     return f": {made:,} calls{of_ledger} instead of {until['calls_at_most']:,}{beyond}"

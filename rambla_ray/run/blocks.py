@@ -87,7 +87,8 @@ def ordered_blocks(cells: Cells, order: Sequence[str], first: ModelConfig) -> li
     """
     place_of = {root_id: place for place, root_id in enumerate(order)}
     places = {cell: [place_of[root_id] for root_id in items] for cell, items in cells.items.items()}
-    rows = _rows_per_block(sum(len(own) * cells.draws[task] for (task, _), own in places.items()), first)
+    samples = sum(len(own) * cells.draws[task] for (task, _), own in places.items())
+    rows = min(ROWS_PER_BLOCK, _rows_per_block(samples, first))
     blocks = []
     for begin, end in pairwise([0, *ends(len(order))]):
         for (task, variant), own in places.items():

@@ -279,6 +279,7 @@ def placement(config: RunConfig, cluster: Cluster) -> Check:
     try:
         for placed in streams_of(config, cluster):
             actors = ", ".join(dict.fromkeys(map(_actors, placed.levels)))
+            actors += " side by side" if len(placed.branches) > 1 else ""
             streams.append(actors if placed.together else f"{actors}, one after another")
             streams += [waiting for level in placed.levels if (waiting := waiting_reason(level, cluster))]
     except UserError as error:

@@ -250,6 +250,8 @@ def _notes_of(label: Callable[[str], str], stream: Stream, cluster: Cluster) -> 
     names = ", ".join(map(label, stream.targets))
     if len(stream.branches) > 1:
         yield f"asked side by side: {names}"
+    if stream.head is not None:
+        yield f"{stream.head.names.label} rephrases for all of {names} before they are asked"
     if not stream.together:
         levels = stream.shared if len(stream.branches) > 1 else stream.levels
         order = ", then ".join(f"{level.names.label} ({', '.join(level.roles)})" for level in levels)
