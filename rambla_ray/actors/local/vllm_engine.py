@@ -58,11 +58,10 @@ class RunningEngine:
                     AsyncEngineArgs(**arguments), stat_loggers=[lambda *_: _Steps(usage)]
                 )
         except Exception as error:  # noqa: BLE001 - vLLM's own errors, which differ from version to version
-            reason = self._start_error(error)
-            self._host.close()
+            with self._host.ending():
+                reason = self._start_error(error)
             raise CallError(ErrorKind.LOAD, reason) from None
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
-        self._host.note_shared_memory()
         self.longest = int(self._engine.model_config.max_model_len)
         try:
             self._adapters = {adapter: self._request_of(adapter, number) for number, adapter in enumerate(adapters, 1)}
