@@ -141,6 +141,18 @@ class RunningEngine:
         """End it, and give back what it holds: memory, shared memory, cores."""
         with self._host.ending():
             self._engine.shutdown(timeout=SHUTDOWN_S)
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        """Close what vLLM 0.29 leaves open where the event loop that asked it has ended.
+
+        Their context would wait for them when it is collected, and so would this process, wherever it is then.
+        """
+        resources = self._engine.engine_core.resources
+        task = resources.output_queue_task
+        if task is not None and task.get_loop().is_closed():
+            resources.input_socket.close(linger=0)
+            resources.output_socket.close(linger=0)
 
 
 class _Steps(StatLoggerBase):  # type: ignore[misc] # It is not known to mypy, which is run without vLLM.
