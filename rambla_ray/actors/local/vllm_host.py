@@ -157,8 +157,9 @@ class Host:
         files = vllm_guard.shared_memory(str(self._folder)) - self._noted
         self._noted |= files
         if self._guard.stdin and files:
-            self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
-            self._guard.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # Somebody has ended the guard.
+                self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
+                self._guard.stdin.flush()
 
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""
