@@ -107,7 +107,7 @@ def test_adapters_of_a_model_that_thinks_answer_on_one_engine(
     process = start("bench", config, "limit=12", f"runs_dir={tmp_path}", model="thinking")
     out, err = process.communicate(timeout=600)
     assert "Traceback" not in out + err
-    assert process.returncode == 0, err
+    assert process.returncode == 2, err  # Nothing that one of them says is scored.
     (run,) = (file.parent for file in tmp_path.glob("*/config.yaml"))
     cells = {cell["model"]: cell for cell in json.loads((run / "metrics.json").read_text())["cells"]}
     outcomes = {

@@ -43,7 +43,7 @@ class Host:
         self._log = self._folder / "log"
         self._cores = Cores(threads) if threads is not None and BINDING not in os.environ else None
         self._noted: set[Path] = set()  # The shared memory that the guard knows of.
-        self._in_memory: list[str] = []  # What lay in the machine's shared memory when that was last looked at.
+        self._in_memory: dict[Path, int] = {}  # What lay in the machine's shared memory when that was last looked at.
         self._has_changed = False  # Whether it was other than before then.
         self._settings = {
             vllm_guard.MARK: str(self._folder),
