@@ -116,11 +116,12 @@ def test_a_host_that_is_closed_ends_what_is_left_and_leaves_others_alone(own_loc
 
 
 @pytest.mark.processes
-def test_what_a_process_has_shared_is_removed_also_where_it_has_let_go_of_it(own_locks: None) -> None:
+def test_what_a_process_has_shared_is_removed_also_where_it_has_let_go_of_it(own_locks: None, tmp_path: Path) -> None:
+    (tmp_path / "shares.py").write_text(SHARES)
     host = Host(None, {})
     with host.starting():
         child = subprocess.Popen(
-            [sys.executable, "-c", SHARES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, tmp_path / "shares.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert child.stdin
         assert child.stdout
