@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +161,32 @@ def test_a_damaged_generation_config_is_one_line_at_load(copy: Path, content: st
         load(copy)
 
 
-def test_a_prompt_of_which_no_number_comes_fails_alone(tiny: Path, copy: Path) -> None:
-    shutil.copytree(tiny, copy, dirs_exist_ok=True)
+@pytest.fixture
+def no_number(copy: Path) -> Path:
+    """A checkpoint that computes no number for a prompt with a z."""
     weights = load_file(copy / "model.safetensors")
-    weights["model.embed_tokens.weight"][load(tiny)._tokenizer.get_vocab()["z"]] = float("nan")
+    weights["model.embed_tokens.weight"][load(copy)._tokenizer.get_vocab()["z"]] = float("nan")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    first, odd, last = ask(load(copy), PROMPTS[0], "A zebra?", PROMPTS[1])
-    assert [first.text, last.text] == texts(load(tiny), *PROMPTS[:2])
+    return copy
+
+
+@pytest.mark.parametrize("backend", ["transformers", "transformers_continuous"])
+def test_a_prompt_of_which_no_number_comes_fails_alone(tiny: Path, no_number: Path, backend: str) -> None:
+    model, prompts = load(no_number, backend=backend), PROMPTS[:5]
+    first, odd, *others = ask(model, prompts[0], "A zebra?", *prompts[1:])
     assert str(odd) == f"internal: {NOT_A_NUMBER}"
+    assert [response.text for response in (first, *others)] == texts(load(tiny), *prompts)
+    assert texts(model, *prompts) == texts(load(tiny), *prompts)
+
+
+def test_where_tokens_are_drawn_in_a_running_batch_it_fails_alone_as_well(no_number: Path) -> None:
+    model = load(no_number, backend="transformers_continuous", **generation(do_sample=True))
+    first, odd, last = ask(model, PROMPTS[0], "A zebra?", PROMPTS[1])
+    assert str(odd) == f"internal: {NOT_A_NUMBER}"
+    assert first.completion_tokens == last.completion_tokens == NEW
+
+
+def test_a_running_batch_without_any_number_fails_prompt_by_prompt(no_number: Path) -> None:
+    model = load(no_number, backend="transformers_continuous")
+    assert {str(error) for error in ask(model, "zz", "A zebra?", "z")} == {f"internal: {NOT_A_NUMBER}"}
+    assert model.usage.requests == 3

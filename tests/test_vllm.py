@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,7 @@ import tiny_llama
 import vllm_models
 from huggingface_models import PROMPTS, load
 from tiny_lora import add_lora
-from vllm_models import CONTEXT, FLOAT32, NEW, Asked, engine_processes, shared_memory
-from waiting import wait_until
+from vllm_models import CONTEXT, FLOAT32, NEW, Asked, engine_processes, own_names, shared_memory
 
 from rambla_ray.actors.huggingface import HuggingFaceLLM
 from rambla_ray.actors.local.params import HuggingFaceParams
@@ -22,6 +22,7 @@ from rambla_ray.config.sections import Pool
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import GenerationOptions, Request
 
+__all__ = ["own_names"]  # A fixture.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
@@ -36,6 +37,7 @@ def asked(tiny: Path) -> Iterator[Asked]:
     before = shared_memory(), engine_processes()
     one = Asked(tiny, generation_config={"max_new_tokens": NEW, "min_new_tokens": 3, "top_k": 5})
     assert len(engine_processes()) == len(before[1]) + 2
+    assert len(shared_memory()) > len(before[0])
     yield one
     one.close()
     assert (shared_memory(), engine_processes()) == before
@@ -136,6 +138,13 @@ def test_choices_are_as_likely_as_with_transformers(asked: Asked, tiny: Path) ->
         assert (response.prompt_tokens, response.completion_tokens) == (other.prompt_tokens, other.completion_tokens)
 
 
+def test_choices_that_leave_no_room_for_a_token_behind_them_are_too_long(asked: Asked) -> None:
+    fits = "x" * (CONTEXT - len("< y"))  # A token is a byte; BOS is the first.
+    fine, refused = asked.answers(*(Request(prompt, continuations=("y", "n")) for prompt in (fits, fits + "x")))
+    assert len(fine.details.choice_logprobs) == 2
+    assert refused.kind == ErrorKind.TOO_LONG
+
+
 def test_adapters_answer_as_merged_checkpoints_do_and_the_base_is_loaded_once(tiny: Path, tmp_path: Path) -> None:
     adapters = {name: add_lora(tmp_path / name, tiny, seed=seed) for seed, name in enumerate(("a", "b"), 1)}
     before = engine_processes()
@@ -168,6 +177,7 @@ def test_adapters_answer_as_merged_checkpoints_do_and_the_base_is_loaded_once(ti
     finally:
         for member in members.values():
             member.close()
+        gc.collect()  # It hung where ZeroMQ's context waited for sockets of the loop that has ended.
 
 
 def failing(folder: Path, **params: Any) -> CallError:
@@ -183,7 +193,7 @@ def test_an_engine_that_does_not_start_says_vllms_own_cause(tiny: Path) -> None:
     error = failing(tiny, engine_args={"gpu_memory_utilization": 1e-6})
     assert "memory" in error.message.lower()
     assert "See root cause above" not in error.message
-    wait_until(lambda: (shared_memory(), engine_processes()) == before, "the end of what it had started", 60)
+    assert (shared_memory(), engine_processes()) == before
 
 
 def test_an_argument_with_a_value_that_vllm_does_not_take_is_one_line(tiny: Path) -> None:

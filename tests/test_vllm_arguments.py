@@ -126,4 +126,4 @@ def test_loading_params_that_vllm_does_not_take_are_refused() -> None:
 
 def test_vllm_that_is_not_installed_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else object())
-    assert "pip install 'rambla_ray[vllm]'" in refused(tiny, backend="vllm")
+    assert "pip install 'rambla_ray[vllm]' -c constraints-vllm.txt" in refused(tiny, backend="vllm")

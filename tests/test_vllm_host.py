@@ -20,6 +20,21 @@ WAITS = "import time; time.sleep(1000)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 
 
+# Makes shared memory and a semaphore that nothing else removes, and lets go of the former once a line has come.
+SHARES = """
+import sys, time
+from multiprocessing import get_context, resource_tracker, shared_memory
+memory, lock = shared_memory.SharedMemory(create=True, size=8), get_context("spawn").Lock()
+resource_tracker.unregister(memory._name, "shared_memory")
+resource_tracker.unregister(lock._semlock.name, "semaphore")
+print(memory.name, f"sem.{lock._semlock.name[1:]}", flush=True)
+sys.stdin.readline()
+memory.close()
+print("closed", flush=True)
+time.sleep(1000)
+"""
+
+
 @pytest.fixture
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks on cores that no engine on this machine holds."""
@@ -98,3 +113,24 @@ def test_a_host_that_is_closed_ends_what_is_left_and_leaves_others_alone(own_loc
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+@pytest.mark.processes
+def test_what_a_process_has_shared_is_removed_also_where_it_has_let_go_of_it(own_locks: None, tmp_path: Path) -> None:
+    (tmp_path / "shares.py").write_text(SHARES)
+    host = Host(None, {})
+    with host.starting():
+        child = subprocess.Popen(
+            [sys.executable, tmp_path / "shares.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdin
+        assert child.stdout
+        files = [Path("/dev/shm", name) for name in child.stdout.readline().split()]
+    assert [file.exists() for file in files] == [True, True]
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "closed\n"
+    with host.ending():
+        pass
+    assert [file.exists() for file in files] == [False, False]
+    child.communicate()

@@ -192,8 +192,13 @@ class HuggingFaceLLM(VLLMModel):
 
     def prepare(self, request: Request) -> LanguageJob:
         if request.continuations:
-            return self._prompting.context(request).choices(request.continuations, self._context_length())
+            return self._prompting.context(request).choices(request.continuations, self._longest_scored())
         return self._prompt(request)
+
+    def _longest_scored(self) -> int | None:
+        """Tokens that may stand before the last one of a choice; vLLM takes no prompt without room for an answer."""
+        longest = self._context_length()
+        return longest - 1 if longest is not None and self._backend == "vllm" else longest
 
     def _prompt(self, request: Request) -> Prompt:
         tokens = self._prompting.tokens(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import math
 import threading
 import time
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from rambla_ray.actors.local.batching import ModelContext
-from rambla_ray.actors.local.job import LanguageJob, Prompt, end_tokens
+from rambla_ray.actors.local.job import NOT_A_NUMBER, LanguageJob, Prompt, end_tokens
 from rambla_ray.actors.local.usage import UsageClock
 from rambla_ray.errors import CallError, ErrorKind
 
@@ -25,6 +26,7 @@ PAGE_TOKENS = 32  # The size of a page on a CPU; a GPU's kernels have one of the
 STEP_TOKENS = 512  # The tokens that a CPU computes together.
 MEMORY_SHARE = 0.8  # The cache's part of the GPU memory that the model left free.
 TRIES = 4  # A prompt fails when this many batches broke while it was in them; each was smaller than the one before.
+NO_PROBABILITIES = "probability tensor contains either"  # torch's words where it shall draw by what is no number.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # What breaks is the outcome of a request.
 
 
@@ -33,6 +35,10 @@ class Continuous:
 
     When it runs out of memory, the prompts in it run again in a batch half as large. When it breaks otherwise, they
     fail, and a new batch takes those that come later.
+
+    Where a prompt's numbers are none, those of its neighbours become so, too: what a mask hides is multiplied by zero,
+    which makes no number of NaN. So all that were in the batch run again, in halves of which each has a cache of its
+    own, until a prompt that has no numbers is alone and fails.
 
     Args:
         model: the loaded model.
@@ -54,6 +60,9 @@ class Continuous:
         self._numbers = itertools.count()
         self._manager: Any = None
         self._running: dict[Prompt, str] = {}  # The prompts that the manager has, and their names there.
+        self._apart: list[list[Prompt]] = []  # Groups that are to run one after another, as a prompt had no numbers.
+        self._is_apart = False  # Whether such a group runs.
+        self._waiting: list[Prompt] = []  # Prompts that came meanwhile.
         self._tries: dict[Prompt, int] = {}  # For prompts whose batch broke: how often.
         self._earlier_steps = 0  # The steps of managers that have ended.
         self._clock = UsageClock(context.usage)
@@ -64,10 +73,17 @@ class Continuous:
             reason = "backend transformers_continuous gives no likelihoods; backend: transformers does"
             job.refuse(CallError(ErrorKind.LOAD, reason))
             return
+        if job.done is not None:
+            job.done.add_done_callback(partial(self._drop_cancelled, job))
+        if self._is_apart:
+            self._waiting.append(job)
+        else:
+            self._start(job)
+
+    def _start(self, job: Prompt) -> None:
+        """Give the manager a prompt."""
         if not self._running:
             self._clock.count(busy=False)
-        if job.done is not None and job not in self._tries:
-            job.done.add_done_callback(partial(self._drop_cancelled, job))
         self._running[job] = name = str(next(self._numbers))
         added = None
         while added is None:
@@ -98,6 +114,7 @@ class Continuous:
             max_batch_tokens=self._step_tokens,
             max_memory_percent=None if pages else self._memory_share,
             max_requests_per_batch=self._batch_size,
+            return_logprobs=True,  # They show where a model's numbers are none.
             auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,  # Never load code from the hub.
             drop_unsupported_processors=False,
         )
@@ -114,8 +131,11 @@ class Continuous:
         """Take a prompt's tokens so far, or all of them, or why there are none. Called in the event loop."""
         if self._running.get(job) != name:  # The prompt was cancelled, or runs again under another name.
             return
-        if output.error is not None:
+        if output.error is not None and NO_PROBABILITIES not in output.error:
             self._on_failure(manager, job, output.error)
+            return
+        if output.error is not None or any(map(math.isnan, output.logprobs)):
+            self._on_no_numbers(manager)
             return
         stopped = job.on_token(lambda: output.generated_tokens)
         if not stopped and not output.is_finished():
@@ -134,11 +154,18 @@ class Continuous:
         self._usage.batches = self._earlier_steps + getattr(self._manager, "current_batch", 0)
         if not self._running:
             self._clock.count(busy=True)
+            if self._is_apart:
+                self._run_next_group()
 
     def _drop_cancelled(self, job: Prompt, done: Any) -> None:
-        if done.cancelled() and job in self._running:
+        if not done.cancelled():
+            return
+        if job in self._running:
             self._cancel(self._manager, self._running[job])
             self._remove(job)
+        for group in (self._waiting, *self._apart):
+            if job in group:
+                group.remove(job)
 
     def _cancel(self, manager: Any, name: str) -> None:
         """Let the manager drop a prompt and its later outputs; it has no way of its own for the latter."""
@@ -153,6 +180,40 @@ class Continuous:
         if manager is self._manager:
             self._earlier_steps, self._manager = self._usage.batches, None
 
+    def _on_no_numbers(self, manager: Any) -> None:
+        """Handle that what was computed of a prompt is no number: of itself, or of one that ran beside it."""
+        group, self._running = list(self._running), {}
+        self._clock.count(busy=True)
+        self._stop(manager)
+        if self._is_apart and len(group) == 1:
+            (job,) = group
+            job.error = CallError(ErrorKind.INTERNAL, NOT_A_NUMBER)
+            self._tries.pop(job, None)
+            self._usage.requests += 1
+            job.resolve(self._usage)
+        else:
+            half = len(group) // 2
+            self._apart[:0] = [group[:half], group[half:]]
+        self._run_next_group()
+
+    def _run_next_group(self) -> None:
+        """Run a group apart, on a cache of its own; once there is none, all that came meanwhile."""
+        group: list[Prompt] = []
+        while self._apart and not group:
+            group = self._apart.pop(0)
+        self._is_apart = bool(group)
+        if not group:
+            group, self._waiting = self._waiting, []
+        elif self._manager is not None:
+            self._stop(self._manager)
+        for job in group:
+            self._start(job)
+
+    def _stop(self, manager: Any) -> None:
+        """End a manager that may be running."""
+        manager.stop(hard_stop=True)
+        self._end(manager)
+
     def _on_failure(self, manager: Any, job: Prompt, error: str) -> None:
         """Handle that a prompt, or the batch that it was in, has failed."""
         tries = self._tries[job] = self._tries.get(job, 0) + 1
@@ -161,7 +222,7 @@ class Continuous:
             if manager is self._manager:
                 self._end(manager)
                 self._halve()
-            self.submit(job)
+            self._start(job)
             return
         if out_of_memory:
             reason = f"a prompt of {len(job.tokens)} tokens fills the device, even in a smaller batch"

@@ -193,7 +193,10 @@ class HuggingFaceParams(ChatParams, CheckpointParams):
         if not same_machine:
             return
         if self.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise UserError("params.backend: vllm is not installed; pip install 'rambla_ray[vllm]', or backend: auto")
+            raise UserError(
+                "params.backend: vllm is not installed; pip install 'rambla_ray[vllm]' -c constraints-vllm.txt, or "
+                "backend: auto"
+            )
         adapter = self._checked_adapter()
         folder = Path(self.origin.base)
         if not is_path(str(folder)) or "gguf_file" in self.loading_params:

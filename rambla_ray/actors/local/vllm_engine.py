@@ -58,11 +58,10 @@ class RunningEngine:
                     AsyncEngineArgs(**arguments), stat_loggers=[lambda *_: _Steps(usage)]
                 )
         except Exception as error:  # noqa: BLE001 - vLLM's own errors, which differ from version to version
-            reason = self._start_error(error)
-            self._host.close()
+            with self._host.ending():
+                reason = self._start_error(error)
             raise CallError(ErrorKind.LOAD, reason) from None
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
-        self._host.note_shared_memory()
         self.longest = int(self._engine.model_config.max_model_len)
         try:
             self._adapters = {adapter: self._request_of(adapter, number) for number, adapter in enumerate(adapters, 1)}
@@ -142,6 +141,18 @@ class RunningEngine:
         """End it, and give back what it holds: memory, shared memory, cores."""
         with self._host.ending():
             self._engine.shutdown(timeout=SHUTDOWN_S)
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        """Close what vLLM 0.29 leaves open where the event loop that asked it has ended.
+
+        Their context would wait for them when it is collected, and so would this process, wherever it is then.
+        """
+        resources = self._engine.engine_core.resources
+        task = resources.output_queue_task
+        if task is not None and task.get_loop().is_closed():
+            resources.input_socket.close(linger=0)
+            resources.output_socket.close(linger=0)
 
 
 class _Steps(StatLoggerBase):  # type: ignore[misc] # It is not known to mypy, which is run without vLLM.

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "RAMBLA_RAY_ENGINE"
-SHARED = ("/dev/shm/psm_", "/dev/shm/sem.mp-")  # noqa: S108 - What multiprocessing calls its shared memory.
+MEMORY = "/dev/shm/"  # noqa: S108
+SHARED = (f"{MEMORY}psm_", f"{MEMORY}sem.mp-")  # What multiprocessing calls its shared memory.
 LAST_WORDS_S = 15.0  # vLLM's processes have so long to end by themselves.
 
 
@@ -59,12 +60,27 @@ def kill(folder: str) -> None:
 
 
 def shared_memory(folder: str) -> set[Path]:
-    """The shared memory that they have, as files."""
-    found = set()
+    """The shared memory that they have, as files.
+
+    It is known by its inode: a semaphore is mapped by the name that it had before its own.
+    """
+    mapped = set()
     for process in marked(folder):
         with contextlib.suppress(OSError):  # It has ended.
-            words = Path(f"/proc/{process}/maps").read_text(encoding="utf-8").split()
-            found |= {Path(word) for word in words if word.startswith(SHARED)}
+            for line in Path(f"/proc/{process}/maps").read_text(encoding="utf-8").splitlines():
+                inode, _, path = line.split(maxsplit=4)[4].partition(" ")
+                if path.lstrip().startswith(MEMORY):
+                    mapped.add(inode)
+    return {file for file, inode in lying().items() if str(inode) in mapped}
+
+
+def lying() -> dict[Path, int]:
+    """All of this machine's shared memory that may be theirs, with the inode of each."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(MEMORY):
+            if entry.path.startswith(SHARED):
+                found[Path(entry.path)] = entry.inode()
     return found
 
 

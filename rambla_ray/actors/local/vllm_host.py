@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,7 +26,7 @@ LOGGING = "VLLM_LOGGING_CONFIG_PATH"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 FAILED = "EngineCore failed to start"  # What vLLM logs of a start that fails.
 GUARD_S = 30.0  # The guard has so long for what does not end by itself.
-LOOK_S = 0.5  # The log is looked at so often while an engine starts.
+LOOK_S = 0.1  # The log and what is shared are looked at so often while an engine starts.
 LAST_WORDS_S = 5.0  # A process that has failed to start has so long to end.
 
 
@@ -41,6 +42,9 @@ class Host:
         self._folder = Path(tempfile.mkdtemp(prefix="rambla_ray-vllm-"))
         self._log = self._folder / "log"
         self._cores = Cores(threads) if threads is not None and BINDING not in os.environ else None
+        self._noted: set[Path] = set()  # The shared memory that the guard knows of.
+        self._in_memory: dict[Path, int] = {}  # What lay in the machine's shared memory when that was last looked at.
+        self._has_changed = False  # Whether it was other than before then.
         self._settings = {
             vllm_guard.MARK: str(self._folder),
             "SPT_NOENV": "1",  # The names that vLLM gives its processes leave their environment readable.
@@ -101,10 +105,11 @@ class Host:
         """A start of the engine in this environment, which ends when its processes have failed.
 
         A process of vLLM 0.29 that has failed can hang at its end (pyzmq's `Context.term`, where Ray is imported), and
-        who started it then waits for ever.
+        who started it then waits for ever. By then it has let go of its shared memory without removing it, so what the
+        processes share is noted from the start on.
         """
         over = threading.Event()
-        watch = threading.Thread(target=self._end_failed, args=(over,), daemon=True)
+        watch = threading.Thread(target=self._watch_start, args=(over,), daemon=True)
         watch.start()
         try:
             with self.environment():
@@ -112,10 +117,15 @@ class Host:
         finally:
             over.set()
             watch.join()
+            self._note_shared_memory()
 
-    def _end_failed(self, over: threading.Event) -> None:
+    def _watch_start(self, over: threading.Event) -> None:
+        until = math.inf  # When those that have failed are ended.
         while not over.wait(LOOK_S):
-            if FAILED in self._logged() and not over.wait(LAST_WORDS_S):
+            self._note_shared_memory()
+            if FAILED in self._logged():
+                until = min(until, time.monotonic() + LAST_WORDS_S)
+            if time.monotonic() >= until:
                 vllm_guard.kill(str(self._folder))
 
     def _logged(self) -> str:
@@ -138,12 +148,18 @@ class Host:
             while self._folder.exists() and time.monotonic() < until:  # The guard removes it at its end.
                 time.sleep(0.1)
 
-    def note_shared_memory(self) -> None:
-        """Tell the guard what the engine that has been started shares."""
-        files = vllm_guard.shared_memory(str(self._folder))
-        if self._guard.stdin:
-            self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
-            self._guard.stdin.flush()
+    def _note_shared_memory(self) -> None:
+        """Tell the guard what the engine's processes share that it does not know of."""
+        before, self._in_memory = self._in_memory, vllm_guard.lying()
+        changed, self._has_changed = self._has_changed, self._in_memory != before
+        if not (changed or self._has_changed):  # What was made since the last look need not be mapped yet.
+            return
+        files = vllm_guard.shared_memory(str(self._folder)) - self._noted
+        self._noted |= files
+        if self._guard.stdin and files:
+            with contextlib.suppress(BrokenPipeError):  # Somebody has ended the guard.
+                self._guard.stdin.write("".join(f"{file}\n" for file in files).encode())
+                self._guard.stdin.flush()
 
     def close(self) -> None:
         """Have the guard end what is left, and give the cores back."""
