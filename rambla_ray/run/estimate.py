@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rambla_ray.run.placement import Level
+from rambla_ray.run.expected_lines import pool_lines, total_lines
 from rambla_ray.schema import Item, Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
@@ -107,46 +107,11 @@ def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
     return rows[first]
 
 
-def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> dict[str, Any]:
-    """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost.
-
-    Args:
-        level: the pool.
-        stage_loads: by task, what each of its stages will send.
-    """
-    first: list[StageLoad] = []
-    later: list[StageLoad] = []
-    for loads in stage_loads.values():
-        for number, load in enumerate(loads):
-            if load.stage.role in level.roles:
-                (later if number else first).append(load)
-    known = distinct(first)
-    later_calls = sum(load.calls for load in later)
-    tokens = tokens_of(known) + sum(load.tokens for load in later)
-    if level.config.params.is_charged:  # An endpoint reads the prompt once for each of its choices.
-        tokens += sum(load.tokens * (load.choices - 1) for load in (*first, *later) if load.choices)
-    if system := level.config.params.system_prompt:
-        tokens += len(system) // CHARS_PER_TOKEN * _calls_without_own_system(first, later)
-    estimate: dict[str, Any] = {
-        "unique_calls": calls_of(known),
-        "later_calls_at_most": later_calls,
-        "prompt_tokens": tokens,
-    }
-    if level.config.price:
-        answers = (calls_of(known) + later_calls) * level.config.params.longest_answer
-        estimate["cost_usd_at_most"] = level.config.price.most(tokens, answers)
-    return estimate
-
-
-def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageLoad]) -> int:
-    """How many calls go out with the model config's system prompt: those of stages that have none of their own."""
-    own = [load for load in first if not load.stage.system]
-    return calls_of(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
-
-
 def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A plan as lines for a reader, from what `Plan.describe` returns."""
     yield from described["notes"]
+    if "budget_note" in described:
+        yield described["budget_note"]
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         draws = f", {task['epochs']} draws of each item" if "epochs" in task else ""
@@ -166,10 +131,5 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         label = next(pool["label"] for pool in pools if Role.TARGET in pool["roles"])
         yield f"{label}: one stream of {described['samples_per_target']} samples"
         for pool in pools:
-            cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
-            calls = (
-                f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
-            )
-            tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            shared = f", in the actors of {', '.join(pool['shared_with'])}" if "shared_with" in pool else ""
-            yield f"  {pool['label']} as {', '.join(pool['roles'])}{shared}: {calls}, {tokens}{cost}"
+            yield from pool_lines(pool)
+    yield from total_lines(described)
