@@ -1,4 +1,4 @@
-"""The estimate before a run: calls, distinct prompts, tokens and cost of each stage and pool."""
+"""The estimate before a run: what each stage of a task sends, and the plan as lines for a reader."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rambla_ray.run.expected_lines import pool_lines, total_lines
+from rambla_ray.run.pool_calls import CHARS_PER_TOKEN
 from rambla_ray.schema import Item, Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
-CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
+
 _PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64), ("draws", np.int64)])
 
 
@@ -122,7 +123,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
                 continue
             yield (
                 f"  {stage['role']} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
-                f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
+                f"distinct, about {stage['prompt_tokens']} prompt tokens"
             )
         if system := task.get("example_system"):
             yield from (f"  system | {line}" for line in system.split("\n"))

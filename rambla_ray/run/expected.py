@@ -174,9 +174,8 @@ def budget_note(config: RunConfig, whole: Mapping[str, Any]) -> str:
     budget = config.options.budget
     cost = whole.get("cost_usd_expected", 0.0)
     tokens = whole["prompt_tokens_expected"] + whole["completion_tokens_expected"]
-    ending = "the run will stop there, and the same command with more continues it"
     if budget.usd is not None and cost > budget.usd:
-        return f"budget.usd={budget.usd:g} is less than the ${cost:.2f} that the run is expected to cost: {ending}"
+        return f"budget.usd={budget.usd:g} is below the ${cost:.2f} that the run is expected to cost"
     if budget.tokens is not None and tokens > budget.tokens:
-        return f"budget.tokens={budget.tokens} is less than the {tokens} that the run is expected to take: {ending}"
+        return f"budget.tokens={budget.tokens} is below the {tokens} that the run is expected to take"
     return ""

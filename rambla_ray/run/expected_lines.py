@@ -19,10 +19,8 @@ _BY = {
 def pool_lines(pool: Mapping[str, Any]) -> Iterator[str]:
     """A pool, from what `described_streams` says of it."""
     shared = f", in the actors of {', '.join(pool['shared_with'])}" if "shared_with" in pool else ""
-    yield (
-        f"  {pool['label']} as {', '.join(pool['roles'])}{shared}: {pool['unique_calls']} unique calls, "
-        f"at most {pool['later_calls_at_most']} that depend on answers"
-    )
+    yield f"  {pool['label']} as {', '.join(pool['roles'])}{shared}:"
+    yield f"    {pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
     most = pool["unique_calls"] + pool["later_calls_at_most"]
     parts = []
     if pool.get("in_ledger"):
@@ -77,7 +75,7 @@ def _time_of(pool: Mapping[str, Any]) -> str:
         return f"up to {_span(pool['seconds_at_most'])} in batches"
     if pool["is_local"]:
         return "time unknown: no earlier run of it in runs_dir"
-    return "time unknown: no limit of its rate, and no answer of it in the ledger"
+    return "time unknown: it has no rate limit, and no answer in the ledger"
 
 
 def _span(seconds: float) -> str:
