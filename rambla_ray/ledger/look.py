@@ -18,7 +18,7 @@ from rambla_ray.ledger.segments import SUFFIX, Growing, lines_of
 from rambla_ray.schema import Response
 from rambla_ray.storage import Folder
 
-LOOKED_AT_BYTES = 2**27  # So much of a ledger is looked at, its newest segments first.
+LOOKED_AT_BYTES = 2**26  # So much of a ledger is looked at, its newest segments first.
 SAMPLED = 500  # Of so many answers of a model in a role the lengths are looked at.
 _WHOSE = re.compile(rb'"model":"((?:[^"\\]|\\.)*)","role":"(\w+)"')
 

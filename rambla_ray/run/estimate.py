@@ -16,7 +16,6 @@ from rambla_ray.schema import Item, Role
 from rambla_ray.tasks import prompts
 from rambla_ray.tasks.stages import Generate
 
-
 _PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64), ("draws", np.int64)])
 
 

@@ -62,6 +62,8 @@ class Forecast:
             known["cost_usd_at_most"] = level.config.price.most(tokens, answers)
         if calls.in_ledger is not None:
             known["in_ledger"] = len(calls.in_ledger)
+            if not self._look.is_whole:
+                known["in_ledger_at_least"] = True
         return known | self._expected(place, speed)
 
     def _expected(self, place: int, speed: Speed | None) -> dict[str, Any]:

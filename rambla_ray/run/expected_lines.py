@@ -24,7 +24,8 @@ def pool_lines(pool: Mapping[str, Any]) -> Iterator[str]:
     most = pool["unique_calls"] + pool["later_calls_at_most"]
     parts = []
     if pool.get("in_ledger"):
-        parts.append(f"{pool['in_ledger']} of {most} calls are in the ledger")
+        least = "at least " if pool.get("in_ledger_at_least") else ""
+        parts.append(f"{least}{pool['in_ledger']} of {most} calls are in the ledger")
     if pool.get("repeated_calls"):
         parts.append(f"{pool['repeated_calls']} are those of another pool")
     if parts:

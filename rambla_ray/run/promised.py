@@ -69,6 +69,7 @@ class _Followed:
         }
         self._actual: Sample | None = None
         self._has_ended = False  # The ledger holds an answer without a text: nothing more is asked.
+        self._is_read = False
         self._writers: dict[str, Written] = {}  # By field, whose answer it will be.
 
     def follow(self, reader: ReaderStage | None) -> None:
@@ -76,6 +77,7 @@ class _Followed:
         if self._sample.steps:  # Its item has a fault, so that nobody is asked.
             return
         self._actual = replace(self._sample, fields=dict(self._sample.fields), steps=[])
+        self._is_read = reader is not None
         for number, (stage, seat) in enumerate(self._task.turns):
             place = self._places[stage.role, seat]
             try:
@@ -85,6 +87,10 @@ class _Followed:
             self._writers[stage.output] = Written(place, sent.kind)
         if reader is not None:
             self._read(reader)
+
+    def _goes_on(self, stage: Generate) -> bool:
+        """Whether anything depends on the answer to a stage."""
+        return self._is_read or stage is not self._task.generates[-1]
 
     def _count(self, pool: Asked, stage: Generate, *, is_first: bool) -> Sent:
         """Count one request. Raises CallError: the sample cannot be asked."""
@@ -108,7 +114,8 @@ class _Followed:
 
     def _look_up(self, pool: Asked, stage: Generate, exact: Sent | None, sent: Sent, parts: Sequence[Written]) -> None:
         """Count a request as left to be asked, or go on with what the ledger answers."""
-        response = pool.answer(exact, wanted=self._actual is not None) if exact is not None else None
+        wanted = self._actual is not None and self._goes_on(stage)
+        response = pool.answer(exact, wanted=wanted) if exact is not None else None
         is_of_panel = stage.role == Role.JUDGE and self._task.judges > 1
         if exact is None or response is None:
             pool.leave(exact, sent, parts)
