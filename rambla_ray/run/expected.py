@@ -14,7 +14,7 @@ from rambla_ray.config.run import RunConfig
 from rambla_ray.ledger.look import Lengths, Look
 from rambla_ray.results.earlier_speed import Speed
 from rambla_ray.run.placement import Level
-from rambla_ray.run.pool_calls import Kind, Open, PoolCalls
+from rambla_ray.run.pool_calls import NOBODY, Kind, PoolCalls
 
 # The usual lengths, in tokens, where nothing is known of a model's answers.
 CHOICE_TOKENS = 10  # One of a task's choices, with the words around it.
@@ -51,27 +51,26 @@ class Forecast:
             speed: of a local model in an earlier run, where there was one.
         """
         level, calls = self._levels[place], self._calls[place]
-        bound = len(calls.first) + calls.later_at_most
-        known: dict[str, Any] = {"unique_calls": len(calls.first), "later_calls_at_most": calls.later_at_most}
+        certain, later, tokens = calls.counted()
+        known: dict[str, Any] = {"unique_calls": certain, "later_calls_at_most": later}
         if calls.repeated:
             known["repeated_calls"] = calls.repeated
-        known["prompt_tokens"] = calls.tokens
+        known["prompt_tokens"] = tokens
         if level.config.price:
-            tokens = calls.tokens + sum(n * self._length(*part).most for part, n in calls.open.parts.items())
-            answers = bound * level.config.params.longest_answer
+            tokens += sum(n * self._length(*part).most for part, n in calls.open.parts.items())
+            answers = (certain + later) * level.config.params.longest_answer
             known["cost_usd_at_most"] = level.config.price.most(tokens, answers)
         if calls.in_ledger is not None:
-            known["in_ledger"] = len(calls.in_ledger)
+            known["in_ledger"] = len(calls.in_ledger.without(NOBODY).numbers)
             if not self._look.is_whole:
                 known["in_ledger_at_least"] = True
         return known | self._expected(place, speed)
 
     def _expected(self, place: int, speed: Speed | None) -> dict[str, Any]:
-        level, left = self._levels[place], self._calls[place].left
-        kinds = self._calls[place].left_by_kind
+        level, kinds = self._levels[place], self._calls[place].left_by_kind
         lengths = {kind: self._length(place, kind) for kind in kinds}
         asked = sum(count * _share(kind) for kind, count in kinds.items())
-        prompts = self._prompt_tokens(left) * (asked / left.calls if left.calls else 0)
+        prompts = self._prompt_tokens(self._calls[place]) * (asked / max(1, kinds.total()))
         answers = sum(count * _share(kind) * lengths[kind].tokens for kind, count in kinds.items())
         expected: dict[str, Any] = {
             "calls_expected": round(asked),
@@ -85,8 +84,8 @@ class Forecast:
             expected["cost_usd_expected"] = round(cost, 6)
         return expected | self._seconds(place, asked, prompts + answers, speed)
 
-    def _prompt_tokens(self, left: Open) -> float:
-        return left.tokens + sum(n * self._length(*part).tokens for part, n in left.parts.items())
+    def _prompt_tokens(self, calls: PoolCalls) -> float:
+        return calls.left_tokens + sum(n * self._length(*part).tokens for part, n in calls.left_open.parts.items())
 
     def _length(self, place: int, kind: Kind) -> Length:
         """How long an answer of a pool is."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rambla_ray.actors.model import Model
 from rambla_ray.config.model import ModelConfig
@@ -70,6 +74,37 @@ class Open:
         self.parts.update(parts)
 
 
+class Requests:
+    """Requests that are known, in 16 bytes each, as a run has millions: their numbers, their tokens, a kind."""
+
+    def __init__(self) -> None:
+        self._numbers, self._tokens, self._kinds = array("Q"), array("I"), array("I")
+
+    def add(self, sent: Sent, kind: int = 0) -> None:
+        """Take in a request, which may be there already."""
+        self._numbers.append(sent.number)
+        self._tokens.append(sent.tokens)
+        self._kinds.append(kind)
+
+    def without(self, others: NDArray[np.uint64]) -> Distinct:
+        """Each request once, but for those of these numbers."""
+        numbers, first = np.unique(np.array(self._numbers, np.uint64), return_index=True)
+        is_new = ~np.isin(numbers, others)
+        tokens, kinds = np.array(self._tokens, np.int64)[first], np.array(self._kinds, np.int64)[first]
+        return Distinct(numbers[is_new], tokens[is_new], kinds[is_new])
+
+
+class Distinct(NamedTuple):
+    """Requests, each once: their numbers, tokens and kinds."""
+
+    numbers: NDArray[np.uint64]
+    tokens: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+
+
+NOBODY = np.empty(0, np.uint64)
+
+
 @dataclass(slots=True)
 class PoolCalls:
     """The requests of one pool of a stream.
@@ -77,41 +112,75 @@ class PoolCalls:
     What `first`, `later` and `open` hold depends on nothing but the plan.
 
     Args:
-        first: those that are sent whatever is answered, with their prompts' tokens.
-        later: those that are sent if earlier stages are answered, and whose prompt is known, likewise.
+        first: those that are sent whatever is answered.
+        later: those that are sent if earlier stages are answered, and whose prompt is known.
         open: those whose prompt is not known.
         repeated: of `first`, those that a pool counted before sends as well, so that they are one call.
-        in_ledger: those that are known, and that the ledger answers.
-        left: what is still to be asked.
-        left_by_kind: its calls by the kind of answer.
+        in_ledger: those that are known, and that the ledger answers; None where that cannot be known.
+        left: those that are known, and still to be asked.
+        left_open: those that are not known, and may still be asked.
+        left_by_kind: the calls of both by the kind of answer.
+        left_tokens: the tokens of their prompts, without answers that are not known.
         lengths: by kind, of the answers in the ledger to this pool's own requests.
+        kinds: that `left` names by their places.
     """
 
-    first: dict[int, int] = field(default_factory=dict)
-    later: dict[int, int] = field(default_factory=dict)
+    first: Requests = field(default_factory=Requests)
+    later: Requests = field(default_factory=Requests)
     open: Open = field(default_factory=Open)
     repeated: int = 0
-    in_ledger: set[int] | None = None
-    left: Open = field(default_factory=Open)
+    in_ledger: Requests | None = None
+    left: Requests = field(default_factory=Requests)
+    left_open: Open = field(default_factory=Open)
     left_by_kind: Counter[Kind] = field(default_factory=Counter)
+    left_tokens: int = 0
     lengths: defaultdict[Kind, Lengths] = field(default_factory=lambda: defaultdict(Lengths))
+    kinds: list[Kind] = field(default_factory=list)
 
     def promise(self, sent: Sent, parts: Sequence[Written], *, is_first: bool) -> None:
         """Count a request of a sample that is in no ledger."""
         if parts:
             self.open.add(sent.tokens, parts)
         else:
-            (self.first if is_first else self.later)[sent.number] = sent.tokens
+            (self.first if is_first else self.later).add(sent)
 
-    @property
-    def later_at_most(self) -> int:
-        """How many calls depend on answers, at most."""
-        return len(self.later.keys() - self.first.keys()) + self.open.calls
+    def leave(self, exact: Sent | None, sent: Sent, parts: Sequence[Written]) -> None:
+        """Count a request that is still to be asked: the exact one if it is known, else as it was promised."""
+        if exact is None:
+            is_reading = sent.kind.role == Role.READER
+            self.left_open.add(sent.tokens, parts)
+            self.left_by_kind[sent.kind._replace(form="reading") if is_reading else sent.kind] += 1
+            return
+        if sent.kind not in self.kinds:
+            self.kinds.append(sent.kind)
+        self.left.add(exact, self.kinds.index(sent.kind))
 
-    @property
-    def tokens(self) -> int:
-        """About how many tokens all prompts have, without the answers that stand in them."""
-        return sum({**self.later, **self.first}.values()) + self.open.tokens
+    def close(self, sent: NDArray[np.uint64], left: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], ...]:
+        """Count each request once, when all have been taken in.
+
+        Args:
+            sent: the first requests of the pools that were counted before.
+            left: those that are still to be asked of them.
+
+        Returns:
+            both with those of this pool.
+        """
+        own, asked = self.first.without(NOBODY), self.left.without(left)
+        self.repeated = int(np.isin(own.numbers, sent).sum())
+        self.left_tokens = int(asked.tokens.sum()) + self.left_open.tokens
+        for place, count in enumerate(np.bincount(asked.kinds, minlength=len(self.kinds))):
+            self.left_by_kind[self.kinds[place]] += int(count)
+        return np.union1d(sent, own.numbers), np.union1d(left, asked.numbers)
+
+    def counted(self) -> tuple[int, int, int]:
+        """How many calls are certain, how many depend on answers at most, and how many tokens all prompts have.
+
+        The tokens are about as many, without those of the answers that stand in prompts.
+        """
+        first = self.first.without(NOBODY)
+        later = self.later.without(first.numbers)
+        tokens = int(first.tokens.sum() + later.tokens.sum()) + self.open.tokens
+        return len(first.numbers), len(later.numbers) + self.open.calls, tokens
 
 
 class Asked:
@@ -120,16 +189,15 @@ class Asked:
     Args:
         level: the pool.
         look: what the ledger holds.
-        left: the requests of all pools that are still to be asked, to which those of this one are added.
     """
 
-    def __init__(self, level: Level, look: Look, left: set[int]) -> None:
+    def __init__(self, level: Level, look: Look) -> None:
         self.level, self.calls = level, PoolCalls()
-        self._look, self._left = look, left
+        self._look = look
         self._params = level.config.params
         known = known_identity(level.config)
         if known is not None and look.is_possible:
-            self.calls.in_ledger = set()
+            self.calls.in_ledger = Requests()
         self._identity = Identity(_stand_in(level.config) if known is None else known)
 
     @property
@@ -163,24 +231,13 @@ class Asked:
         if self.calls.in_ledger is None or sent.request_id not in self._look:
             return None
         lengths = self.calls.lengths[sent.kind]
-        counts = sent.number not in self.calls.in_ledger and lengths.answers < PARSED
+        counts = lengths.answers < PARSED
         response = self._look.answer(sent.request_id) if wanted or counts else Response("")
         if response is not None:
-            self.calls.in_ledger.add(sent.number)
+            self.calls.in_ledger.add(sent)
             if counts:
                 self.calls.lengths[sent.kind] = lengths.plus(response)
         return response
-
-    def leave(self, exact: Sent | None, sent: Sent, parts: Sequence[Written]) -> None:
-        """Count a request that is still to be asked: the exact one if it is known, else as it was promised."""
-        counted = sent if exact is None else exact
-        if exact is not None:
-            if exact.number in self._left:
-                return
-            self._left.add(exact.number)
-        self.calls.left.add(counted.tokens, () if exact is not None else parts)
-        is_possible_reading = exact is None and sent.kind.role == Role.READER
-        self.calls.left_by_kind[sent.kind._replace(form="reading") if is_possible_reading else sent.kind] += 1
 
     def step(self, sent: Sent, stage: Generate, response: Response) -> Step:
         """The step of a sample that the ledger answers, as far as it is read for its answer."""

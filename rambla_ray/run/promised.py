@@ -15,7 +15,7 @@ from rambla_ray.config.task import TaskConfig
 from rambla_ray.errors import CallError
 from rambla_ray.ledger.look import Look
 from rambla_ray.run.placement import Level
-from rambla_ray.run.pool_calls import Asked, PoolCalls, Sent, Written
+from rambla_ray.run.pool_calls import NOBODY, Asked, PoolCalls, Sent, Written
 from rambla_ray.schema import Role, Sample, overwrite
 from rambla_ray.scoring.outcomes import finish, text_for_reader
 from rambla_ray.tasks import prompts
@@ -39,17 +39,15 @@ def promised_calls(
         readers: by task, what asks the reader; None where nobody does.
         look: what the ledger holds.
     """
-    sent: set[int] = set()
-    left: set[int] = set()
+    sent = left = NOBODY
     calls: dict[str, list[PoolCalls]] = {}
     for target, (levels, samples) in streams.items():
-        pools = [Asked(level, look, left) for level in levels]
+        pools = [Asked(level, look) for level in levels]
         for sample in samples:
             _Followed(sample, tasks[sample.task], pools).follow(readers[sample.task])
         calls[target] = [pool.calls for pool in pools]
-        for pool in pools:
-            pool.calls.repeated = len(pool.calls.first.keys() & sent)
-            sent |= pool.calls.first.keys()
+        for pool_calls in calls[target]:
+            sent, left = pool_calls.close(sent, left)
     return calls
 
 
@@ -118,7 +116,7 @@ class _Followed:
         response = pool.answer(exact, wanted=wanted) if exact is not None else None
         is_of_panel = stage.role == Role.JUDGE and self._task.judges > 1
         if exact is None or response is None:
-            pool.leave(exact, sent, parts)
+            pool.calls.leave(exact, sent, parts)
             self._actual = None if not is_of_panel else self._actual
             return
         if self._actual is None:
@@ -139,7 +137,7 @@ class _Followed:
         if self._has_ended:
             return
         if self._actual is None or len(self._actual.steps) < len(self._task.turns):
-            pool.leave(None, sent, parts)
+            pool.calls.leave(None, sent, parts)
             return
         finish(self._actual, self._task)
         if text := text_for_reader(self._actual, self._task):
