@@ -15,9 +15,11 @@ from rambla_ray.ledger.look import Lengths, Look
 from rambla_ray.results.earlier_speed import Speed
 from rambla_ray.run.placement import Level
 from rambla_ray.run.pool_calls import NOBODY, Kind, PoolCalls
+from rambla_ray.schema import Role
 
 # The usual lengths, in tokens, where nothing is known of a model's answers.
 CHOICE_TOKENS = 10  # One of a task's choices, with the words around it.
+REPHRASED_TOKENS = 50  # What the rephraser writes: a sentence or two.
 TEXT_TOKENS = 200  # Any other text, or a quarter of the longest answer where that is less.
 READ_SHARE = 0.05  # Of answers, those that the rules cannot read and the reader is asked about.
 
@@ -96,7 +98,7 @@ class Forecast:
         most = params.longest_answer or TEXT_TOKENS
         if (own := self._own_lengths(place, kind)).answers:
             return Length(own.mean_tokens, most, is_seen=True)
-        usual = CHOICE_TOKENS if kind.form != "text" else min(TEXT_TOKENS, most / 4)
+        usual = _usual_tokens(kind, most)
         named = self._look.lengths.get((self._levels[place].name, kind.role), Lengths())
         is_only_kind = len({each.form for each in self._calls[place].left_by_kind if each.role == kind.role}) == 1
         if named.answers and is_only_kind:
@@ -136,6 +138,13 @@ class Forecast:
         named = [self._look.lengths.get((self._levels[place].name, role)) for role in self._levels[place].roles]
         seen = own or [lengths for lengths in named if lengths is not None]
         return max((lengths.mean_latency_s for lengths in seen), default=0.0)
+
+
+def _usual_tokens(kind: Kind, most: int) -> float:
+    """How long an answer of a kind is where nothing is known, the longest having so many tokens."""
+    if kind.form != "text":
+        return CHOICE_TOKENS
+    return min(REPHRASED_TOKENS if kind.role == Role.REPHRASER else TEXT_TOKENS, most / 4)
 
 
 def _share(kind: Kind) -> float:

@@ -68,6 +68,7 @@ class _Followed:
         self._actual: Sample | None = None
         self._has_ended = False  # The ledger holds an answer without a text: nothing more is asked.
         self._is_read = False
+        self._missing: set[str] = set()  # Fields that the item has no text for.
         self._writers: dict[str, Written] = {}  # By field, whose answer it will be.
 
     def follow(self, reader: ReaderStage | None) -> None:
@@ -92,19 +93,24 @@ class _Followed:
 
     def _count(self, pool: Asked, stage: Generate, *, is_first: bool) -> Sent:
         """Count one request. Raises CallError: the sample cannot be asked."""
-        parts = [self._writers[name] for name in stage.reads() if name in self._writers]
+        parts = {name: self._writers[name] for name in stage.reads() if name in self._writers}
         request = request_of(self._sample, self._task, stage, scores=pool.scores)
         if not parts:
             prompts.check_askable(stage.reads(), self._sample.fields, f"{request.prompt}{request.pair or ''}")
         sent = pool.sent(request, self._task, stage)
-        pool.calls.promise(sent, parts, is_first=is_first)
+        pool.calls.promise(sent, list(parts.values()), is_first=is_first)
+        unseen = [
+            part for name, part in parts.items() if name in self._missing
+        ]  # Of others, the item's own text counts.
+        if stage.output not in self._sample.fields:
+            self._missing.add(stage.output)
         overwrite(self._sample.fields, stage.output, self._sample.fields.get(stage.output, ""))
         if self._has_ended:
             return sent
         exact: Sent | None = sent
         if parts:
             exact = None if self._actual is None else self._exact(pool, stage, self._actual)
-        self._look_up(pool, stage, exact, sent, parts)
+        self._look_up(pool, stage, exact, sent, unseen)
         return sent
 
     def _exact(self, pool: Asked, stage: Generate, sample: Sample) -> Sent:
