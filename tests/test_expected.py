@@ -22,7 +22,6 @@ from rambla_ray.run.estimate import plan_lines
 from rambla_ray.run.plan import Plan
 from rambla_ray.run.pool_calls import known_identity
 from rambla_ray.schema import Identity, ReplyDetails, Request, Response
-from rambla_ray.storage import Folder
 
 PRICE = "model.price={input_per_million: 10, output_per_million: 100, cached_input_per_million: 1}"
 CHAT = ("model=openai_chat", "model.params.api_type=openai", "task=mcqabaseline", "roles.judge=mock")
@@ -109,13 +108,14 @@ def test_a_look_is_bounded_and_passes_over_what_is_damaged(tmp_path: Path) -> No
     with (tmp_path / "ledger" / "a.ledger").open("ab") as file:
         file.write(b"torn\n" + record("9" * 64).to_line()[:50])
     write_ledger(tmp_path, [record(f"{number:064}") for number in range(8, 16)], name="b")
-    folder = Folder(str(tmp_path / "ledger"))
+    folder = str(tmp_path / "ledger")
     whole, part = Look.at(folder, {"openai_chat"}), Look.at(folder, (), most_bytes=100)
     assert (whole.is_whole, sum(f"{number:064}" in whole for number in range(20))) == (True, 16)
     assert (part.is_whole, sum(f"{number:064}" in part for number in range(20)), part.lengths) == (False, 8, {})
     assert whole.lengths["openai_chat", "target"].answers == 16
-    nowhere = Look.at(Folder(str(tmp_path / "none")), ())
+    nowhere = Look.at(str(tmp_path / "none"), ())
     assert (nowhere.is_possible, nowhere.is_whole) == (True, True)
+    assert not Look.at("s3://no-such-bucket/ledger", ()).is_possible
 
 
 def test_a_local_model_is_as_fast_as_in_its_last_run(tmp_path: Path) -> None:

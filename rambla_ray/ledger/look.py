@@ -74,17 +74,17 @@ class Look:
         self.is_possible, self.is_whole = is_possible, is_whole
 
     @classmethod
-    def at(cls, folder: Folder, models: Collection[str], most_bytes: int = LOOKED_AT_BYTES) -> Self:
+    def at(cls, location: str, models: Collection[str], most_bytes: int = LOOKED_AT_BYTES) -> Self:
         """Look at a ledger. One that is not on a local disk, or cannot be read, is not looked at.
 
         Args:
-            folder: of the ledger.
+            location: of the ledger; a bucket is not asked for anything.
             models: the names of the models whose lengths are wanted.
             most_bytes: how much is read, but for the rest of the segment in which that ends.
         """
         index, left = Index(""), most_bytes
         lengths: dict[tuple[str, str], Lengths] = {}
-        segments = _newest_first(folder) if folder.is_local else None
+        segments = _newest_first(Folder(location)) if "://" not in location else None
         for path in segments or ():
             if left <= 0:
                 break

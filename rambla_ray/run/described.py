@@ -12,7 +12,6 @@ from rambla_ray.run.expected import Forecast
 from rambla_ray.run.placement import Level
 from rambla_ray.run.promised import Samples, promised_calls
 from rambla_ray.schema import Role
-from rambla_ray.storage import Folder
 from rambla_ray.tasks.reader import ReaderStage
 
 
@@ -29,7 +28,7 @@ def described_streams(
         readers: by task, what asks the reader; None where nobody does.
     """
     names = {level.name for levels, _ in streams.values() for level in levels}
-    look = Look.at(Folder(config.ledger), names)
+    look = Look.at(config.ledger, names)
     calls = promised_calls(streams, config.tasks, readers, look)
     speeds: dict[tuple[str, bool], Speed | None] = {}
     described: dict[str, list[dict[str, Any]]] = {}
