@@ -100,6 +100,24 @@ class Request:
         text = self.prompt or "\n".join(message.content for message in self.messages)
         return f"{self.system}\n{text}" if self.system else text
 
+    def identity_fields(self) -> dict[str, object]:
+        """What a real model is sent, as JSON values: everything of the request that may change its answer."""
+        own: dict[str, object] = {"prompt": self.prompt}
+        if self.pair is not None:
+            own["pair"] = self.pair
+        if self.system:
+            own["system"] = self.system
+        if self.continuations:
+            own["continuations"] = self.continuations
+        if self.messages:
+            own["messages"] = self.messages
+        if self.verbatim:
+            own["verbatim"] = True
+        if self.epoch:
+            own["epoch"] = self.epoch
+        options = self.options.overrides()
+        return {**own, "options": options} if options else own
+
 
 class Try(NamedTuple):
     """One attempt at a request."""

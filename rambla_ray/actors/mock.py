@@ -34,6 +34,8 @@ _WORDINGS = (
 class MockParams(ModelParams):
     """How the mock answers."""
 
+    unidentified = frozenset({"latency_s", "word_s"})
+
     behaviour: Literal["oracle", "constant", "flip", "format"] = Field(
         "flip",
         description="oracle: the right answer; constant: always `answer`; flip: the right answer with probability "
@@ -49,6 +51,15 @@ class MockParams(ModelParams):
 
     def for_likelihood(self) -> Self:
         return self
+
+    def request_fields(self, request: Request) -> dict[str, object]:
+        hints: dict[str, object] = {"choices": list(request.choices)}
+        answers = bool(request.choices)  # Without choices the text follows from the prompt alone.
+        if answers and self.behaviour != "constant":
+            hints["target"] = request.target
+        if self.error_rate or (answers and self.behaviour in ("flip", "format")):
+            hints["sample_id"] = request.sample_id
+        return {**super().request_fields(request), **hints}
 
     @property
     def takes_system_prompt(self) -> bool:
@@ -68,17 +79,15 @@ class MockModel(BaseAPIModel):
     def scope(self) -> str:
         return "mock"
 
+    @classmethod
+    def identity_of(cls, params: ModelParams) -> dict[str, object]:
+        return {"class": "mock", **params.model_dump(mode="json", exclude=set(params.unidentified))}
+
     def identity(self) -> dict[str, object]:
-        return {"class": "mock", **self.params.model_dump(mode="json", exclude={"latency_s", "word_s"})}
+        return self.identity_of(self.params)
 
     def request_identity(self, request: Request) -> dict[str, object]:
-        hints: dict[str, object] = {"choices": list(request.choices)}
-        answers = bool(request.choices)  # Without choices the text follows from the prompt alone.
-        if answers and self.params.behaviour != "constant":
-            hints["target"] = request.target
-        if self.params.error_rate or (answers and self.params.behaviour in ("flip", "format")):
-            hints["sample_id"] = request.sample_id
-        return {**super().request_identity(request), **hints}
+        return self.params.request_fields(request)
 
     async def generate(self, request: Request, emit: Emit | None = None) -> Response:
         if self.params.error_rate and _generator(self.params.seed, request).random() < self.params.error_rate:

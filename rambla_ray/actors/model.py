@@ -144,23 +144,14 @@ class Model(ABC):
     def identity(self) -> dict[str, object]:
         """Everything about this model that may change an answer, as JSON values."""
 
+    @classmethod
+    def identity_of(cls, params: ModelParams) -> dict[str, object] | None:
+        """What `identity` returns of a model with these params; None where that is not known before it is made."""
+        return None
+
     def request_identity(self, request: Request) -> dict[str, object]:
-        """Everything about this request that may change the answer, as JSON values."""
-        own: dict[str, object] = {"prompt": request.prompt}
-        if request.pair is not None:
-            own["pair"] = request.pair
-        if request.system:
-            own["system"] = request.system
-        if request.continuations:
-            own["continuations"] = request.continuations
-        if request.messages:
-            own["messages"] = request.messages
-        if request.verbatim:
-            own["verbatim"] = True
-        if request.epoch:
-            own["epoch"] = request.epoch
-        options = request.options.overrides()
-        return {**own, "options": options} if options else own
+        """Everything about this request that may change the answer, as JSON values; see `ModelParams`."""
+        return request.identity_fields()
 
     def max_answer_tokens(self, request: Request) -> int:
         """The longest answer that may come, in tokens; 0 where that is not known."""

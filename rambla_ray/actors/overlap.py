@@ -34,8 +34,12 @@ class OverlapModel(Model):
         super().__init__(params, pool, rate)
         self.params = params
 
+    @classmethod
+    def identity_of(cls, params: ModelParams) -> dict[str, object]:
+        return {"class": "OverlapModel", **params.model_dump(mode="json", include={"metric"})}
+
     def identity(self) -> dict[str, object]:
-        return {"class": "OverlapModel", "metric": self.params.metric}
+        return self.identity_of(self.params)
 
     def size(self, request: Request) -> Size:
         return NO_SIZE

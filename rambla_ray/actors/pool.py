@@ -21,12 +21,12 @@ from rambla_ray.actors.ledger_horizon import wait_for_turn
 from rambla_ray.actors.model import hide_gpus
 from rambla_ray.config.labels import ModelNames
 from rambla_ray.config.model import ModelConfig, ModelParams
+from rambla_ray.config.requests import request_of
 from rambla_ray.config.sections import Chaos
-from rambla_ray.config.task import TaskConfig, first_draw, sample_of
+from rambla_ray.config.task import TaskConfig, sample_of
 from rambla_ray.errors import Draining
 from rambla_ray.schema import (
     Item,
-    Request,
     Role,
     Sample,
     Step,
@@ -36,7 +36,7 @@ from rambla_ray.schema import (
 )
 from rambla_ray.scoring.outcomes import finish, has_ended, has_passed, text_for_reader
 from rambla_ray.tasks.reader import ReaderStage, shown_fields
-from rambla_ray.tasks.stages import Compare, Generate
+from rambla_ray.tasks.stages import Generate
 
 PACKED = "samples"  # The one column that streams from pool to pool.
 
@@ -149,7 +149,7 @@ class PoolActor:
             ):
                 break
             try:
-                step = await self._ask(sample, stage, is_last=stage is task.generates[-1])
+                step = await self._ask(sample, stage)
             except Draining:
                 break
             sample.steps.append(step)
@@ -165,32 +165,16 @@ class PoolActor:
             return
         shown = replace(sample, fields=shown_fields(task.answer.choices, text))
         try:
-            sample.steps.append(await self._ask(shown, self._reader, is_last=True))
+            sample.steps.append(await self._ask(shown, self._reader))
         except Draining:
             sample.outcome = ""  # It has not ended: the run that continues this one asks the reader.
         else:
             finish(sample, task)
 
-    async def _ask(self, sample: Sample, stage: Generate, *, is_last: bool) -> Step:
+    async def _ask(self, sample: Sample, stage: Generate) -> Step:
         """One stage of one sample, as a step. Raises Draining."""
         if self._first.is_untried:  # A pool that plays the reader alone has waited for something to read.
             load(self._models)
         model = self._models[sample.model] if stage.role == Role.TARGET else self._first
-        phrased = stage.phrased(sample.variant)
-        return await model.ask(phrased, sample.fields, self._request(sample, stage, is_last=is_last))
-
-    def _request(self, sample: Sample, stage: Generate, *, is_last: bool) -> Request:
-        """What a stage sends: the filled template, or the two texts themselves to a model that compares them."""
-        task = self._tasks[sample.task]
-        answer = task.answer
-        own: dict[str, Any] = {
-            # A paraphrase is part of the question, which is put once; what two texts have in common is no draw.
-            "epoch": 0 if stage.role == Role.REPHRASER or self._first.scores else sample.epoch,
-            "sample_id": first_draw(sample),
-            "target": answer.choice_for(sample.target),
-            "choices": answer.choices if is_last else (),
-            "continuations": task.choices_asked_by(stage),
-        }
-        if isinstance(stage, Compare) and self._first.scores:
-            return Request(sample.fields[stage.left], sample.fields[stage.right], **own)
-        return Request(stage.phrased(sample.variant).render(sample.fields), system=stage.system or "", **own)
+        request = request_of(sample, self._tasks[sample.task], stage, scores=self._first.scores)
+        return await model.ask(stage.phrased(sample.variant), sample.fields, request)

@@ -22,6 +22,7 @@ from rambla_ray.config.sections import Batch, Name, Pool, Price, Rate
 from rambla_ray.config.workload import Workload
 from rambla_ray.errors import UserError
 from rambla_ray.registry import model_class
+from rambla_ray.schema import Request
 from rambla_ray.tasks.closed import Closed, omitted
 
 
@@ -35,6 +36,7 @@ class ModelParams(Closed):
     embeds: ClassVar[bool] = False  # It answers a prompt without a pair with the prompt's vector, as a JSON list.
     is_local: ClassVar[bool] = False  # It runs on the cluster's own CPUs and GPUs.
     is_charged: ClassVar[bool] = False  # Its tokens cost money.
+    unidentified: ClassVar[frozenset[str]] = frozenset()  # Params that change no answer.
 
     @property
     def endpoint(self) -> str:
@@ -70,6 +72,14 @@ class ModelParams(Closed):
     def longest_answer(self) -> int:
         """The longest answer in tokens, for the estimate of costs; 0 where it is not known."""
         return 0
+
+    def request_fields(self, request: Request) -> dict[str, object]:
+        """Everything about a request that may change the answer of a model with these params, as JSON values.
+
+        By it a plan tells which requests are one call. A model whose `request_identity` holds more than what is sent,
+        such as whose sample it is, says so here.
+        """
+        return request.identity_fields()
 
     @property
     def batch_fault(self) -> str:

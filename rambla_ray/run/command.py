@@ -42,7 +42,7 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   files_mode=private|group|umask|0640   who may read what is created there (default: private, the owner alone)
   address=auto|local|HOST:PORT   (default: the cluster that RAY_ADDRESS names, else a local one)
   conf_dir=PATH        a folder with your own model/, task/ and dataset/, searched before conf/
-  dry_run=true         print the plan and ask nothing
+  dry_run=true         print the plan, with what it is likely to cost and take, and ask nothing
   doctor=true          check every node and endpoint for what the run needs, and ask nothing
   verbose=true         let Ray's own log lines through
   baseline=NAME        the model that the others are compared with (default: each two are)

@@ -1,4 +1,4 @@
-"""The estimate before a run: calls, distinct prompts, tokens and cost of each stage and pool."""
+"""The estimate before a run: what each stage of a task sends, and the plan as lines for a reader."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rambla_ray.run.placement import Level
+from rambla_ray.run.expected_lines import pool_lines, total_lines
+from rambla_ray.run.pool_calls import CHARS_PER_TOKEN
 from rambla_ray.schema import Item, Role
 from rambla_ray.tasks.stages import Generate
 
-CHARS_PER_TOKEN = 4  # A token is taken to be so many characters long.
 _PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64), ("draws", np.int64)])
 
 
@@ -114,43 +114,6 @@ def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
     return rows[first]
 
 
-def pool_load(level: Level, stage_loads: Mapping[str, Sequence[StageLoad]]) -> dict[str, Any]:
-    """What a pool will be asked: unique calls whose prompt is known, others at most, tokens, cost.
-
-    Args:
-        level: the pool.
-        stage_loads: by task, what each of its stages will send.
-    """
-    first: list[StageLoad] = []
-    later: list[StageLoad] = []
-    for loads in stage_loads.values():
-        for number, load in enumerate(loads):
-            if load.stage.role in level.roles:
-                (later if number else first).append(load)
-    known = distinct(first)
-    later_calls = sum(load.calls for load in later)
-    tokens = tokens_of(known) + sum(load.tokens for load in later)
-    if level.config.params.is_charged:  # An endpoint reads the prompt once for each of its choices.
-        tokens += sum(load.tokens * (load.choices - 1) for load in (*first, *later) if load.choices)
-    if system := level.config.params.system_prompt:
-        tokens += len(system) // CHARS_PER_TOKEN * _calls_without_own_system(first, later)
-    estimate: dict[str, Any] = {
-        "unique_calls": calls_of(known),
-        "later_calls_at_most": later_calls,
-        "prompt_tokens": tokens,
-    }
-    if level.config.price:
-        answers = (calls_of(known) + later_calls) * level.config.params.longest_answer
-        estimate["cost_usd_at_most"] = level.config.price.most(tokens, answers)
-    return estimate
-
-
-def _calls_without_own_system(first: Sequence[StageLoad], later: Sequence[StageLoad]) -> int:
-    """How many calls go out with the model config's system prompt: those of stages that have none of their own."""
-    own = [load for load in first if not load.stage.system]
-    return calls_of(distinct(own)) + sum(load.calls for load in later if not load.stage.system)
-
-
 HOW_ASKED = {
     "side_by_side": "asked side by side",
     "as_the_cluster_allows": "asked beside others where the cluster holds all their pools at once",
@@ -163,6 +126,8 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield from described["notes"]
     if "until" in described:
         yield "until: what follows is of all items; the run ends once it is settled, which may be earlier"
+    if "budget_note" in described:
+        yield described["budget_note"]
     for name, task in described["tasks"].items():
         variants = f" in {len(task['variants'])} variants" if task["variants"] else ""
         draws = f", {task['epochs']} draws of each item" if "epochs" in task else ""
@@ -174,7 +139,7 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
             who = f"each of {stage['judges']} judges" if "judges" in stage else stage["role"]
             yield (
                 f"  {who} writes {stage['writes']}: {stage['calls']} requests, {stage['distinct_prompts']} "
-                f"distinct as far as known, about {stage['prompt_tokens']} prompt tokens"
+                f"distinct, about {stage['prompt_tokens']} prompt tokens"
             )
         if system := task.get("example_system"):
             yield from (f"  system | {line}" for line in system.split("\n"))
@@ -195,10 +160,5 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
         label = labels[target]
         yield f"{label}: one stream of {described['samples_per_target']} samples"
         for pool in pools:
-            cost = f", at most ${pool['cost_usd_at_most']:.4f}" if "cost_usd_at_most" in pool else ""
-            calls = (
-                f"{pool['unique_calls']} unique calls, at most {pool['later_calls_at_most']} that depend on answers"
-            )
-            tokens = f"about {pool['prompt_tokens']} prompt tokens"
-            shared = f", in the actors of {', '.join(pool['shared_with'])}" if "shared_with" in pool else ""
-            yield f"  {pool['label']} as {', '.join(pool['roles'])}{shared}: {calls}, {tokens}{cost}"
+            yield from pool_lines(pool)
+    yield from total_lines(described)

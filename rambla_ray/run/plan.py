@@ -18,7 +18,9 @@ from rambla_ray.display import print_error
 from rambla_ray.errors import UserError
 from rambla_ray.run.askable import check_askable
 from rambla_ray.run.blocks import blocks_of, ordered_blocks
-from rambla_ray.run.estimate import StageLoad, longest_of, pool_load
+from rambla_ray.run.described import described_streams
+from rambla_ray.run.estimate import StageLoad, longest_of
+from rambla_ray.run.expected import budget_note, total
 from rambla_ray.run.items import by_variant, in_order_of, labelled, selections_of
 from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
@@ -159,18 +161,24 @@ class Plan:
             ]
             for name, task in self.config.tasks.items()
         }
+        streams = described_streams(
+            self.config,
+            {target: (self.levels(target), self.samples(target)) for target in self.config.targets},
+            {name: self.config.reader if self._is_read(task) else None for name, task in self.config.tasks.items()},
+        )
+        whole = total(streams.values())
+        note = budget_note(self.config, whole)
         return {
             "synthetic": self.config.synthetic,
             "samples_per_target": self.samples_per_target,
             **({"until": until.model_dump(mode="json")} if (until := self.config.options.until) else {}),
             "datasets": {name: _describe_selection(selection) for name, selection in self._selections.items()},
             "notes": self.notes,
+            **({"budget_note": note} if note else {}),
             "tasks": {name: self._describe_task(name, loads[name]) for name in loads},
-            "streams": {
-                target: [_describe_pool(level, loads) for level in self.levels(target)]
-                for target in self.config.targets
-            },
+            "streams": streams,
             "targets": describe_streams(self.config),
+            "total": whole,
         }
 
     def workload(self, level: Level) -> Workload:
@@ -228,14 +236,18 @@ class Plan:
         }
 
     def _asking(self, task: TaskConfig) -> tuple[Generate, ...]:
-        """What asks somebody in a task: its stages, and the reader, unless all answers are scores, or of a panel."""
-        reader, last = self.config.reader, task.generates[-1].role
-        if reader is None or task.answer.by == "likelihood" or task.judges > 1:
-            return task.generates
-        models = self.config.targets.values() if last == Role.TARGET else [self.config.roles[last].config]
-        if all(model.params.produces == SCORE for model in models):
-            return task.generates
-        return (*task.generates, reader)
+        """What asks somebody in a task: its stages, and what asks the reader, if it does."""
+        reader = self.config.reader
+        return (*task.generates, reader) if reader is not None and self._is_read(task) else task.generates
+
+    def _is_read(self, task: TaskConfig) -> bool:
+        """Whether the reader may be asked about a task's answers: not where they are likelihoods, scores or votes."""
+        last = task.generates[-1].role
+        players = self.config.roles[last].members if last != Role.TARGET else ()
+        models = [player.config for player in players] or self.config.targets.values()
+        if task.answer.by == "likelihood" or task.judges > 1:
+            return False
+        return not all(model.params.produces == SCORE for model in models)
 
     def preflight(self, *, same_machine: bool) -> None:
         """Check every model that will be used, and print on stderr what there is to remark.
@@ -251,7 +263,10 @@ class Plan:
                 level.config.preflight(same_machine=same_machine)
             except UserError as error:
                 raise UserError(f"model {level.name}: {error}{self._way_out(level)}") from None
-        for remark in dict.fromkeys(remark for level in levels.values() for remark in level.config.params.remarks):
+        remarks = [remark for level in levels.values() for remark in level.config.params.remarks]
+        if self.config.options.budget.is_set:
+            remarks.append(self._described.get("budget_note", ""))
+        for remark in dict.fromkeys(filter(None, remarks)):
             print_error(remark, "note")
 
     def _way_out(self, level: Level) -> str:
@@ -285,15 +300,4 @@ def _describe_selection(selection: Selection) -> dict[str, Any]:
         "read": selection.read,
         "items": len(selection.items),
         "left_out": {field: dict(sorted(values.items())) for field, values in selection.left_out.items()},
-    }
-
-
-def _describe_pool(level: Level, loads: Mapping[str, Sequence[StageLoad]]) -> dict[str, Any]:
-    return {
-        "model": level.name,
-        "label": level.names.label,
-        "kind": level.config.name,
-        "roles": list(level.roles),
-        **({"shared_with": [other.names.label for other in level.kin]} if level.kin else {}),
-        **pool_load(level, loads),
     }

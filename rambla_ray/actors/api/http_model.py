@@ -25,6 +25,7 @@ from rambla_ray.actors.api.refused_params import refused_members, unsupported
 from rambla_ray.actors.api.token_usage import charge
 from rambla_ray.actors.api.waits import limit_reset_s
 from rambla_ray.actors.model import Size, byte_count
+from rambla_ray.config.model import ModelParams
 from rambla_ray.config.sections import Pool, Rate
 from rambla_ray.errors import CallError, ErrorKind
 from rambla_ray.schema import Request, Response
@@ -96,6 +97,10 @@ class HTTPModel(BaseAPIModel):
         """Send bodies of this form from now on, `PLACEHOLDER` standing for the text."""
         self._shared: dict[str, Any] = json.loads(body)
         self._before, self._after = body.split(json.dumps(PLACEHOLDER).encode())
+
+    @classmethod
+    def identity_of(cls, params: ModelParams) -> dict[str, object] | None:
+        return {"class": cls.__name__, **params.identity()} if isinstance(params, EndpointParams) else None
 
     def identity(self) -> dict[str, object]:
         return {"class": type(self).__name__, **self.params.identity()}
