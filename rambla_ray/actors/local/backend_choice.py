@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +43,12 @@ class Pace(NamedTuple):
 
 
 PACES = {
-    # SmolLM2-135M in bfloat16 on two cores, prompts of 375 tokens: static batches gave 5.39 rows/s at 8 new tokens and
-    # 2.6 at 64, vLLM 0.29 7.62 and 4.82 beside them, after 100 s of loading and compiling.
-    "cpu": Pace(start_s=90.0, prompt_s=7.3e-13, answer_s=1.6e-11),
-    # Not measured: a GPU has some 500 times the products and 75 times the memory bandwidth of those two cores.
+    # Measured by benchmarks/local_throughput.py, SmolLM2-135M in bfloat16 on two cores with nothing beside it, prompts
+    # of 375 tokens: static batches gave 5.8 rows/s at 8 new tokens and 3.25 at 64, vLLM 0.29 (compiled) 7.62 and 4.82.
+    # Two rows/s at two lengths give the two constants. vLLM loaded and compiled for 100 s, where transformers took 10.
+    "cpu": Pace(start_s=90.0, prompt_s=6.5e-13, answer_s=7.8e-12),
+    # An assumption, measured on no GPU: its products are taken to be some 430 times as fast as those of the two cores,
+    # its memory 37 times, and its start 60 s. benchmarks/gpu.py is what would measure them.
     "cuda": Pace(start_s=60.0, prompt_s=1.5e-15, answer_s=2.1e-13),
 }
 
@@ -55,6 +58,8 @@ def choose(
 ) -> tuple[Backend, str]:
     """vLLM where `backend: auto` may take it, and why; else what it takes without.
 
+    Why vLLM is not taken goes to stderr, which Ray brings from an actor to the user with verbose=true alone.
+
     Args:
         params: the model's.
         chip: cpu or cuda.
@@ -63,15 +68,26 @@ def choose(
         otherwise: the backend without vLLM, and why.
     """
     workload = params.workload
-    if params.backend != "auto" or workload is None or not (pages and _can_run(params, chip, config)):
+    if params.backend != "auto" or workload is None:
         return otherwise
-    pace = PACES[chip]
-    answer_tokens = min(ASSUMED_ANSWER_TOKENS, params.generation_config.get("max_new_tokens") or ASSUMED_ANSWER_TOKENS)
-    prompts = "what is served pays" if workload == ENDLESS else f"{workload.calls:,} prompts pay"
-    if pace.saved_s(workload, parameter_count(config), answer_tokens) > pace.start_s:
-        return "vllm", f"{prompts} for its start of about {pace.start_s:.0f} s"
-    backend, reason = otherwise
-    return backend, f"{reason}; {workload.calls:,} prompts do not pay for vLLM's start of about {pace.start_s:.0f} s"
+    start = f"its start of about {PACES[chip].start_s:.0f} s"
+    obstacle = "not all layers of the model have attention" if not pages else _obstacle(params, chip, config)
+    if not obstacle and _pays(params, chip, config, workload):
+        return (
+            "vllm",
+            f"{'what is served pays' if workload == ENDLESS else f'{workload.calls:,} prompts pay'} for {start}",
+        )
+    sys.stderr.write(
+        f"backend auto does not take vllm: {obstacle or f'{workload.calls:,} prompts do not pay for {start}'}\n"
+    )
+    return otherwise
+
+
+def _pays(params: HuggingFaceParams, chip: str, config: Any, workload: Workload) -> bool:
+    """Whether a run saves more than vLLM's start takes."""
+    most = params.generation_config.get("max_new_tokens") or ASSUMED_ANSWER_TOKENS
+    answer_tokens = min(ASSUMED_ANSWER_TOKENS, most)
+    return PACES[chip].saved_s(workload, parameter_count(config), answer_tokens) > PACES[chip].start_s
 
 
 def installed_for() -> str:
@@ -96,17 +112,23 @@ def parameter_count(config: Any) -> float:
     return float(12 * layers * width**2 + words * width)
 
 
-def _can_run(params: HuggingFaceParams, chip: str, config: Any) -> bool:
-    """Whether vLLM, as it is installed, can do all that these params ask for, without a look at weights."""
-    return (
-        installed_for() == chip
-        and not unsupported_option(params.generation_config, "vllm")
-        and set(params.loading_params) <= set(VLLM_LOADING_PARAMS)
-        and params.device in (None, chip)
-        and params.device_map in (None, "auto")
-        and not params.origin.adapter  # Of some adapters vLLM takes a part alone.
-        and _knows(config.architectures or [])
-    )
+def _obstacle(params: HuggingFaceParams, chip: str, config: Any) -> str:
+    """Why vLLM, as it is installed, cannot do all that these params ask for, without a look at weights; else empty."""
+    if not (built_for := installed_for()):
+        return f"no vLLM {SERIES}x is installed"
+    if built_for != chip:
+        return f"the one that is installed is built for {built_for}, and the model runs on {chip}"
+    if option := unsupported_option(params.generation_config, "vllm"):
+        return f"it cannot honour {option}"
+    if others := sorted(set(params.loading_params) - set(VLLM_LOADING_PARAMS)):
+        return f"it does not take loading_params.{others[0]}"
+    if params.device not in (None, chip) or params.device_map not in (None, "auto"):
+        return "the weights are placed by hand"
+    if params.origin.adapter:  # Of some adapters vLLM takes a part alone.
+        return "of some adapters it takes a part alone"
+    if not _knows(config.architectures or []):
+        return f"it does not know {', '.join(config.architectures or ['the architecture'])}"
+    return ""
 
 
 def _knows(architectures: list[str]) -> bool:
