@@ -162,7 +162,7 @@ def test_a_plan_has_each_item_once_in_each_phrasing(conf: Path) -> None:
 
 def test_a_plan_shows_and_counts_the_prompts_of_all_phrasings(conf: Path) -> None:
     same = 'templates: {plain: "Q: {question}", formal: "We ask: {question}", twin: "Q: {question}{question:.0}"}'
-    described = plan(conf, prompt=same).describe()
+    described = plan(conf, "model.params.behaviour=constant", prompt=same).describe()
     (stage,), (pool,) = described["tasks"]["a"]["stages"], described["streams"]["mock"]
     assert (stage["calls"], stage["distinct_prompts"], pool["unique_calls"]) == (15, 10, 10)
     lines = list(plan_lines(described))

@@ -88,11 +88,13 @@ def test_the_audit_looks_again(tmp_path: Path) -> None:
 def test_scores_say_how_it_ended(tmp_path: Path) -> None:
     first = first_settled(tmp_path)
     scores = write(tmp_path / "run", first, first).score()
-    cell, (pair,) = scores["cells"][0], scores["comparisons"]
+    cell, (of_cell, whole) = scores["cells"][0], scores["comparisons"]
     assert (cell["n"], cell["accuracy"]["interval"], scores["partial"]) == (first, "anytime", None)
-    assert pair["suite"]["detectable"] is None
-    assert pair["suite"]["p"] <= 0.05
-    assert pair["suite"]["p_holm"] == pair["suite"]["p"] == scores["until"]["verdicts"][0]["p"]
+    assert (of_cell["task"], whole["task"]) == ("t", "all")
+    for entry in (of_cell, whole):
+        assert entry["detectable"] is None
+        assert entry["mcnemar_p"] <= 0.05
+        assert entry["holm_p"] == entry["mcnemar_p"] == scores["until"]["verdicts"][0]["p"]
     fixed = {**how(first)}
     del fixed["until"]
     plain = RunDirectory(Folder(str(tmp_path / "plain")))

@@ -27,8 +27,9 @@ Benchmark models: {program} model=NAME[,NAME] task=NAME[,NAME]|all [key=value ..
   data=demo|full       the shipped synthetic demo sets (default), or the datasets' own path
   limit=N              the first N items of each dataset
   epochs=N             how many independent answers to each item are drawn (default: 1; a task's own epochs win)
-  until={ci_width: 0.06}   end once each accuracy is known so closely; until={decided: 0.05}: once it is known which
-                       of each two models is better, at this error, or with equivalent: 0.03 that they differ by less
+  until={{ci_width: 0.06}}   end once each accuracy is known so closely; until={{decided: 0.05}}: once it is known
+                       which of each two models is better, at this error, or, with equivalent: 0.03, that they differ
+                       by less
   seed=N               for shuffles and draws that set no seed of their own
   roles.judge=NAME     who plays a role other than the target (also roles.rephraser); several judges, separated by
                        commas, each have a vote, and the majority is the answer
