@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rambla_ray.config.run import RunOptions, ServeOptions
+from rambla_ray.config.run import RunOptions
+from rambla_ray.config.served import ServeOptions
 from rambla_ray.run.command import BENCH_HELP
 from rambla_ray.serving.command import SERVE_HELP
 

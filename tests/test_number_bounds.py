@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from rambla_ray.actors.local.params import HuggingFaceParams
 from rambla_ray.config.model import ModelConfig, ModelParams
-from rambla_ray.config.run import RunConfig, ServeConfig
+from rambla_ray.config.run import RunConfig
+from rambla_ray.config.served import ServeConfig
 from rambla_ray.registry import MODEL_MAP, model_class
 from rambla_ray.tasks.closed import Closed, options_of
 from rambla_ray.tasks.stages import STAGES

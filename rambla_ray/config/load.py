@@ -22,8 +22,9 @@ from rambla_ray.config.likelihood import for_likelihood
 from rambla_ray.config.model import ModelConfig, RoleModel
 from rambla_ray.config.pairs import check_pairs
 from rambla_ray.config.resolve import COMMAND_LINE, Overrides, Resolved, checked, override
-from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions, ServeConfig, ServeOptions
+from rambla_ray.config.run import MODEL_KEYS, RunConfig, RunOptions
 from rambla_ray.config.sections import ALL_TASKS
+from rambla_ray.config.served import ServeConfig, ServeOptions
 from rambla_ray.config.task import TaskConfig
 from rambla_ray.config.templates import read_templates
 from rambla_ray.config.words import as_typed

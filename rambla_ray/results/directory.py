@@ -20,7 +20,7 @@ from rambla_ray.results.lease import LEASE, HeldFolder, Lease
 from rambla_ray.results.sample_writer import DRAFT, SampleWriter
 from rambla_ray.results.samples import file_name, refuse_newer
 from rambla_ray.results.served import Served
-from rambla_ray.results.shapes import StoredConfig
+from rambla_ray.results.stored_shapes import StoredConfig
 from rambla_ray.results.versions import versions
 from rambla_ray.storage import Folder
 

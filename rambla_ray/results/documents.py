@@ -14,7 +14,8 @@ from rambla_ray.display import one_line
 from rambla_ray.errors import UserError
 from rambla_ray.inputs import parse_json, reason_of
 from rambla_ray.results.shape import Shape
-from rambla_ray.results.shapes import Calls, Environment, Metrics, PlanNotes, StoredConfig
+from rambla_ray.results.shapes import Calls, Environment, Metrics, PlanNotes
+from rambla_ray.results.stored_shapes import StoredConfig
 from rambla_ray.storage import Folder, name_of
 
 # What to do about a file that cannot be read; all others are written anew by the command that continues the run.

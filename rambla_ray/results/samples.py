@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rambla_ray.errors import UserError
 from rambla_ray.inputs import parse_json
 from rambla_ray.results.documents import Damaged, Unreadable, check_shape
-from rambla_ray.results.shapes import ScoringSpec
+from rambla_ray.results.stored_shapes import ScoringSpec
 from rambla_ray.schema import DETAIL_FIELDS, SAMPLE_SCHEMA, STEP_TYPE, Role
 from rambla_ray.storage import Folder
 

@@ -18,7 +18,7 @@ from rambla_ray.run.status import ExitStatus
 if TYPE_CHECKING:
     from socket import socket
 
-    from rambla_ray.config.run import ServeConfig
+    from rambla_ray.config.served import ServeConfig
     from rambla_ray.run.interruption import Interruption
 
 KEY_VARIABLE = "SERVE_API_KEY"

@@ -19,8 +19,8 @@ from ray.serve.schema import DeploymentStatus
 
 from rambla_ray.actors.model import Model, RunContext, hide_gpus
 from rambla_ray.config.model import ModelConfig
-from rambla_ray.config.run import ServeConfig
 from rambla_ray.config.sections import Pool
+from rambla_ray.config.served import ServeConfig
 from rambla_ray.config.workload import ENDLESS
 from rambla_ray.display import print_error
 from rambla_ray.errors import CallError, ErrorKind, UserError
