@@ -49,6 +49,7 @@ class Host:
             vllm_guard.MARK: str(self._folder),
             "SPT_NOENV": "1",  # The names that vLLM gives its processes leave their environment readable.
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_RPC_BASE_PATH": str(self._folder),  # Its sockets lie there, which it does not remove.
             **settings,
         }
         if LOGGING not in os.environ:
