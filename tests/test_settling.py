@@ -12,8 +12,8 @@ from made_samples import sample
 
 from rambla_ray.config.until import Until
 from rambla_ray.schema import Sample, to_table
-from rambla_ray.scoring.order import BLOCK, GROWTH, ends, in_order
-from rambla_ray.scoring.settling import Cells, Settling, Verdict, accuracy_interval, duel
+from rambla_ray.scoring.order import BLOCK, GROWTH, Cells, ends, in_order
+from rambla_ray.scoring.settling import Settling, Verdict, accuracy_interval, duel
 
 LABELS = {"t": ("yes", "no"), "u": ("yes", "no")}
 

@@ -30,8 +30,9 @@ def _joined(value: Any) -> Any:
     return value if words is None else ",".join(word.strip() for word in words)
 
 
+_PLAYER = "[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"  # As long as a name may be.
 # A model config, or several with commas between them, which are a panel.
-Players = Annotated[str, BeforeValidator(_joined), Field(pattern=rf"{NAME[:-1]}(,{NAME[1:-1]})*$", max_length=2500)]
+Players = Annotated[str, BeforeValidator(_joined), Field(pattern=rf"^{_PLAYER}(,{_PLAYER})*$")]
 
 
 class Pool(Closed):

@@ -17,7 +17,8 @@ from rambla_ray.config.until import Until
 from rambla_ray.display import counted
 from rambla_ray.scoring import comparison, sequential
 from rambla_ray.scoring.cells import Cell
-from rambla_ray.scoring.settling import LEVEL, MOST, Cells, Settling, Verdict, accuracy_interval
+from rambla_ray.scoring.order import Cells
+from rambla_ray.scoring.settling import LEVEL, MOST, Settling, Verdict, accuracy_interval
 from rambla_ray.scoring.undefined import Undefined, explained
 
 ANYTIME = "anytime"  # What `interval` says beside an interval that holds at any time.

@@ -9,8 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from rambla_ray.config.model import ModelConfig
-from rambla_ray.scoring.order import ends
-from rambla_ray.scoring.settling import Cells
+from rambla_ray.scoring.order import Cells, ends
 
 ROWS_PER_BLOCK = 16  # A block has at most so many rows.
 MOST_ROWS_PER_BLOCK = 256  # The same, for a model that answers many requests at once.

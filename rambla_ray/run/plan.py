@@ -26,8 +26,7 @@ from rambla_ray.run.placement import Level, levels_of
 from rambla_ray.run.repeated_asking import check_draw_names, repeat_notes
 from rambla_ray.run.streams import describe_streams
 from rambla_ray.schema import SCORE, Item, Role, Sample
-from rambla_ray.scoring.order import in_order
-from rambla_ray.scoring.settling import Cells
+from rambla_ray.scoring.order import Cells, in_order
 from rambla_ray.tasks.stages import Generate
 
 # The column `fields` holds each item's fields as a JSON string.

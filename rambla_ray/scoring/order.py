@@ -7,8 +7,10 @@ knows where each stands, and which of two items came first never depends on whic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 # It is looked after so many items: what a block of a stream holds of one cell at most, so that none is asked in vain
 # that a smaller number would have spared, or a thirty-second of what there is, so that the looks at n items cost
@@ -35,3 +37,19 @@ def ends(items: int) -> list[int]:
         end = min(items, end + max(BLOCK, end // GROWTH))
         found.append(end)
     return found
+
+
+class Cells(NamedTuple):
+    """What each target of a run is asked.
+
+    Args:
+        items: per (task, variant), the root_ids.
+        draws: per task, how often each item is asked.
+        labels: per task, what may be answered: a score is no answer, and neither right nor wrong.
+        planned: per (task, variant), how many items there are to ask, where that is more than `items` has.
+    """
+
+    items: Mapping[tuple[str, str], Sequence[str]]
+    draws: Mapping[str, int]
+    labels: Mapping[str, Sequence[str]]
+    planned: Mapping[tuple[str, str], int] = MappingProxyType({})

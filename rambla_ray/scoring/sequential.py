@@ -28,7 +28,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ def _log_stakes(bets: Floats, concentration: float) -> Floats:
     """
     chance = expit(np.log1p(bets))
     density = np.log(bets) - np.log1p(bets) + concentration * (np.log(chance) + np.log1p(-chance))
-    stakes: Floats = density - logsumexp(density)
+    stakes: Floats = density - np.logaddexp.reduce(density)
     return stakes
 
 

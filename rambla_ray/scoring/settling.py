@@ -10,10 +10,9 @@ all its cells that were scored of both. An item without any such draw is left ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import reduce
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from rambla_ray.schema import Outcome
 from rambla_ray.scoring import sequential
 from rambla_ray.scoring.cells import Cell, as_mask
 from rambla_ray.scoring.comparison import pairs_of
-from rambla_ray.scoring.order import ends, in_order
+from rambla_ray.scoring.order import Cells, ends, in_order
 
 RIGHT, WRONG, UNSCORED, WAITING, ABSENT = 1, 0, -1, -2, -3  # What is known of a draw; the last one is not planned.
 LEVEL = 0.05  # An interval beside a number is one of 95 %.
@@ -97,22 +96,6 @@ def accuracy_interval(shares: Floats) -> tuple[float, float]:
 def rivals_of(targets: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
     """Who is compared with whom, as `comparison.pairs_of` has it: each two targets, or each with the baseline."""
     return [(pair.a, pair.b) for pair in pairs_of(targets, baseline)]
-
-
-class Cells(NamedTuple):
-    """What each target of a run is asked.
-
-    Args:
-        items: per (task, variant), the root_ids.
-        draws: per task, how often each item is asked.
-        labels: per task, what may be answered: a score is no answer, and neither right nor wrong.
-        planned: per (task, variant), how many items there are to ask, where that is more than `items` has.
-    """
-
-    items: Mapping[tuple[str, str], Sequence[str]]
-    draws: Mapping[str, int]
-    labels: Mapping[str, Sequence[str]]
-    planned: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
 class _Cell(NamedTuple):
