@@ -110,8 +110,7 @@ class EarlyEnd:
 
     def saved(self, ended: int) -> dict[str, int]:
         """For calls.json: how many calls all items would have taken, and how many samples ended beyond the prefix."""
-        pools = [pool for own in self._plan.describe()["streams"].values() for pool in own]
-        at_most = sum(pool["unique_calls"] + pool["later_calls_at_most"] for pool in pools)
+        at_most = self._plan.describe()["total"]["calls_at_most"]
         expected = [count for task in self.spec()["tasks"].values() for count in task["expected"].values()]
         kept = sum(expected) * len(self._plan.config.targets)
         return {"calls_at_most": at_most, "beyond": max(0, ended - kept)}

@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from rambla_ray.run.expected_lines import pool_lines, total_lines
 from rambla_ray.run.pool_calls import CHARS_PER_TOKEN
 from rambla_ray.schema import Item, Role
 from rambla_ray.tasks.stages import Generate
-
-_PROMPT = np.dtype([("digest", "V16"), ("tokens", np.int64), ("draws", np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +19,38 @@ class StageLoad:
 
     Args:
         stage: the stage, or what asks the reader.
-        prompts: for each item that can be asked, the digest of its prompt, about how many tokens that has, and how
-            many answers to it are drawn.
+        calls: how many prompts it sends: each as often as answers to it are drawn.
+        distinct: how many of them differ, or are other draws.
+        tokens: about how many tokens they have together.
         example: the prompt of the first item.
         phrasings: the same in each phrasing, where there are several.
-        choices: how many choices are asked for by their likelihood; 0 where a text is.
     """
 
     stage: Generate
-    prompts: NDArray[np.void]
+    calls: int
+    distinct: int
+    tokens: int
     example: str
     phrasings: Mapping[str, str]
-    choices: int
 
     @classmethod
-    def of(
-        cls, stage: Generate, items: Sequence[tuple[str, Item]], choices: Sequence[str] = (), draws: int = 1
-    ) -> StageLoad:
-        """The load of a stage that gets these items, at least one, and asks for a text, or how likely choices are.
+    def of(cls, stage: Generate, items: Sequence[tuple[str, Item]], draws: int = 1) -> Self:
+        """The load of a stage that gets these items, at least one.
 
         Args:
             stage: the stage.
             items: what it gets, each with its variant of the task.
-            choices: those that it asks for the likelihood of, if it does.
             draws: how many answers to each are drawn.
         """
-        before = f"{stage.system}\n" if stage.system else ""
-        texts = (before + _prompt(stage, variant, item) for variant, item in items if not item.fault)
-        asked = f"\n{list(choices)}" if choices else ""  # The same prompt is another call where a text is asked for.
-        sizes = ((_digest(text + asked), len(text) // CHARS_PER_TOKEN + 1, draws) for text in texts)
+        before = len(f"{stage.system}\n") if stage.system else 0
+        digests, calls, tokens = set(), 0, 0
+        for prompt in (_prompt(stage, variant, item) for variant, item in items if not item.fault):
+            digests.add(_digest(prompt))
+            calls += draws
+            tokens += draws * ((before + len(prompt)) // CHARS_PER_TOKEN + 1)
         variants = stage.variants() if stage.templates else ()
         phrasings = {variant: _prompt(stage, variant, items[0][1]) for variant in variants}
-        return cls(stage, np.fromiter(sizes, dtype=_PROMPT), _prompt(stage, *items[0]), phrasings, len(choices))
-
-    @property
-    def calls(self) -> int:
-        """How many prompts it sends."""
-        return calls_of(self.prompts)
-
-    @property
-    def tokens(self) -> int:
-        """About how many tokens they have together."""
-        return tokens_of(self.prompts)
+        return cls(stage, calls, draws * len(digests), tokens, _prompt(stage, *items[0]), phrasings)
 
     def describe(self) -> dict[str, Any]:
         """The stage and its load as JSON values."""
@@ -74,7 +59,7 @@ class StageLoad:
             "role": self.stage.role,
             "writes": self.stage.output,
             "calls": self.calls,
-            "distinct_prompts": calls_of(distinct([self])),
+            "distinct_prompts": self.distinct,
             "prompt_tokens": self.tokens,
         }
 
@@ -94,24 +79,6 @@ def _prompt(stage: Generate, variant: str, item: Item) -> str:
 
 def _digest(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def calls_of(prompts: NDArray[np.void]) -> int:
-    """How many requests some prompts are: one for each draw."""
-    return int(prompts["draws"].sum())
-
-
-def tokens_of(prompts: NDArray[np.void]) -> int:
-    """About how many tokens those requests have together."""
-    return int((prompts["tokens"] * prompts["draws"]).sum())
-
-
-def distinct(loads: Sequence[StageLoad]) -> NDArray[np.void]:
-    """The prompts of some stages together, each once, with the most draws that one of them asks for."""
-    rows = np.concatenate([load.prompts for load in loads]) if loads else np.empty(0, dtype=_PROMPT)
-    rows = rows[np.argsort(-rows["draws"], kind="stable")]
-    _, first = np.unique(rows["digest"], return_index=True)
-    return rows[first]
 
 
 HOW_ASKED = {

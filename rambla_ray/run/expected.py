@@ -155,8 +155,8 @@ def _share(kind: Kind) -> float:
 def total(streams: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The whole run in numbers, from the described pools of its targets.
 
-    Targets are asked side by side, as far as nobody asks in batches: of pools that call endpoints the slowest counts,
-    what local models take adds up.
+    Targets are asked side by side: of pools that call endpoints the slowest counts, what local models take adds up.
+    How long a pool that asks in batches takes is not known, nor is then how long the run does.
     """
     pools = [pool for stream in streams for pool in stream]
     added = ("calls_expected", "prompt_tokens_expected", "completion_tokens_expected")
@@ -170,13 +170,9 @@ def total(streams: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         if costs := [pool[key] for pool in pools if key in pool]:
             summed[key] = round(sum(costs), 6)
     if all("seconds_expected" in pool for pool in pools):
-        one_after_another = sum(_seconds(pool) for pool in pools if pool["is_local"] or "seconds_at_most" in pool)
-        summed["seconds_expected"] = round(max(one_after_another, *map(_seconds, pools)), 1)
+        local = sum(pool["seconds_expected"] for pool in pools if pool["is_local"])
+        summed["seconds_expected"] = round(max(local, *(pool["seconds_expected"] for pool in pools)), 1)
     return summed
-
-
-def _seconds(pool: Mapping[str, Any]) -> float:
-    return float(pool["seconds_expected"])
 
 
 def budget_note(config: RunConfig, whole: Mapping[str, Any]) -> str:

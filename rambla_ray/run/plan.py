@@ -150,12 +150,7 @@ class Plan:
     def _described(self) -> Mapping[str, Any]:
         loads = {
             name: [
-                StageLoad.of(
-                    stage,
-                    self._items_of(name),
-                    task.choices_asked_by(stage),
-                    1 if stage.role == Role.REPHRASER else task.draws,
-                )
+                StageLoad.of(stage, self._items_of(name), 1 if stage.role == Role.REPHRASER else task.draws)
                 for stage in self._asking(task)
             ]
             for name, task in self.config.tasks.items()

@@ -93,11 +93,6 @@ def accuracy_interval(shares: Floats) -> tuple[float, float]:
     return sequential.mean_interval(shares, LEVEL, 0.0, 1.0) if len(shares) else (0.0, 1.0)
 
 
-def rivals_of(targets: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
-    """Who is compared with whom, as `comparison.pairs_of` has it: each two targets, or each with the baseline."""
-    return [(pair.a, pair.b) for pair in pairs_of(targets, baseline)]
-
-
 class _Cell(NamedTuple):
     """Where the draws of a cell stand in the marks, and how many items it has, among those that may yet be asked."""
 
@@ -125,7 +120,8 @@ class Settling:
 
     def __init__(self, rule: Until, seed: int, targets: Sequence[str], baseline: str | None, cells: Cells) -> None:
         self._rule, self._labels = rule, cells.labels
-        self.rivals = rivals_of(targets, baseline) if rule.decided is not None else []
+        pairs = pairs_of(targets, baseline) if rule.decided is not None else []
+        self.rivals = [(pair.a, pair.b) for pair in pairs]
         self.order = in_order((root_id for items in cells.items.values() for root_id in items), seed)
         self.ends = ends(len(self.order))
         self.looked = 0
